@@ -1,0 +1,60 @@
+"""proxsae: a sparse autoencoder is one step of proximal gradient.
+
+The operators, right and proved; the step, and then more steps; NumPy and torch, held against each other.
+Torch loads only when a name that needs it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from proxsae import data
+from proxsae.certificates import coherence, duality_gap, fixed_point_residual, lambda_max, lipschitz
+from proxsae.conventions import Error
+from proxsae.iteration import Backtracking, ExactStep, FixedStep, Lipschitz, Refit, Solution, Trace
+from proxsae.penalties import L0, L1, KSparse, Penalty
+from proxsae.reference import ista, solve
+
+if TYPE_CHECKING:
+    from proxsae import testing
+    from proxsae.metrics import evaluate
+    from proxsae.sae import SAE, abstopk_sae, jumprelu_sae, load, relu_sae, topk_sae
+    from proxsae.sparse import SparseCodes
+    from proxsae.training import train
+
+__version__ = "0.1.0"
+
+# Names that load torch (or much else), and where they live.
+_LAZY = {
+    **dict.fromkeys(("SAE", "abstopk_sae", "jumprelu_sae", "load", "relu_sae", "topk_sae"), "proxsae.sae"),
+    "SparseCodes": "proxsae.sparse",
+    "evaluate": "proxsae.metrics",
+    "train": "proxsae.training",
+}
+
+__all__ = [  # noqa: RUF022  (grouped by what they are)
+    # penalties
+    "L1", "L0", "KSparse", "Penalty",
+    # the iteration and its step rules
+    "ista", "solve", "Trace", "Solution", "Lipschitz", "FixedStep", "Backtracking", "ExactStep", "Refit",
+    # certificates
+    "duality_gap", "fixed_point_residual", "lambda_max", "lipschitz", "coherence",
+    # sparse autoencoders
+    "SAE", "relu_sae", "jumprelu_sae", "topk_sae", "abstopk_sae", "SparseCodes", "load", "train", "evaluate",
+    # the rest
+    "data", "testing", "Error",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name == "testing":
+        return importlib.import_module("proxsae.testing")
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    msg = f"module 'proxsae' has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

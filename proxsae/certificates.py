@@ -1,0 +1,115 @@
+"""What is measured, and can be trusted: duality gap, fixed-point residual, ||D||^2, coherence, lambda_max.
+
+NumPy in, NumPy out; torch in, torch out, on its device.  All are worked out in float64 whatever comes in, since a
+certificate that is itself rounded to float32 certifies nothing at 1e-6.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from proxsae.conventions import Error, check_finite, check_floats, check_problem, check_step, is_torch, namespace
+from proxsae.penalties import L1, Penalty
+
+
+def duality_gap(x: Any, D: Any, z: Any, R: Penalty, bias: Any = None) -> Any:
+    """Duality gap of z, an upper bound on F(z) - F*, for L1: shape (...).  It is 0 only at the optimum.
+
+    With r = x - b - D z, scale r to the dual-feasible  theta = r min(1, min_j lam_j / |d_j^T r|)  (d_j^T r clipped at 0
+    from below when `nonneg`); then  gap = F(z) - (1/2 ||x - b||^2 - 1/2 ||theta - (x - b)||^2).
+
+    Statement: thm-duality-gap (Mairal 2010, appendix D; Fenchel duality).  Shapes: x (..., d), D (P, d), z (..., P).
+    Raises `Error` for other penalties, which have no convex dual, and for data that does not fit.
+    """
+    if not isinstance(R, L1):
+        msg = f"duality_gap is for L1, not {type(R).__name__}: a non-convex penalty has no zero gap (thm-duality-gap)"
+        raise Error(msg)
+    c, D, z, _ = _problem(x, D, z, R, bias)
+    xp = namespace(c)
+    r = c - z @ D
+    slope = r @ D.T
+    slope = slope.clip(min=0) if R.nonneg else abs(slope)
+    lam = R.lam if isinstance(R.lam, float) else wide(R.lam)
+    ratio = xp.where(slope > lam, lam / xp.where(slope > 0, slope, 1.0), 1.0)
+    theta = r * xp.amin(ratio, -1)[..., None]
+    dual = _half_square(c) - _half_square(theta - c)
+    return narrow(_half_square(r) + R.value(z) - dual, x)
+
+
+def fixed_point_residual(x: Any, D: Any, z: Any, R: Penalty, step: float, bias: Any = None) -> Any:
+    """||z - T(z)||_2 per row, shape (...), with  T(z) = prox_{step R}(z - step D^T (D z + b - x)).
+
+    It is 0 exactly at fixed points of T: the optima for L1, the L-stationary points for L0 and KSparse.
+    Statement: def-fixed-point (Beck and Eldar 2013 for k-sparse).  Raises `Error` for data that does not fit.
+    """
+    check_step(step)
+    c, D, z, _ = _problem(x, D, z, R, bias)
+    moved = z - R.prox(z - step * ((z @ D - c) @ D.T), step)
+    return narrow((moved * moved).sum(-1) ** 0.5, x)
+
+
+def lambda_max(x: Any, D: Any, nonneg: bool = False) -> Any:
+    """The smallest lam for which the L1 solution is z = 0:  max_j |d_j^T x|  (max_j (d_j^T x)_+ when `nonneg`).
+
+    Shapes: x (..., d), centred; D (P, d); returns (...).  Statement: prop-lambda-max (KKT conditions at 0).
+    """
+    c, D, _, _ = check_problem(wide(check_floats("x", x)), wide(check_floats("D", D)))
+    slope = c @ D.T
+    return narrow(namespace(c).amax(slope.clip(min=0) if nonneg else abs(slope), -1), x)
+
+
+def lipschitz(D: Any) -> float:
+    """An upper bound on ||D||_2^2, above it by rounding only: the largest eigenvalue of the smaller Gram matrix.
+
+    D (P, d), atoms as rows.  The float64 result is raised by the error bound of the product and of the eigenvalue
+    solver, 4 (P + d) eps ||D||_F^2, so that 1/L is always a safe step.  Statement: def-lipschitz.
+    Raises `Error` for a dictionary that is all zeros, empty or not finite.
+    """
+    W = _dictionary(D)
+    gram = W @ W.T if W.shape[0] <= W.shape[1] else W.T @ W
+    slack = 4 * sum(W.shape) * 2.0**-52 * float((W * W).sum())
+    return float(namespace(W).linalg.eigvalsh(gram)[-1]) + slack
+
+
+def coherence(D: Any) -> float:
+    """max_{i != j} |<d_i, d_j>| / (||d_i|| ||d_j||), between 0 and 1; 0 for a single atom.  Zero atoms are left out.
+
+    D (P, d), atoms as rows.  Statement: def-coherence (Donoho and Elad 2003).
+    """
+    W = _dictionary(D)
+    norms = (W * W).sum(-1) ** 0.5
+    W = (W / namespace(W).where(norms > 0, norms, 1.0)[:, None])[norms > 0]
+    gram = abs(W @ W.T)
+    count = len(gram)
+    gram[range(count), range(count)] = 0.0
+    return min(1.0, float(gram.max()))
+
+
+def wide(a: Any) -> Any:
+    """`a` in float64, detached from any gradient."""
+    return a.detach().double() if is_torch(a) else np.asarray(a, dtype=np.float64)
+
+
+def narrow(a: Any, like: Any) -> Any:
+    """`a` in the dtype of `like`."""
+    return a.detach().to(like.dtype) if is_torch(a) else np.asarray(a).astype(like.dtype)
+
+
+def _problem(x: Any, D: Any, z: Any, R: Penalty, bias: Any) -> Any:
+    x, D, z = check_floats("x", x), check_floats("D", D), check_floats("z", z)
+    return check_problem(wide(x), wide(D), wide(z), None if bias is None else wide(bias), R)
+
+
+def _dictionary(D: Any) -> Any:
+    D = check_floats("D", D)
+    check_finite("D", D)
+    if D.ndim != 2 or not bool((D != 0).any()):
+        msg = f"D of shape {tuple(D.shape)} must be a (d_sae, d_in) matrix that is not all zeros (def-lipschitz)"
+        raise Error(msg)
+    return wide(D)
+
+
+def _half_square(a: Any) -> Any:
+    return 0.5 * (a * a).sum(-1)

@@ -1,0 +1,139 @@
+"""What every room of the house shares: the error class, the argument checks, and how a call finds its backend.
+
+The letters are B batch, d input width (`d_in`), P latents (`d_sae`), k sparsity, T steps and mu step size; the last
+axis is the vector and all leading axes are batch.  Ties, NaN and signed zeros are fixed in `docs/conventions.md`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, TypeVar
+
+import numpy as np
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Error(ValueError):
+    """The one error of this package: the value given, what is allowed, and the hypothesis that it breaks."""
+
+
+def is_torch(a: object) -> bool:
+    """True for a torch tensor; never imports torch, since nobody holds a tensor before somebody imported it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(a, torch.Tensor)
+
+
+def namespace(a: object) -> ModuleType:
+    """The library that `a` belongs to (`numpy` or `torch`), for formulas that read the same in both."""
+    return sys.modules["torch"] if is_torch(a) else np
+
+
+def torch_twin(module: str) -> Callable[[F], F]:
+    """Send calls that hold a torch tensor to the function of the same name in `module`.
+
+    The NumPy floor must not import torch, yet `R.prox(u)` should work on both.  The name is resolved when a tensor
+    arrives; it is the only upward reference in the house.
+    """
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def entry(*args: Any, **kwargs: Any) -> Any:
+            if any(map(is_torch, (*args, *kwargs.values()))):
+                return getattr(importlib.import_module(module), function.__name__)(*args, **kwargs)
+            return function(*args, **kwargs)
+
+        return entry  # type: ignore[return-value]
+
+    return decorate
+
+
+def check_floats(name: str, a: Any) -> Any:
+    """Return `a` as an array of real floats with at least one axis (tensors pass through), or raise `Error`."""
+    if not is_torch(a):
+        a = np.asarray(a)
+    is_float = a.dtype.is_floating_point if is_torch(a) else np.issubdtype(a.dtype, np.floating)
+    if not is_float:
+        msg = f"{name} has dtype {a.dtype}, but a proximal step needs real floating point (float32, float64, ...)"
+        raise Error(msg)
+    if a.ndim == 0:
+        msg = f"{name} is a single number, but the last axis must be the vector: shape (..., d)"
+        raise Error(msg)
+    return a
+
+
+def check_finite(name: str, a: Any) -> None:
+    """Raise `Error` when `a` holds NaN or infinity."""
+    bad = ~namespace(a).isfinite(a)
+    if bool(bad.any()):
+        first = tuple(int(i[0]) for i in np.nonzero(np.asarray(bad.cpu() if is_torch(bad) else bad)))
+        msg = f"{name} holds {int(bad.sum())} NaN or infinite entries (the first at {first}), but it must be finite"
+        raise Error(msg)
+
+
+def check_step(step: Any) -> Any:
+    """Return `step` as given when every value is finite and > 0, else raise `Error`."""
+    ok = math.isfinite(step) and step > 0 if isinstance(step, (int, float)) else _all_positive(step)
+    if not ok:
+        msg = f"step={step} must be finite and > 0: prox_(step R) is an argmin only for a positive step (def-prox)"
+        raise Error(msg)
+    return step
+
+
+def _all_positive(a: Any) -> bool:
+    a = a if is_torch(a) else np.asarray(a)
+    return bool((namespace(a).isfinite(a) & (a > 0)).all())
+
+
+def check_count(name: str, value: Any, least: int) -> int:
+    """Return `value` as an int >= `least`, or raise `Error`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        msg = f"{name}={value!r} must be a whole number >= {least}"
+        raise Error(msg)
+    return int(value)
+
+
+def check_problem(x: Any, D: Any, z0: Any = None, bias: Any = None, R: Any = None) -> tuple[Any, Any, Any, Any]:
+    """Check the data of  min_z 1/2 ||x - b - D z||^2 + R(z)  and return (x - b, D, z0, lead).
+
+    Shapes: x (..., d), D (P, d) with atoms as rows, z0 (..., P), bias (d,).  `lead` is the shape of the batch axes.
+    Raises `Error` for another backend, dtype or shape, for NaN and infinities, and for a dictionary of zeros.
+    """
+    x, D = check_floats("x", x), check_floats("D", D)
+    given = {"x": x, "D": D}
+    if z0 is not None:
+        given["z0"] = check_floats("z0", z0)
+    if bias is not None:
+        given["bias"] = check_floats("bias", bias)
+    for name, a in given.items():
+        if is_torch(a) != is_torch(x) or a.dtype != x.dtype or getattr(a, "device", None) != getattr(x, "device", None):
+            msg = (
+                f"{name} is {_kind(a)}, but x is {_kind(x)}: all arrays of one problem share library, dtype and device"
+            )
+            raise Error(msg)
+        check_finite(name, a)
+    if D.ndim != 2 or D.shape[1] != x.shape[-1]:
+        msg = f"D has shape {tuple(D.shape)}, but x of width {x.shape[-1]} needs (d_sae, {x.shape[-1]}): atoms are rows"
+        raise Error(msg)
+    if not bool((D != 0).any()):
+        msg = f"D of shape {tuple(D.shape)} is all zeros, but a step size 1/L needs L = ||D||^2 > 0"
+        raise Error(msg)
+    if bias is not None and bias.shape != x.shape[-1:]:
+        msg = f"bias has shape {tuple(bias.shape)}, but x of width {x.shape[-1]} needs ({x.shape[-1]},)"
+        raise Error(msg)
+    if z0 is not None and tuple(z0.shape) != (*x.shape[:-1], D.shape[0]):
+        msg = f"z0 has shape {tuple(z0.shape)}, but x and D need {(*x.shape[:-1], D.shape[0])}"
+        raise Error(msg)
+    if R is not None:
+        R.check_fits("D", D, D.shape[0])
+    return (x if bias is None else x - bias), D, z0, tuple(x.shape[:-1])
+
+
+def _kind(a: Any) -> str:
+    where = f" on {a.device}" if is_torch(a) else ""
+    return f"{'torch' if is_torch(a) else 'numpy'} {str(a.dtype).removeprefix('torch.')}{where}"

@@ -1,0 +1,170 @@
+"""The operators for torch tensors, with their backward rules: the same contract as `penalties/`, on CPU and CUDA.
+
+On the support of the code every derivative is 1, off it 0, and 0 at every kink.  Thresholds are worked out in float64
+and rounded once to the dtype of u, as in NumPy, so that both backends agree bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proxsae.conventions import check_floats, check_step
+from proxsae.penalties import L0, L1, KSparse, Penalty
+
+
+def soft_threshold(u: Tensor, threshold: Tensor) -> Tensor:
+    """sign(u) max(|u| - threshold, 0) for u (..., P) and a threshold that broadcasts against it (thm-prox-l1)."""
+    kept = u.abs() > threshold
+    return torch.where(kept, u - torch.copysign(threshold, u.detach()), torch.where(u.isnan(), u, 0))
+
+
+def hard_threshold(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """U where |u| > threshold, else 0 (thm-prox-l0).
+
+    The derivative in u is 1 on the support.  In the threshold it is the straight-through estimate
+    -sign(u) (threshold / bandwidth) 1[| |u| - threshold | < bandwidth / 2]  (Rajamanoharan et al. 2024), a choice.
+    """
+    return _HardThreshold.apply(u, threshold, bandwidth)
+
+
+class _HardThreshold(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(u, threshold)
+        ctx.bandwidth = bandwidth
+        return torch.where((u.abs() > threshold) | u.isnan(), u, 0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        u, threshold = ctx.saved_tensors
+        to_u = to_threshold = None
+        if ctx.needs_input_grad[0]:
+            to_u = torch.where(u.abs() > threshold, grad, 0)
+        if ctx.needs_input_grad[1]:
+            inside = (u.abs() - threshold).abs() < ctx.bandwidth / 2
+            wide = torch.where(inside, -grad * u.sign() * threshold / ctx.bandwidth, 0)
+            to_threshold = wide.sum_to_size(threshold.shape)
+        return to_u, to_threshold, None
+
+
+def count_above(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """The number of |u| > threshold per row, (..., P) -> (...), for training a threshold towards sparsity.
+
+    Its derivative in u is 0, in the threshold the straight-through
+    -(1 / bandwidth) 1[| |u| - threshold | < bandwidth / 2].
+    """
+    inside = ((u.abs() - threshold).abs() < bandwidth / 2).to(u.dtype).detach()
+    surrogate = -(threshold - threshold.detach()) * inside / bandwidth  # zero in value
+    return ((u.detach().abs() > threshold.detach()).to(u.dtype) + surrogate).sum(dim=-1)
+
+
+def k_sparse(u: Tensor, k: int) -> Tensor:
+    """U on its k largest magnitudes, lowest index first among ties, 0 elsewhere: (..., P) (thm-prox-ksparse)."""
+    if k >= u.shape[-1]:
+        return torch.where(u != 0, u, 0)
+    indices = top_k(u, k)
+    values = u.gather(-1, indices)
+    return torch.zeros_like(u).scatter(-1, indices, torch.where(values != 0, values, 0))
+
+
+@torch.no_grad()
+def top_k(u: Tensor, k: int) -> Tensor:
+    """Indices (..., min(k, P)) of the k largest |u|, ascending; ties go to the lowest index, NaN above everything.
+
+    torch.topk has no tie rule, but its set of values is right.  So the k+1 largest are asked for, and only rows whose
+    k-th and (k+1)-th value are equal are chosen anew: all above the boundary value, then the first ones at it.
+    """
+    P = u.shape[-1]
+    if k >= P or k == 0:
+        return torch.arange(min(k, P), device=u.device).expand(*u.shape[:-1], -1)
+    size = u.abs()
+    largest, indices = size.topk(k + 1, dim=-1)
+    boundary, next_one = largest[..., k - 1], largest[..., k]
+    indices = indices[..., :k]
+    tied = (boundary == next_one) | next_one.isnan()  # NaN sorts first, so a NaN at k+1 means NaN at k too
+    if bool(tied.any()):
+        rows, edge = size[tied], boundary[tied][:, None]
+        at = (rows == edge) | (rows.isnan() & edge.isnan())
+        above = (rows > edge) | (rows.isnan() & ~edge.isnan())
+        room = k - above.sum(-1, keepdim=True)
+        chosen = above | (at & (at.cumsum(-1) <= room))
+        indices[tied] = chosen.nonzero()[:, 1].reshape(-1, k)
+    return indices.sort(dim=-1).values
+
+
+def prox(R: Penalty, u: Tensor, step: float | Tensor = 1.0) -> Tensor:
+    """prox_{step R}(u) for torch; what `R.prox` calls.  u (..., P); `step` a number or one per row, shape (...).
+
+    A penalty whose lam is a tensor gets its gradient; so does a step that is one.  Raises as `Penalty.prox` does.
+    """
+    check_floats("u", u)
+    check_step(step)
+    R.check_fits("u", u, u.shape[-1])
+    mu = step.double()[..., None] if isinstance(step, Tensor) and step.ndim else step
+    return _PROX[type(R)](R, torch.relu(u) if R.nonneg else u, mu)  # lem-nonneg
+
+
+def value(R: Penalty, z: Tensor) -> Tensor:
+    """R(z) per row, (..., P) -> (...); what `R.value` calls.  Half precision accumulates in float32."""
+    check_floats("z", z)
+    R.check_fits("z", z, z.shape[-1])
+    wide = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+    total = _VALUE[type(R)](R, wide)
+    if R.nonneg:
+        total = torch.where((z < 0).any(dim=-1), torch.inf, total)
+    return total.to(z.dtype)
+
+
+def slope(R: Penalty, z: Tensor) -> Tensor:
+    """The derivative of R along the support of z, signs held; what `R.slope` calls."""
+    return (_lam(R, z) * z.sign()).to(z.dtype) if isinstance(R, L1) else torch.zeros_like(z)
+
+
+def _lam(R: Any, u: Tensor) -> Tensor:
+    """Lam in float64 on the device of u."""
+    lam = R.lam if isinstance(R.lam, Tensor) else torch.tensor(R.lam, dtype=torch.float64)
+    return lam.to(u.device, torch.float64)
+
+
+class _Root(torch.autograd.Function):
+    """Square root, correctly rounded, whose derivative at 0 is 0 and not infinity.
+
+    On CPUs torch's own sqrt may be off by one unit in the last place (0.5 is an example), which moves ties; NumPy's is
+    IEEE's, and so is CUDA's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:
+        root = a.sqrt() if a.is_cuda else torch.as_tensor(np.sqrt(a.detach().numpy()))
+        ctx.save_for_backward(root)
+        return root
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (root,) = ctx.saved_tensors
+        return torch.where(root > 0, grad / (2 * torch.where(root > 0, root, 1)), 0)
+
+
+def _prox_l1(R: L1, u: Tensor, mu: float | Tensor) -> Tensor:
+    return soft_threshold(u, (mu * _lam(R, u)).to(u.dtype))
+
+
+def _prox_l0(R: L0, u: Tensor, mu: float | Tensor) -> Tensor:
+    return hard_threshold(u, _Root.apply(2.0 * (mu * _lam(R, u))).to(u.dtype), R.bandwidth)
+
+
+def _prox_ksparse(R: KSparse, u: Tensor, mu: float | Tensor) -> Tensor:
+    return k_sparse(u, R.k)
+
+
+_PROX: dict[type, Callable[..., Tensor]] = {L1: _prox_l1, L0: _prox_l0, KSparse: _prox_ksparse}
+_VALUE: dict[type, Callable[..., Tensor]] = {
+    L1: lambda R, z: (_lam(R, z).to(z.dtype) * z.abs()).sum(-1),
+    L0: lambda R, z: (_lam(R, z).to(z.dtype) * (z != 0)).sum(-1),
+    KSparse: lambda R, z: torch.where((z != 0).sum(-1) <= R.k, 0.0, torch.inf),
+}

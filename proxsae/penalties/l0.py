@@ -1,0 +1,54 @@
+"""The l0 penalty: hard thresholding.  With `nonneg` it is the JumpReLU SAE.
+
+    R(z) = sum_i lam_i 1[z_i != 0],   lam_i >= 0
+    prox_{mu R}(u)_i = u_i if |u_i| > sqrt(2 mu lam_i), else 0                                   (thm-prox-l0)
+
+At |u_i| = sqrt(2 mu lam_i) both 0 and u_i are minimisers; 0 is the one named here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from proxsae.conventions import Error
+from proxsae.penalties.base import Floats, Penalty, check_lam, rounded
+
+
+@dataclass(frozen=True, eq=False)
+class L0(Penalty):
+    """lam ||z||_0, whose prox keeps |u| > sqrt(2 step lam): two-sided JumpReLU, and with `nonneg` the JumpReLU SAE.
+
+    lam: one number >= 0, or one per latent, shape (P,); a trained threshold theta is lam = theta^2 / 2.
+    bandwidth: width of the rectangle kernel through which a *tensor* lam gets its gradient.  The true derivative is
+    zero almost everywhere, so this is a modelling choice (Rajamanoharan et al. 2024); values never depend on it.
+    Statement: thm-prox-l0 (Beck 2017, Example 6.10; Zhu, Khalili and Zhu 2025, Lemma 1).
+
+    >>> L0(lam=0.5).prox(np.array([3.0, -1.0, -2.0]))
+    array([ 3.,  0., -2.])
+    """
+
+    lam: Any
+    nonneg: bool = False
+    bandwidth: float = 0.1
+
+    convex = False
+    separable = True
+    indicator = False
+    statement = "thm-prox-l0"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lam", check_lam("L0", self.lam))
+        if not 0 < self.bandwidth < math.inf:
+            msg = f"L0: bandwidth={self.bandwidth!r} must be finite and > 0: it is the width of the gradient's kernel"
+            raise Error(msg)
+
+    def _value(self, z: Floats) -> Floats:
+        return (self.lam * (z != 0)).sum(axis=-1)
+
+    def _prox(self, u: Floats, step: float | Floats) -> Floats:
+        t = rounded(np.sqrt(2.0 * (step * self.lam)), u)
+        return np.where((np.abs(u) > t) | np.isnan(u), u, u.dtype.type(0))

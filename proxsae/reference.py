@@ -1,0 +1,219 @@
+"""The oracle: ISTA, FISTA, IHT and their step rules in NumPy, one row at a time, written as the docs write them.
+
+    min_z F(z),   F(z) = 1/2 ||x - b - D z||^2 + R(z)
+    z+ = prox_{mu R}(z - mu g),   g = D^T (D z + b - x)                                              (def-ista)
+
+In code a dictionary holds atoms as rows, so D z is `z @ D` and D^T r is `D @ r`.  Torch tensors go to `unroll.py`,
+which shares no arithmetic with this file; the tests hold the two against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from proxsae.certificates import duality_gap, fixed_point_residual, lipschitz
+from proxsae.conventions import check_count, check_problem, torch_twin
+from proxsae.iteration import (
+    FIRST_TRIAL,
+    REFIT_RTOL,
+    Backtracking,
+    ExactStep,
+    FixedStep,
+    Lipschitz,
+    Refit,
+    Solution,
+    StepRule,
+    Trace,
+    check_rule,
+    check_tol,
+)
+from proxsae.penalties import L1, Penalty
+from proxsae.penalties.base import Floats
+
+
+@torch_twin("proxsae.unroll")
+def ista(
+    x: Any,
+    D: Any,
+    R: Penalty,
+    steps: int,
+    step: StepRule = Lipschitz(),  # noqa: B008  (a frozen value without state)
+    momentum: str | None = None,
+    z0: Any = None,
+    bias: Any = None,
+    keep: str = "last",
+) -> Trace:
+    """Proximal gradient from z0 (default 0):  z+ = prox_{mu R}(z - mu D^T (D z + b - x)),  `steps` times.
+
+    x (..., d), D (P, d) with atoms as rows, z0 (..., P), bias (d,); all of one float dtype.  `step` is a step rule,
+    momentum="fista" adds Nesterov's extrapolation (L1 only), keep="all" keeps every iterate.  Returns a `Trace`.
+    For L0 and KSparse this is iterative hard thresholding.
+
+    Statements: thm-ista-descent, thm-ista-rate, thm-fista-rate (Beck and Teboulle 2009; for k-sparse Beck and Eldar
+    2013).  Raises `Error` for NaN or infinite data, shapes that do not fit, a dictionary of zeros, steps < 0, a
+    `FixedStep` of 2/L or more, and momentum where its rate is not proved.
+
+    >>> import proxsae as px
+    >>> trace = px.ista(np.array([3.0, 0.2]), np.eye(2), px.L1(1.0), steps=1)
+    >>> trace.codes, trace.objective
+    (array([2., 0.]), array([4.52, 2.52]))
+    """
+    c, D, z0, lead = check_problem(x, D, z0, bias, R)
+    steps, L = check_count("steps", steps, 0), lipschitz(D)
+    check_rule(step, momentum, keep, R.convex, L)
+    start = np.zeros((*lead, len(D)), c.dtype) if z0 is None else z0
+    shape = (steps + 1, -1)
+    codes = np.zeros((*shape[:1], int(np.prod(lead)), len(D)), c.dtype)
+    objective, products = np.zeros(codes.shape[:2], c.dtype), np.zeros(codes.shape[:2])
+    for i, (row, z) in enumerate(zip(c.reshape(-1, c.shape[-1]), start.reshape(-1, len(D)), strict=True)):
+        for t, (code, spent) in zip(range(steps + 1), iterate(row, D, R, step, momentum, z, L), strict=False):
+            codes[t, i], products[t, i] = code, spent
+            objective[t, i] = 0.5 * np.sum((row - code @ D) ** 2) + R.value(code)
+    codes = codes.reshape(steps + 1, *lead, len(D))
+    return Trace(
+        codes[-1],
+        objective.reshape(steps + 1, *lead),
+        products.reshape(steps + 1, *lead),
+        tuple(codes) if keep == "all" else None,
+    )
+
+
+@torch_twin("proxsae.unroll")
+def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000, bias: Any = None) -> Solution:
+    """Iterate until a certificate says enough: duality gap <= tol * objective for L1, else ||z - T(z)|| <= tol ||z||.
+
+    L1 runs FISTA with restarts.  L0 and KSparse run `Refit` steps from z = 0 until they move nothing; the limit depends
+    on that start (finding the best k-sparse code is NP-hard).  Work is in float64, codes come back in the dtype of x;
+    the certificate is of the codes that are returned, and a row that did not reach it has converged = False.
+    Torch codes are differentiable in x, D, bias and a tensor lam by the implicit function theorem on the support
+    (thm-implicit-gradient).  Shapes as in `ista`.  Raises `Error` as `ista` does, and for tol not finite and > 0.
+    """
+    c, D, _, lead = check_problem(x, D, None, bias, R)
+    tol, max_steps, dtype = check_tol(tol), check_count("max_steps", max_steps, 0), c.dtype
+    c, D = c.astype(np.float64), D.astype(np.float64)
+    rule, momentum = (Lipschitz(), "restart") if isinstance(R, L1) else (Refit(), None)
+    L = lipschitz(D)
+    rows = c.reshape(-1, c.shape[-1])
+    codes, gaps = np.full((len(rows), len(D)), np.inf), np.zeros(len(rows))
+    taken, converged = np.zeros(len(rows), dtype=int), np.zeros(len(rows), dtype=bool)
+    for i, row in enumerate(rows):
+        for t, (z, _) in enumerate(iterate(row, D, R, rule, momentum, np.zeros(len(D)), L)):
+            z = z.astype(dtype).astype(np.float64)  # judge the code that will be returned
+            gaps[i], converged[i] = certify(row, D, z, codes[i], R, tol, L)
+            codes[i], taken[i] = z, t
+            if converged[i] or t == max_steps:
+                break
+    shaped = codes.astype(dtype).reshape(*lead, len(D))
+    return Solution(shaped, gaps.reshape(lead), taken.reshape(lead), converged.reshape(lead))
+
+
+def certify(x: Any, D: Any, z: Any, before: Any, R: Penalty, tol: float, L: float) -> tuple[Any, Any]:
+    """The certificate of z and whether it is good enough, row by row: two arrays of shape (...).
+
+    For L0 and KSparse a fixed point at step 1/L is a weak thing, so the last `Refit` step, which is longer, must have
+    left its code `before` in place as well.
+    """
+    if isinstance(R, L1):
+        gap = duality_gap(x, D, z, R)
+        return gap, gap <= tol * (0.5 * ((x - z @ D) ** 2).sum(-1) + R.value(z))
+    gap = fixed_point_residual(x, D, z, R, 1 / L)
+    size = (z * z).sum(-1) ** 0.5
+    return gap, (gap <= tol * size) & (((z - before) ** 2).sum(-1) ** 0.5 <= tol * size)
+
+
+def iterate(
+    x: Floats, D: Floats, R: Penalty, rule: StepRule, momentum: str | None, z: Floats, L: float
+) -> Iterator[tuple[Floats, float]]:
+    """Yield (z_t, products spent so far) for t = 0, 1, 2, ... on one centred row x (d,)."""
+    largest = FIRST_TRIAL / float(
+        (D.astype(np.float64) ** 2).sum(axis=1).max()
+    )  # no longer step can satisfy lem-backtracking
+    mu, spent, y, t = largest, 0.0, z, 1.0
+    owed = float(z.any())  # the product D z that the next gradient needs; none at z = 0
+    yield z, spent
+    while True:
+        g = D @ (y @ D - x)
+        spent, owed = spent + owed + 1, 1.0
+        if isinstance(rule, (Lipschitz, FixedStep)):
+            mu = rule.mu if isinstance(rule, FixedStep) else 1 / L
+            new = R.prox(y - mu * g, mu)
+        elif isinstance(rule, Backtracking):
+            new, mu, tried = shrink_until_safe(y, g, D, R, mu, L)
+            spent, owed = spent + tried, float(mu <= 1 / L)
+        elif isinstance(rule, ExactStep):
+            new, tried, owed = exact_step(y, g, D, R, largest, L)
+            spent += tried
+        else:
+            new, mu, tried = shrink_until_safe(y, g, D, R, largest, L)
+            size = np.count_nonzero(new)
+            # the Gram matrix of the support, its right-hand side and its residual, in units of P d multiply-adds
+            spent, owed = spent + tried + (mu <= 1 / L) + size * (size + 2) / len(D), 0.0
+            new = refit(new, x, D, R)
+        if momentum is None:
+            y = new
+        else:
+            if momentum == "restart" and (y - new) @ (new - z) > 0:  # momentum points uphill
+                t = 1.0
+            after = (1 + np.sqrt(1 + 4 * t * t)) / 2
+            y, t = new + (t - 1) / after * (new - z), after
+        z = new
+        yield z, spent
+
+
+def shrink_until_safe(z: Floats, g: Floats, D: Floats, R: Penalty, mu: float, L: float) -> tuple[Floats, float, int]:
+    """Halve mu down to 1/L until  mu ||D dz||^2 <= ||dz||^2  (lem-backtracking): the code, mu, and products tried."""
+    tried = 0
+    while True:
+        new = R.prox(z - mu * g, mu)
+        if mu <= 1 / L:
+            return new, mu, tried
+        dz, tried = new - z, tried + 1
+        if mu * np.sum((dz @ D) ** 2) <= np.sum(dz**2):
+            return new, mu, tried
+        mu = max(mu / 2, 1 / L)
+
+
+def exact_step(z: Floats, g: Floats, D: Floats, R: Penalty, largest: float, L: float) -> tuple[Floats, int, float]:
+    """The exact line step on the support (thm-exact-step): the code, products tried, and products owed for D z+.
+
+    Along -h, F is a quadratic with minimiser mu = ||h||^2 / ||D h||^2, for which dz = -mu h fulfils the descent
+    inequality with equality.  That holds as long as no sign changes; elsewhere mu is halved as in backtracking.
+    """
+    face = z if z.any() else R.prox(z - largest * g, largest)  # at z = 0, the support that a step would open
+    h = np.where(face != 0, g + R.slope(face), 0)
+    curvature = np.sum((h @ D) ** 2)
+    mu, tried = (float(np.sum(h**2) / curvature) if curvature > 0 else largest), 1
+    while True:
+        new = R.prox(z - mu * g, mu)
+        if np.array_equal(np.sign(new), np.sign(face)):
+            return new, tried, 0.0
+        if mu <= 1 / L:
+            return new, tried, 1.0
+        dz, tried = new - z, tried + 1
+        if mu * np.sum((dz @ D) ** 2) <= np.sum(dz**2):
+            return new, tried, 0.0
+        mu = max(mu / 2, 1 / L)
+
+
+def refit(z: Floats, x: Floats, D: Floats, R: Penalty) -> Floats:
+    """Least squares on the support S of z, signs held where R fixes them (thm-refit).
+
+    Move by delta, where  D_S^T D_S delta = -(D_S^T (D z - x) + slope), or as far along it as the first sign change.
+    """
+    (S,) = np.nonzero(z)
+    if not len(S):
+        return z
+    A, new = D[S], z.copy()
+    h = A @ (z @ D - x) + R.slope(z)[S]
+    delta = np.linalg.lstsq(A @ A.T, -h, rcond=float(REFIT_RTOL * np.finfo(z.dtype).eps))[0]
+    target = z[S] + delta
+    if R.convex or R.nonneg:
+        flips = np.sign(target) == -np.sign(z[S])
+        if flips.any():
+            fraction = np.where(flips, z[S] / np.where(flips, -delta, 1), np.inf)
+            target = np.where(fraction == fraction.min(), 0, z[S] + fraction.min() * delta)
+    new[S] = target
+    return new

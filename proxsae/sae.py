@@ -1,0 +1,222 @@
+"""The sparse autoencoder: a learned first step of proximal gradient, and as many further steps as one asks for.
+
+    z_1     = prox_R((x - b_dec) W_enc + b_enc)                                      (prop-one-step-is-an-sae)
+    z_{t+1} = prox_{mu R}(z_t - mu (z_t W_dec + b_dec - x) W_dec^T)                              (def-ista)
+    xhat    = z_T W_dec + b_dec
+
+With W_enc = W_dec^T, b_enc = 0 and mu = 1 the first line is the second, from z = 0.  Six penalties give six SAEs.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from proxsae import checkpoints, iteration, penalties
+from proxsae.certificates import lipschitz
+from proxsae.conventions import Error, check_count, check_finite, check_floats
+from proxsae.functional import prox, top_k
+from proxsae.iteration import FixedStep, Lipschitz, StepRule, check_rule
+from proxsae.penalties import L0, L1, KSparse, Penalty
+from proxsae.sparse import SparseCodes, sparse_decode, sparsify
+from proxsae.unroll import Point, iterate
+
+
+class SAE(nn.Module):
+    """A sparse autoencoder with `steps` encoder steps; every published one is a choice of `penalty` with steps=1.
+
+    W_enc (d_in, d_sae), W_dec (d_sae, d_in) with atoms as rows, b_enc (d_sae,), b_dec (d_in,); for L0 also the trained
+    `threshold` (d_sae,), where lam = threshold^2 / 2 (its gradient is the straight-through one of `L0.bandwidth`).
+    Steps after the first use `step` and the dictionary itself (analysis="dictionary"), so that theory applies; or the
+    learned encoder (analysis="encoder", unit steps, W_enc in place of W_dec^T), where a row whose objective would rise
+    keeps its code.  b_enc belongs to the first step only.
+
+    Statement: prop-one-step-is-an-sae (Zhu, Khalili and Zhu 2025, Lemma 1).  Raises `Error` for sizes < 1, an unknown
+    analysis, and a step rule beside analysis="encoder".
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        penalty: Penalty,
+        steps: int = 1,
+        step: StepRule | None = None,
+        analysis: str = "dictionary",
+    ) -> None:
+        super().__init__()
+        self.d_in, self.d_sae = check_count("d_in", d_in, 1), check_count("d_sae", d_sae, 1)
+        if not isinstance(penalty, Penalty):
+            msg = f"penalty={penalty!r} must be a Penalty: L1, L0 or KSparse"
+            raise Error(msg)
+        atoms = nn.functional.normalize(torch.randn(self.d_sae, self.d_in), dim=1)
+        penalty.check_fits("penalty", atoms, self.d_sae)
+        self.W_dec = nn.Parameter(atoms)
+        self.W_enc = nn.Parameter(atoms.T.clone(memory_format=torch.contiguous_format))
+        self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
+        self.b_dec = nn.Parameter(torch.zeros(self.d_in))
+        self._penalty = penalty
+        if isinstance(penalty, L0):
+            theta = (2 * torch.as_tensor(np.array(penalty.lam))).sqrt()
+            self.threshold = nn.Parameter(theta.expand(self.d_sae).to(atoms.dtype).clone())
+        self._plan(steps, step, analysis)
+
+    def _plan(self, steps: int, step: StepRule | None, analysis: str) -> None:
+        if analysis not in ("dictionary", "encoder"):
+            msg = f"analysis={analysis!r} must be 'dictionary' or 'encoder'"
+            raise Error(msg)
+        if analysis == "encoder" and step is not None:
+            msg = f"step={step!r} cannot go with analysis='encoder': a learned encoder takes unit steps"
+            raise Error(msg)
+        self.steps, self.analysis = check_count("steps", steps, 1), analysis
+        self.step = Lipschitz() if step is None else step
+        L = lipschitz(self.W_dec) if isinstance(self.step, FixedStep) else 1.0  # only FixedStep is judged by it
+        check_rule(self.step, None, "last", self._penalty.convex, L)
+
+    @property
+    def penalty(self) -> Penalty:
+        """R as it stands; for a trained L0 its lam is the tensor threshold^2 / 2."""
+        if isinstance(self._penalty, L0):
+            return L0(self.threshold.square() / 2, self._penalty.nonneg, self._penalty.bandwidth)
+        return self._penalty
+
+    @penalty.setter
+    def penalty(self, R: Penalty) -> None:
+        self._penalty = R
+
+    def unrolled(self, steps: int, step: StepRule | None = None, analysis: str = "dictionary") -> SAE:
+        """The same weights (shared, nothing is copied or retrained) with another number of encoder steps."""
+        deep = copy.copy(self)
+        deep._plan(steps, step, analysis)
+        return deep
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """U = (x - b_dec) W_enc + b_enc: (..., d_in) -> (..., d_sae)."""
+        x = check_floats("x", x)
+        if not isinstance(x, Tensor) or x.dtype != self.W_enc.dtype or x.shape[-1] != self.d_in:
+            given = f"{type(x).__name__} {tuple(x.shape)} of {x.dtype}"
+            msg = f"x is {given}, but this SAE needs a torch tensor (..., {self.d_in}) of {self.W_enc.dtype}"
+            raise Error(msg)
+        check_finite("x", x)
+        return (x - self.b_dec) @ self.W_enc + self.b_enc
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Dense codes z_T: (..., d_in) -> (..., d_sae).  Raises `Error` for NaN or infinite x, and shape or dtype."""
+        return self.refine(x, prox(self.penalty, self.pre_activations(x)))
+
+    def refine(self, x: Tensor, z: Tensor) -> Tensor:
+        """Steps 2 ... T from the first code z (..., d_sae) of x (..., d_in)."""
+        if self.steps == 1:
+            return z
+        *_, last = self._points(x, z)
+        return last.z.reshape(z.shape)
+
+    def encode_sparse(self, x: Tensor) -> SparseCodes:
+        """The same codes as `SparseCodes`: k entries a row for KSparse, else the largest support in the batch."""
+        R = self.penalty
+        if self.steps > 1 or not isinstance(R, KSparse):
+            return sparsify(self.encode(x), min(R.k, self.d_sae) if isinstance(R, KSparse) else None)
+        u = self.pre_activations(x)
+        u = torch.relu(u) if R.nonneg else u
+        indices = top_k(u, R.k)
+        values = u.gather(-1, indices)
+        return SparseCodes(indices, torch.where(values != 0, values, 0), self.d_sae)
+
+    def decode(self, z: Tensor | SparseCodes) -> Tensor:
+        """Z W_dec + b_dec: dense codes (..., d_sae) or `SparseCodes` -> (..., d_in)."""
+        return (sparse_decode(z, self.W_dec) if isinstance(z, SparseCodes) else z @ self.W_dec) + self.b_dec
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The reconstruction decode(encode(x))."""
+        return self.decode(self.encode(x))
+
+    def walk(self, x: Tensor) -> Iterator[Point]:
+        """Yield the points z_1, z_2, ... z_T of x, rows flattened: codes, residuals, and products spent so far."""
+        return self._points(x, prox(self.penalty, self.pre_activations(x)))
+
+    def _points(self, x: Tensor, z: Tensor) -> Iterator[Point]:
+        c = (x - self.b_dec).reshape(-1, self.d_in)
+        first, R = z.reshape(-1, self.d_sae), self.penalty
+        if self.analysis == "encoder":
+            walk = self._encoder_walk(Point(first, c, self.W_dec, c.new_ones(len(c), dtype=torch.float64)), R)
+        else:
+            L = lipschitz(self.W_dec)
+            check_rule(self.step, None, "last", R.convex, L)
+            walk = iterate(c, self.W_dec, R, self.step, None, first, L, spent=1.0)
+        for _, point in zip(range(self.steps), walk, strict=False):
+            yield point
+
+    def _encoder_walk(self, point: Point, R: Penalty) -> Iterator[Point]:
+        spent = point.spent + 1  # the residual of z_1
+        while True:
+            yield point
+            spent = spent + 2
+            trial = Point(prox(R, point.z - point.residual() @ self.W_enc), point.c, point.D, spent)
+            falls = (trial.objective(R) <= point.objective(R))[:, None]
+            residual = torch.where(falls, trial.residual(), point.residual())
+            point = Point(torch.where(falls, trial.z, point.z), point.c, point.D, spent, residual)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the folder `sae.json` + `sae.safetensors`, beside and then renamed; raise `Error` if that fails."""
+        R: Any = self._penalty
+        parameters = {f.name: np.asarray(getattr(R, f.name)).tolist() for f in fields(R)}
+        if isinstance(R, L0):
+            del parameters["lam"]  # it is in the trained threshold
+        config = {
+            "d_in": self.d_in,
+            "d_sae": self.d_sae,
+            "penalty": {"family": type(R).__name__, **parameters},
+            "steps": self.steps,
+            "step": {"rule": type(self.step).__name__, **asdict(self.step)},
+            "analysis": self.analysis,
+        }
+        checkpoints.write(folder, config, self.state_dict())
+
+    def extra_repr(self) -> str:
+        """What print(sae) shows."""
+        return f"{self.d_in}, {self.d_sae}, {self._penalty}, steps={self.steps}, step={self.step}, {self.analysis}"
+
+
+def load(folder: str | os.PathLike[str]) -> SAE:
+    """The SAE that `SAE.save` wrote to `folder`.  Raises `Error` for a missing, torn or foreign file."""
+    config, tensors = checkpoints.read(folder)
+    try:
+        family, rule = dict(config["penalty"]), dict(config["step"])
+        kind = getattr(penalties, family.pop("family"))
+        penalty = kind(**({"lam": 0.0} if kind is L0 else {}), **family)
+        step = getattr(iteration, rule.pop("rule"))(**rule)
+        sae = SAE(config["d_in"], config["d_sae"], penalty)
+        dtype = tensors["W_dec"].dtype
+        sae.to(dtype).load_state_dict(tensors)
+        sae._plan(config["steps"], None if config["analysis"] == "encoder" else step, config["analysis"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as problem:
+        msg = f"{folder} does not hold a whole SAE: {' '.join(str(problem).split())}"
+        raise Error(msg) from None
+    return sae
+
+
+def relu_sae(d_in: int, d_sae: int, lam: float) -> SAE:
+    """The ReLU SAE: `SAE` with L1(lam, nonneg=True), whose code is max(u - lam, 0)."""
+    return SAE(d_in, d_sae, L1(lam, nonneg=True))
+
+
+def jumprelu_sae(d_in: int, d_sae: int, threshold: float, bandwidth: float = 0.1) -> SAE:
+    """The JumpReLU SAE: `SAE` with L0(threshold^2 / 2, nonneg=True), whose code is u where u > threshold, else 0."""
+    return SAE(d_in, d_sae, L0(threshold**2 / 2, nonneg=True, bandwidth=bandwidth))
+
+
+def topk_sae(d_in: int, d_sae: int, k: int) -> SAE:
+    """The TopK SAE: `SAE` with KSparse(k, nonneg=True), whose code is max(u, 0) on its k largest entries."""
+    return SAE(d_in, d_sae, KSparse(k, nonneg=True))
+
+
+def abstopk_sae(d_in: int, d_sae: int, k: int) -> SAE:
+    """The AbsTopK SAE: `SAE` with KSparse(k), whose code is u on its k largest magnitudes, with their signs."""
+    return SAE(d_in, d_sae, KSparse(k))

@@ -1,0 +1,1 @@
+"""Studies: each returns its measurements as rows."""

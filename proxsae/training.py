@@ -1,0 +1,165 @@
+"""The training loop: Adam with warm-up and decay, unit-norm atoms, dead-latent revival.
+
+    min over weights of  E[ 1/2 ||x - xhat||^2 + R(z) ] + 1/32 E[ 1/2 ||e - ehat||^2 ]
+
+The last term (AuxK, Gao et al. 2024) lets latents that have not fired for a while reconstruct the error e = x - xhat.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from proxsae.conventions import Error, check_count, check_finite, check_floats
+from proxsae.functional import count_above, k_sparse, prox
+from proxsae.penalties import L0, L1
+from proxsae.sae import SAE
+
+WARM_UP, DECAY = 0.05, 0.2  # shares of the run in which the learning rate rises from 0, and falls to 0
+AUX_SHARE = 1 / 32
+DEAD_AFTER = 0.1  # share of the run without firing after which a latent counts as dead
+SPARSITY_GAIN = 0.03  # how fast lam follows a wrong L0, per step
+
+
+def train(
+    sae: SAE,
+    activations: Any,
+    steps: int = 1000,
+    batch_size: int = 512,
+    lr: float = 3e-3,
+    seed: int = 0,
+    l0: float | None = None,
+    progress: bool | None = None,
+) -> dict[str, float]:
+    """Train `sae` in place on rows (n, d_in) and return the means of the last tenth of the run: loss, nmse, l0, dead.
+
+    Rows are drawn in shuffled epochs from `seed`; the same call on the same machine gives the same weights.  `lr` is
+    Adam's rate in units where the rows' mean squared deviation is d_in; the SAE itself stays in the units of the data.
+    For L1 the penalty is R itself; for L0 lam starts as given, the threshold is trained.  `l0` asks for that many
+    non-zeros per row: lam is then adjusted during training (L1 and L0; KSparse has its k).
+    `progress` shows a bar; by default on a terminal.
+
+    Raises `Error` for rows that are not finite or do not fit, and for a loss that is no longer finite.
+    """
+    steps, batch_size = check_count("steps", steps, 1), check_count("batch_size", batch_size, 1)
+    x = _rows(sae, activations)
+    device, generator = sae.W_dec.device, torch.Generator().manual_seed(check_count("seed", seed, 0))
+    mean = x.mean(dim=0)
+    spread = float((x - mean).square().sum(dim=1).mean() / sae.d_in) ** 0.5
+    if spread == 0:
+        msg = f"all {len(x)} rows of activations are equal: there is nothing to encode"
+        raise Error(msg)
+    if not bool(sae.b_dec.any()):
+        sae.b_dec.data.copy_(mean)
+    _rescale(sae, 1 / spread)
+    lam = _mean_lam(sae)
+    if l0 is not None and isinstance(sae.penalty, (L0, L1)) and not lam:
+        msg = f"l0={l0} cannot be reached from lam=0: lam is adjusted by factors, so the penalty needs one > 0"
+        raise Error(msg)
+    optimiser = torch.optim.Adam(sae.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda t: _rate(t, steps))
+    quiet = torch.zeros(sae.d_sae, device=device)  # steps since each latent fired
+    history: list[Tensor] = []
+    order = torch.empty(0, dtype=torch.int64)
+    for step in _bar(range(steps), progress):
+        while len(order) < batch_size:
+            order = torch.cat([order, torch.randperm(len(x), generator=generator)])
+        batch, order = x[order[:batch_size].to(device)] / spread, order[batch_size:]
+        R, u = sae.penalty, sae.pre_activations(batch)
+        z = sae.refine(batch, prox(R, u))
+        error = sae.decode(z) - batch
+        dead = quiet > DEAD_AFTER * steps
+        loss = 0.5 * error.square().sum(dim=1).mean() + AUX_SHARE * _revival(sae, u, error.detach(), dead)
+        if isinstance(R, L1):
+            loss = loss + R.value(z).mean()
+        elif isinstance(R, L0):
+            signed = torch.relu(u) if R.nonneg else u
+            loss = loss + lam * count_above(signed, sae.threshold, R.bandwidth).mean()
+        if not bool(loss.isfinite()):
+            _rescale(sae, spread)
+            msg = f"the loss is {float(loss)} at step {step}: lr={lr:g} is too high, or the rows have an outlier"
+            raise Error(msg)
+        optimiser.zero_grad()
+        loss.backward()
+        _keep_unit_norm_gradient(sae)
+        optimiser.step()
+        schedule.step()
+        sae.W_dec.data = normalize(sae.W_dec.data, dim=1)
+        fired = (z != 0).sum(dim=0)
+        quiet = torch.where(fired > 0, 0, quiet + 1)
+        density = float(fired.sum()) / batch_size
+        if l0 is not None:
+            lam = _adjust(sae, lam, density / l0)
+        unexplained = error.detach().square().sum() / batch.square().sum()
+        history.append(torch.stack([loss.detach(), unexplained, loss.new_tensor(density), dead.float().mean()]))
+    _rescale(sae, spread)
+    tail = torch.stack(history[-max(1, steps // 10) :]).mean(dim=0)
+    return dict(zip(("loss", "nmse", "l0", "dead"), tail.tolist(), strict=True))
+
+
+def _rows(sae: SAE, activations: Any) -> Tensor:
+    x = check_floats("activations", torch.as_tensor(activations))
+    if x.ndim != 2 or x.shape[1] != sae.d_in or not len(x):
+        msg = f"activations has shape {tuple(x.shape)}, but training needs (n, {sae.d_in}) with n >= 1"
+        raise Error(msg)
+    x = x.to(sae.W_dec.device, sae.W_dec.dtype)
+    check_finite("activations", x)
+    return x
+
+
+def _rescale(sae: SAE, factor: float) -> None:
+    """Change the unit of x, and with it of the codes: every prox here is homogeneous, so only offsets are scaled."""
+    for name, parameter in sae.named_parameters():
+        if name not in ("W_enc", "W_dec"):
+            parameter.data *= factor
+    if isinstance(sae.penalty, L1):
+        sae.penalty = replace(sae.penalty, lam=sae.penalty.lam * factor)
+
+
+def _mean_lam(sae: SAE) -> float:
+    lam = getattr(sae.penalty, "lam", 0.0)
+    return float(torch.as_tensor(np.array(lam) if not isinstance(lam, Tensor) else lam.detach()).mean())
+
+
+def _adjust(sae: SAE, lam: float, ratio: float) -> float:
+    """Lam, a little larger where codes are too dense by `ratio`, a little smaller where too sparse."""
+    factor = float(np.exp(SPARSITY_GAIN * np.clip(ratio - 1, -1, 1)))
+    if isinstance(sae.penalty, L1):
+        sae.penalty = replace(sae.penalty, lam=sae.penalty.lam * factor)
+    return lam * factor
+
+
+def _revival(sae: SAE, u: Tensor, error: Tensor, dead: Tensor) -> Tensor:
+    """AuxK: 1/2 ||e - ehat||^2, ehat made of the largest pre-activations of dead latents, by magnitude if signed."""
+    if not bool(dead.any()):
+        return error.new_zeros(())
+    candidates = torch.where(dead, torch.relu(u) if sae.penalty.nonneg else u, 0)
+    ehat = k_sparse(candidates, max(1, sae.d_in // 2)) @ sae.W_dec
+    return 0.5 * (ehat + error).square().sum(dim=1).mean()  # `error` is xhat - x
+
+
+def _keep_unit_norm_gradient(sae: SAE) -> None:
+    """Take out of the atoms' gradients what would only change their norms."""
+    W, grad = sae.W_dec, sae.W_dec.grad
+    if grad is not None:
+        grad -= (grad * W.data).sum(dim=1, keepdim=True) * W.data
+
+
+def _rate(t: int, steps: int) -> float:
+    """Share of lr at step t: linear warm-up, then constant, then linear decay."""
+    return min(1.0, (t + 1) / max(1, WARM_UP * steps), (steps - t) / max(1, DECAY * steps))
+
+
+def _bar(steps: Iterable[int], progress: bool | None) -> Iterable[int]:
+    if progress or (progress is None and sys.stderr.isatty()):
+        from tqdm import tqdm
+
+        return tqdm(steps, desc="train", unit="step", leave=False)
+    return steps

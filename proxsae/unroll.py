@@ -1,0 +1,230 @@
+"""The unrolled iteration in torch: batched, on CPU and CUDA, differentiable in x, D, z0, bias and a tensor lam.
+
+    z+ = prox_{mu R}(z - mu g),   g = D^T (D z + b - x)                                              (def-ista)
+
+The formulas are those of `reference.py`; what differs is that rows run together and that a product already paid for is
+not paid twice.  Step sizes and supports are held constant in the backward pass: their derivative is zero almost
+everywhere for supports, and left out, by choice, for step sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from proxsae.certificates import lipschitz
+from proxsae.conventions import check_count, check_problem
+from proxsae.functional import prox, slope, value
+from proxsae.iteration import (
+    FIRST_TRIAL,
+    Backtracking,
+    ExactStep,
+    FixedStep,
+    Lipschitz,
+    Refit,
+    Solution,
+    StepRule,
+    Trace,
+    check_rule,
+    check_tol,
+)
+from proxsae.penalties import L1, Penalty
+from proxsae.reference import certify
+from proxsae.supports import implicit, refit
+
+CHECK_EVERY = 5  # steps of `solve` between certificates, each of which costs about one step
+
+
+def ista(
+    x: Tensor,
+    D: Tensor,
+    R: Penalty,
+    steps: int,
+    step: StepRule = Lipschitz(),  # noqa: B008  (a frozen value without state)
+    momentum: str | None = None,
+    z0: Tensor | None = None,
+    bias: Tensor | None = None,
+    keep: str = "last",
+) -> Trace:
+    """Proximal gradient on tensors; what `proxsae.ista` calls, and where its arguments are explained."""
+    c, D, z0, lead = check_problem(x, D, z0, bias, R)
+    steps, L = check_count("steps", steps, 0), lipschitz(D)
+    check_rule(step, momentum, keep, R.convex, L)
+    rows = c.reshape(-1, c.shape[-1])
+    z = rows.new_zeros(len(rows), len(D)) if z0 is None else z0.reshape(-1, len(D))
+    points = [point for _, point in zip(range(steps + 1), iterate(rows, D, R, step, momentum, z, L), strict=False)]
+    codes = tuple(point.z.reshape(*lead, len(D)) for point in points)
+    return Trace(
+        codes[-1],
+        torch.stack([point.objective(R).reshape(lead) for point in points]),
+        torch.stack([point.spent.reshape(lead) for point in points]),
+        codes if keep == "all" else None,
+    )
+
+
+def solve(
+    x: Tensor, D: Tensor, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000, bias: Tensor | None = None
+) -> Solution:
+    """Iterate to a certificate on tensors; what `proxsae.solve` calls, and where its arguments are explained."""
+    centred, D, _, lead = check_problem(x, D, None, bias, R)
+    tol, max_steps = check_tol(tol), check_count("max_steps", max_steps, 0)
+    rows = centred.reshape(-1, centred.shape[-1])
+    with torch.no_grad():
+        codes, gap, taken, converged = _solve(rows.double(), D.double(), R, tol, max_steps, x.dtype)
+    codes = implicit(codes.to(x.dtype), rows, D, R) if torch.is_grad_enabled() else codes.to(x.dtype)
+    return Solution(codes.reshape(*lead, len(D)), gap.reshape(lead), taken.reshape(lead), converged.reshape(lead))
+
+
+def _solve(
+    c: Tensor, D: Tensor, R: Penalty, tol: float, max_steps: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rule, momentum, every = (Lipschitz(), "restart", CHECK_EVERY) if isinstance(R, L1) else (Refit(), None, 1)
+    L = lipschitz(D)
+    codes = c.new_full((len(c), len(D)), torch.inf)
+    gap = c.new_zeros(len(c))
+    taken = torch.zeros(len(c), dtype=torch.int64, device=c.device)
+    open_rows = torch.ones(len(c), dtype=torch.bool, device=c.device)
+    for t, point in enumerate(iterate(c, D, R, rule, momentum, torch.zeros_like(codes), L)):
+        if t % every == 0 or t == max_steps:
+            z = point.z[open_rows].to(dtype).double()  # judge the code that will be returned
+            gap[open_rows], good = certify(c[open_rows], D, z, codes[open_rows], R, tol, L)
+            codes[open_rows], taken[open_rows] = z, t
+            open_rows[open_rows.clone()] = ~good
+        if t == max_steps or not bool(open_rows.any()):
+            break
+    return codes, gap, taken, ~open_rows
+
+
+class Point:
+    """One iterate: the code z (B, P), the products spent per row, and its residual D z - c, computed once if asked."""
+
+    def __init__(self, z: Tensor, c: Tensor, D: Tensor, spent: Tensor, residual: Tensor | None = None) -> None:
+        self.z, self.c, self.D, self.spent, self._residual = z, c, D, spent, residual
+
+    def residual(self) -> Tensor:
+        """D z - c, shape (B, d)."""
+        if self._residual is None:
+            self._residual = self.z @ self.D - self.c
+        return self._residual
+
+    def objective(self, R: Penalty) -> Tensor:
+        """F(z) per row, shape (B,), in the dtype of the codes."""
+        return (0.5 * _square(self.residual())).to(self.z.dtype) + value(R, self.z)
+
+
+def iterate(
+    c: Tensor,
+    D: Tensor,
+    R: Penalty,
+    rule: StepRule,
+    momentum: str | None,
+    z: Tensor,
+    L: float,
+    spent: float = 0.0,
+) -> Iterator[Point]:
+    """Yield the points z_0, z_1, z_2, ... for centred rows c (B, d), without end.
+
+    A row's count of products starts at `spent` and follows `reference.iterate`: 1 for each gradient, 1 for the residual
+    before it unless z = 0 or a trial has already paid for it, and 1 for each trial.
+    """
+    largest = FIRST_TRIAL / float(D.detach().double().square().sum(dim=1).max())  # as in reference.iterate
+    count = torch.full((len(c),), spent, dtype=torch.float64, device=c.device)
+    point = Point(z, c, D, count, None if bool(z.any()) else -c)
+    owed = (z != 0).any(dim=-1).double()
+    mu = torch.full_like(count, largest)
+    t = torch.ones_like(count)
+    y, r = z, point.residual()
+    yield point
+    while True:
+        g = r @ D.T
+        count = count + owed + 1
+        owed, residual = torch.ones_like(owed), None
+        if isinstance(rule, (Lipschitz, FixedStep)):
+            step = rule.mu if isinstance(rule, FixedStep) else 1 / L
+            new = prox(R, y - step * g, step)
+        else:
+            if isinstance(rule, ExactStep):
+                new, residual, tried, owed = _exact_step(y, r, g, D, R, largest, L)
+            else:
+                start = mu if isinstance(rule, Backtracking) else torch.full_like(mu, largest)
+                new, residual, mu, tried, owed = _safe_step(y, r, g, D, R, start, L)
+            count = count + tried
+            if isinstance(rule, Refit):
+                size = (new != 0).sum(dim=-1).double()
+                count, owed = count + owed + size * (size + 2) / len(D), torch.zeros_like(owed)
+                new, residual = refit(new, c, D, R), None
+        previous, before, point = point, y, Point(new, c, D, count, residual)
+        yield point
+        y, r = new, point.residual()
+        if momentum is not None:
+            change = new - previous.z
+            if momentum == "restart":  # where the momentum points uphill
+                t = torch.where(((before - new) * change).sum(dim=-1) > 0, 1.0, t)
+            after = (1 + (1 + 4 * t * t).sqrt()) / 2
+            beta = ((t - 1) / after)[:, None].to(c.dtype)
+            y, r, t = new + beta * change, r + beta * (r - previous.residual()), after
+
+
+def _safe_step(
+    z: Tensor,
+    r: Tensor,
+    g: Tensor,
+    D: Tensor,
+    R: Penalty,
+    mu: Tensor,
+    L: float,
+    face: Tensor | None = None,
+    face_move: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Halve mu per row, down to 1/L, until  mu ||D dz||^2 <= ||dz||^2  (lem-backtracking).
+
+    Returns the codes, their residuals, mu, the products tried and those owed.  Where the signs of a trial are those of
+    `face`, dz is known to be -mu h and safe, and D dz = -mu `face_move` costs nothing (thm-exact-step).
+    """
+    rows = torch.arange(len(z), device=z.device)
+    new, move = torch.zeros_like(z), torch.zeros_like(r)
+    tried, owed = torch.zeros_like(mu), torch.zeros_like(mu)
+    while len(rows):
+        step = mu[rows]
+        column = step[:, None].to(z.dtype)
+        trial = prox(R, z[rows] - column * g[rows], step)
+        dz = trial - z[rows]
+        same = torch.zeros_like(step, dtype=torch.bool)
+        if face is not None and face_move is not None:
+            same = (trial.sign() == face[rows].sign()).all(dim=-1)
+            along = -column * face_move[rows]
+            dr = along if bool(same.all()) else torch.where(same[:, None], along, dz @ D)
+        else:
+            dr = dz @ D
+        floor = step <= 1 / L
+        tried[rows] += (~same & ~floor).double()
+        owed[rows] = (~same & floor).double()
+        safe = same | floor | (step * _square(dr) <= _square(dz))
+        new, move = new.index_copy(0, rows, trial), move.index_copy(0, rows, dr)
+        rows = rows[~safe]
+        mu = mu.index_copy(0, rows, (mu[rows] / 2).clamp(min=1 / L))
+    return new, r + move, mu, tried, owed
+
+
+def _exact_step(
+    z: Tensor, r: Tensor, g: Tensor, D: Tensor, R: Penalty, largest: float, L: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The exact line step on the support: mu = ||h||^2 / ||D h||^2, then safe (thm-exact-step)."""
+    empty = ~(z != 0).any(dim=-1)
+    face = z
+    if bool(empty.any()):  # at z = 0, the support that a step would open
+        face = torch.where(empty[:, None], prox(R, z - largest * g, largest), z)
+    h = torch.where(face != 0, g + slope(R, face), 0)
+    face_move = h @ D
+    with torch.no_grad():
+        curvature = _square(face_move).double()
+        mu = torch.where(curvature > 0, _square(h).double() / torch.where(curvature > 0, curvature, 1), largest)
+    new, residual, _, tried, owed = _safe_step(z, r, g, D, R, mu, L, face.detach(), face_move)
+    return new, residual, tried + 1, owed
+
+
+def _square(a: Tensor) -> Tensor:
+    wide = a.float() if a.dtype in (torch.float16, torch.bfloat16) else a
+    return (wide * wide).sum(dim=-1)

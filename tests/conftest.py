@@ -1,0 +1,27 @@
+"""Options and fixtures: `pytest --device cuda` runs the same tests on a GPU."""
+
+import pytest
+import torch
+
+import proxsae.testing as pt
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="torch device of the tests: cpu, cuda or cuda:N")
+
+
+def pytest_configure(config):
+    torch.set_num_threads(1)  # small problems: more threads only wait for each other
+    torch.zeros(1, device=config.getoption("--device"))  # a device that was asked for and is absent is a failure
+
+
+def pytest_generate_tests(metafunc):
+    device = metafunc.config.getoption("--device")
+    if "backend" in metafunc.fixturenames:
+        backends = (*pt.NUMPY, *pt.torch_backends(device))
+        metafunc.parametrize("backend", backends, ids=[b.name for b in backends])
+
+
+@pytest.fixture
+def device(request):
+    return request.config.getoption("--device")

@@ -1,0 +1,102 @@
+"""The shape of the house: imports go only down, the NumPy floor has no torch, the public names are the public names."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import proxsae as px
+
+PACKAGE = Path(px.__file__).parent
+
+# A room may import the rooms above it in this list, and nothing below.
+ROOMS = [
+    "conventions", "iteration", "penalties", "theory", "certificates", "reference", "data",
+    "functional", "sparse", "supports", "unroll", "checkpoints", "sae", "metrics", "training",
+    "studies", "report", "testing", "cli", "__main__",
+]  # fmt: skip
+NUMPY_FLOOR = {"conventions", "iteration", "penalties", "theory", "certificates", "reference", "data"}
+RUN_TIME = {"numpy", "scipy", "torch", "proxsae", *sys.stdlib_module_names}
+
+
+def rooms():
+    for file in sorted(PACKAGE.rglob("*.py")):
+        room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if room != "__init__":
+            yield room, file
+
+
+def imports(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            if node.module == "proxsae":
+                yield from (f"proxsae.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+@pytest.mark.parametrize(("room", "file"), list(rooms()), ids=lambda v: v.name if isinstance(v, Path) else v)
+def test_imports_go_only_down_the_list(room, file):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), "a file says in its first lines why it exists"
+    for name in imports(tree):
+        if name.startswith("proxsae.") and name != "proxsae.__version__":
+            other = name.split(".")[1]
+            assert ROOMS.index(other) <= ROOMS.index(room), f"{file.name} imports {name} from a floor below it"
+        if room in NUMPY_FLOOR:
+            assert name.split(".")[0] != "torch"
+
+
+@pytest.mark.parametrize(("room", "file"), list(rooms()), ids=lambda v: v.name if isinstance(v, Path) else v)
+def test_only_run_time_dependencies_are_imported_at_the_top(room, file):
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            for name in imports(ast.Module([node], [])):
+                assert name.split(".")[0] in RUN_TIME
+
+
+def test_every_public_name_exists_and_is_explained():
+    assert len(set(px.__all__)) == len(px.__all__)
+    for name in px.__all__:
+        assert getattr(px, name).__doc__, name
+    with pytest.raises(AttributeError, match="nonsense"):
+        px.nonsense  # noqa: B018
+
+
+def test_torch_twins_exist_and_take_the_same_arguments():
+    import inspect
+
+    from proxsae import functional, reference, unroll
+
+    for name in ("ista", "solve"):
+        mine, twin = (list(inspect.signature(getattr(m, name)).parameters) for m in (reference, unroll))
+        assert mine == twin
+    for name in ("prox", "value", "slope"):
+        mine = list(inspect.signature(getattr(px.Penalty, name)).parameters)
+        assert mine[1:] == list(inspect.signature(getattr(functional, name)).parameters)[1:]
+
+
+def test_import_loads_neither_torch_nor_any_extra():
+    code = """
+import sys, time
+start = time.perf_counter()
+import proxsae, proxsae.testing
+for name in ("torch", "matplotlib", "triton", "scipy", "hypothesis", "tqdm", "safetensors"):
+    assert name not in sys.modules, name
+import numpy as np
+proxsae.ista(np.ones(2), np.eye(2), proxsae.L1(0.5), 3)
+proxsae.testing.check_prox(proxsae.KSparse(1))
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_modules_import_on_their_own():
+    for room in ROOMS[:-1]:
+        importlib.import_module(f"proxsae.{room}")

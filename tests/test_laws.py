@@ -1,0 +1,87 @@
+"""The product of laws and operators on every backend, and the proof that the laws can fail."""
+
+import numpy as np
+import pytest
+
+import proxsae as px
+import proxsae.testing as pt
+
+CASES = [
+    pytest.param(law, R, id=f"{law.name}-{name}")
+    for law in pt.LAWS
+    for name, R in pt.OPERATORS.items()
+    if any(law.applies(R, backend) for backend in (*pt.NUMPY, *pt.torch_backends()))
+]
+
+
+@pytest.mark.parametrize(("law", "R"), CASES)
+def test_operator_obeys_law(law, R, backend):
+    if law.applies(R, backend):  # only the gradient law asks for a backend: it needs one with gradients
+        pt.check_law(law, R, backend)
+    else:
+        assert law.name == "gradient"
+
+
+@pytest.mark.parametrize("mutant", pt.MUTANTS, ids=lambda m: m.name)
+def test_wrong_operator_is_killed_by_its_law(mutant, device):
+    assert mutant.killed_by in pt.killers(mutant, device)
+
+
+def test_every_law_kills_a_mutant():
+    assert {law.name for law in pt.LAWS} == {mutant.killed_by for mutant in pt.MUTANTS}
+
+
+@pytest.mark.parametrize("name", pt.OPERATORS)
+def test_every_operator_is_reached_by_three_laws(name):
+    laws = {result.law for result in pt.results(pt.OPERATORS[name], n=1)}
+    assert len(laws) >= 3
+
+
+def test_check_prox_accepts_a_third_partys_operator_and_rejects_a_wrong_one():
+    class Nonneg:  # the indicator of z >= 0, as somebody else may write it
+        convex = separable = indicator = nonneg = True
+
+        def value(self, z):
+            return np.where((z < 0).any(axis=-1), np.inf, 0.0)
+
+        def prox(self, u, step=1.0):
+            return np.where(u > 0, u, u.dtype.type(0)) if self.right else u
+
+    right, wrong = Nonneg(), Nonneg()
+    right.right, wrong.right = True, False
+    assert pt.check_prox(right)
+    with pytest.raises(AssertionError, match="breaks the law"):
+        pt.check_prox(wrong)
+
+
+@pytest.mark.parametrize(
+    ("got", "want"),
+    [
+        (np.array([0.0]), np.array([-0.0])),
+        (np.array([1.0]), np.array([np.nan])),
+        (np.array([1.0], np.float32), np.array([1.0])),
+        (np.array([1.0]), np.array([[1.0]])),
+        ([1.0], np.array([1.0])),
+        (np.array([1.0]), np.array([np.nextafter(1, 2)])),
+    ],
+)
+def test_assert_same_can_fail(got, want):
+    with pytest.raises(AssertionError):
+        pt.assert_same(got, want)
+
+
+@pytest.mark.parametrize(("got", "want"), [(1.1, 1.0), (np.nan, 1.0), (np.inf, 1.0), (np.inf, -np.inf)])
+def test_assert_close_can_fail(got, want):
+    with pytest.raises(AssertionError):
+        pt.assert_close(np.array([got]), np.array([want]), 1e-3)
+    pt.assert_close(np.array([want]), np.array([want]), 1e-3)
+
+
+def test_lattice_has_ties_thresholds_and_specials():
+    R = px.L0(0.5)
+    u = np.concatenate([rows.ravel() for rows in pt.lattice.rows(R, 0.5, np.float32, specials=True)])
+    t = np.float32(np.sqrt(0.5))
+    for point in (t, -t, np.nextafter(t, np.float32(1)), np.nextafter(t, np.float32(0)), np.inf, -np.inf):
+        assert (u == point).any()
+    assert np.isnan(u).any()
+    assert np.signbit(u[u == 0]).any()
