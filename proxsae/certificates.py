@@ -44,7 +44,7 @@ def fixed_point_residual(x: Any, D: Any, z: Any, R: Penalty, step: float, bias: 
     It is 0 exactly at fixed points of T: the optima for L1, the L-stationary points for L0 and KSparse.
     Statement: def-fixed-point (Beck and Eldar 2013 for k-sparse).  Raises `Error` for data that does not fit.
     """
-    check_step(step)
+    check_step(step, x)
     c, D, z, _ = _problem(x, D, z, R, bias)
     moved = z - R.prox(z - step * ((z @ D - c) @ D.T), step)
     return narrow((moved * moved).sum(-1) ** 0.5, x)
@@ -99,7 +99,7 @@ def narrow(a: Any, like: Any) -> Any:
 
 def _problem(x: Any, D: Any, z: Any, R: Penalty, bias: Any) -> Any:
     x, D, z = check_floats("x", x), check_floats("D", D), check_floats("z", z)
-    return check_problem(wide(x), wide(D), wide(z), None if bias is None else wide(bias), R)
+    return check_problem(wide(x), wide(D), wide(z), None if bias is None else wide(bias), R, "z")
 
 
 def _dictionary(D: Any) -> Any:

@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(commands: Any, name: str, run: Any, description: str, example: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=description, description=description.capitalize() + ".", epilog=f"example: {example}"
+        name, help=description, description=description[0].upper() + description[1:] + ".", epilog=f"example: {example}"
     )
     parser.set_defaults(run=run)
     return parser

@@ -76,18 +76,23 @@ def check_finite(name: str, a: Any) -> None:
         raise Error(msg)
 
 
-def check_step(step: Any) -> Any:
-    """Return `step` as given when every value is finite and > 0, else raise `Error`."""
-    ok = math.isfinite(step) and step > 0 if isinstance(step, (int, float)) else _all_positive(step)
+def check_step(step: Any, u: Any) -> Any:
+    """Return the step of prox(u) as a float or, for one step per row, as the array it is; else raise `Error`."""
+    if is_torch(step) or isinstance(step, np.ndarray):
+        if is_torch(step) != is_torch(u) or (step.ndim and tuple(step.shape) != tuple(u.shape[:-1])):
+            given, rows = f"{_kind(step)} of shape {tuple(step.shape)}", tuple(u.shape[:-1])
+            msg = f"step is {given}, but u needs a number or one per row, shape {rows}"
+            raise Error(msg)
+        ok = bool((namespace(step).isfinite(step) & (step > 0)).all())
+        step = step if step.ndim or is_torch(step) else float(step)
+    else:
+        ok = isinstance(step, (int, float, np.number)) and not isinstance(step, bool)
+        ok = ok and math.isfinite(step) and step > 0
+        step = float(step) if ok else step
     if not ok:
-        msg = f"step={step} must be finite and > 0: prox_(step R) is an argmin only for a positive step (def-prox)"
+        msg = f"step={step!r} must be finite and > 0: prox_(step R) is an argmin only for a positive step (def-prox)"
         raise Error(msg)
     return step
-
-
-def _all_positive(a: Any) -> bool:
-    a = a if is_torch(a) else np.asarray(a)
-    return bool((namespace(a).isfinite(a) & (a > 0)).all())
 
 
 def check_count(name: str, value: Any, least: int) -> int:
@@ -98,16 +103,19 @@ def check_count(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
-def check_problem(x: Any, D: Any, z0: Any = None, bias: Any = None, R: Any = None) -> tuple[Any, Any, Any, Any]:
+def check_problem(
+    x: Any, D: Any, z0: Any = None, bias: Any = None, R: Any = None, code: str = "z0"
+) -> tuple[Any, Any, Any, Any]:
     """Check the data of  min_z 1/2 ||x - b - D z||^2 + R(z)  and return (x - b, D, z0, lead).
 
-    Shapes: x (..., d), D (P, d) with atoms as rows, z0 (..., P), bias (d,).  `lead` is the shape of the batch axes.
+    Shapes: x (..., d), D (P, d) with atoms as rows, z0 (..., P), bias (d,).  `lead` is the shape of the batch axes,
+    `code` what an error calls z0.
     Raises `Error` for another backend, dtype or shape, for NaN and infinities, and for a dictionary of zeros.
     """
     x, D = check_floats("x", x), check_floats("D", D)
     given = {"x": x, "D": D}
     if z0 is not None:
-        given["z0"] = check_floats("z0", z0)
+        given[code] = check_floats(code, z0)
     if bias is not None:
         given["bias"] = check_floats("bias", bias)
     for name, a in given.items():
@@ -127,7 +135,7 @@ def check_problem(x: Any, D: Any, z0: Any = None, bias: Any = None, R: Any = Non
         msg = f"bias has shape {tuple(bias.shape)}, but x of width {x.shape[-1]} needs ({x.shape[-1]},)"
         raise Error(msg)
     if z0 is not None and tuple(z0.shape) != (*x.shape[:-1], D.shape[0]):
-        msg = f"z0 has shape {tuple(z0.shape)}, but x and D need {(*x.shape[:-1], D.shape[0])}"
+        msg = f"{code} has shape {tuple(z0.shape)}, but x and D need {(*x.shape[:-1], D.shape[0])}"
         raise Error(msg)
     if R is not None:
         R.check_fits("D", D, D.shape[0])

@@ -37,14 +37,14 @@ class _HardThreshold(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
         ctx.save_for_backward(u, threshold)
         ctx.bandwidth = bandwidth
-        return torch.where((u.abs() > threshold) | u.isnan(), u, 0)
+        return torch.where(~(u.abs() <= threshold), u, 0)  # a NaN is kept
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
         u, threshold = ctx.saved_tensors
         to_u = to_threshold = None
         if ctx.needs_input_grad[0]:
-            to_u = torch.where(u.abs() > threshold, grad, 0)
+            to_u = torch.where(~(u.abs() <= threshold), grad, 0)
         if ctx.needs_input_grad[1]:
             inside = (u.abs() - threshold).abs() < ctx.bandwidth / 2
             wide = torch.where(inside, -grad * u.sign() * threshold / ctx.bandwidth, 0)
@@ -76,25 +76,35 @@ def k_sparse(u: Tensor, k: int) -> Tensor:
 def top_k(u: Tensor, k: int) -> Tensor:
     """Indices (..., min(k, P)) of the k largest |u|, ascending; ties go to the lowest index, NaN above everything.
 
-    torch.topk has no tie rule, but its set of values is right.  So the k+1 largest are asked for, and only rows whose
-    k-th and (k+1)-th value are equal are chosen anew: all above the boundary value, then the first ones at it.
+    torch.topk has no tie rule, but its values are right, and so are all indices above the boundary value.  So the k+1
+    largest are asked for, and only where the k-th and (k+1)-th value are equal are those at the boundary chosen anew.
     """
     P = u.shape[-1]
     if k >= P or k == 0:
         return torch.arange(min(k, P), device=u.device).expand(*u.shape[:-1], -1)
-    size = u.abs()
+    size = u.abs().reshape(-1, P)
     largest, indices = size.topk(k + 1, dim=-1)
-    boundary, next_one = largest[..., k - 1], largest[..., k]
-    indices = indices[..., :k]
+    largest, next_one, indices = largest[:, :k], largest[:, k], indices[:, :k]
+    boundary = largest[:, -1]
     tied = (boundary == next_one) | next_one.isnan()  # NaN sorts first, so a NaN at k+1 means NaN at k too
     if bool(tied.any()):
-        rows, edge = size[tied], boundary[tied][:, None]
-        at = (rows == edge) | (rows.isnan() & edge.isnan())
-        above = (rows > edge) | (rows.isnan() & ~edge.isnan())
-        room = k - above.sum(-1, keepdim=True)
-        chosen = above | (at & (at.cumsum(-1) <= room))
-        indices[tied] = chosen.nonzero()[:, 1].reshape(-1, k)
-    return indices.sort(dim=-1).values
+        indices[tied] = _lowest_first(size[tied], largest[tied], indices[tied])
+    return indices.sort(dim=-1).values.reshape(*u.shape[:-1], k)
+
+
+def _lowest_first(size: Tensor, largest: Tensor, indices: Tensor) -> Tensor:
+    """`indices` (n, k) with those at the boundary value, the last ones, replaced by the first columns that have it."""
+    edge = largest[:, -1:]
+    at, wanted = size == edge, largest == edge
+    if bool(edge.isnan().any()):
+        at, wanted = at | (size.isnan() & edge.isnan()), wanted | (largest.isnan() & edge.isnan())
+    row, column = at.nonzero(as_tuple=True)  # in the order of rows, and of columns within a row
+    count, need = at.sum(dim=-1), wanted.sum(dim=-1)
+    rank = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    first = rank < need[row]
+    row, column, rank = row[first], column[first], rank[first]
+    indices[row, indices.shape[1] - need[row] + rank] = column
+    return indices
 
 
 def prox(R: Penalty, u: Tensor, step: float | Tensor = 1.0) -> Tensor:
@@ -103,7 +113,7 @@ def prox(R: Penalty, u: Tensor, step: float | Tensor = 1.0) -> Tensor:
     A penalty whose lam is a tensor gets its gradient; so does a step that is one.  Raises as `Penalty.prox` does.
     """
     check_floats("u", u)
-    check_step(step)
+    step = check_step(step, u)
     R.check_fits("u", u, u.shape[-1])
     mu = step.double()[..., None] if isinstance(step, Tensor) and step.ndim else step
     return _PROX[type(R)](R, torch.relu(u) if R.nonneg else u, mu)  # lem-nonneg

@@ -65,13 +65,13 @@ def ista(
     steps, L = check_count("steps", steps, 0), lipschitz(D)
     check_rule(step, momentum, keep, R.convex, L)
     start = np.zeros((*lead, len(D)), c.dtype) if z0 is None else z0
-    shape = (steps + 1, -1)
-    codes = np.zeros((*shape[:1], int(np.prod(lead)), len(D)), c.dtype)
+    wide = np.result_type(c.dtype, np.float32)  # half precision accumulates in float32
+    codes = np.zeros((steps + 1, int(np.prod(lead)), len(D)), c.dtype)
     objective, products = np.zeros(codes.shape[:2], c.dtype), np.zeros(codes.shape[:2])
     for i, (row, z) in enumerate(zip(c.reshape(-1, c.shape[-1]), start.reshape(-1, len(D)), strict=True)):
         for t, (code, spent) in zip(range(steps + 1), iterate(row, D, R, step, momentum, z, L), strict=False):
             codes[t, i], products[t, i] = code, spent
-            objective[t, i] = 0.5 * np.sum((row - code @ D) ** 2) + R.value(code)
+            objective[t, i] = 0.5 * np.sum((row - code @ D) ** 2, dtype=wide) + R.value(code)
     codes = codes.reshape(steps + 1, *lead, len(D))
     return Trace(
         codes[-1],
@@ -206,9 +206,10 @@ def refit(z: Floats, x: Floats, D: Floats, R: Penalty) -> Floats:
     (S,) = np.nonzero(z)
     if not len(S):
         return z
-    A, new = D[S], z.copy()
-    h = A @ (z @ D - x) + R.slope(z)[S]
-    delta = np.linalg.lstsq(A @ A.T, -h, rcond=float(REFIT_RTOL * np.finfo(z.dtype).eps))[0]
+    wide = np.result_type(z.dtype, np.float32)
+    A, new = D[S].astype(wide), z.copy()
+    h = A @ (z[S] @ A - x) + R.slope(z)[S]
+    delta = np.linalg.lstsq(A @ A.T, -h, rcond=float(REFIT_RTOL * np.finfo(wide).eps))[0]
     target = z[S] + delta
     if R.convex or R.nonneg:
         flips = np.sign(target) == -np.sign(z[S])

@@ -14,10 +14,10 @@ from proxsae.testing import OPERATORS, assert_close, assert_same
         (lambda: px.L1(-1), "lam=-1"),
         (lambda: px.L1(float("nan")), "lam=nan"),
         (lambda: px.L0(float("inf")), "lam=inf"),
-        (lambda: px.L0([1.0, -2.0]), "lam=-2"),
+        (lambda: px.L0([1.0, -2.0]), "entry -2"),
         (lambda: px.L1(np.ones((2, 2))), "an array"),
         (lambda: px.L1("a"), "'a'"),
-        (lambda: px.L1(torch.tensor(-1.0)), "lam=-1"),
+        (lambda: px.L1(torch.tensor(-1.0)), r"tensor\(-1"),
         (lambda: px.L0(1.0, bandwidth=0.0), "bandwidth=0"),
         (lambda: px.KSparse(-1), "k=-1"),
         (lambda: px.KSparse(1.5), "k=1.5"),
@@ -25,6 +25,16 @@ from proxsae.testing import OPERATORS, assert_close, assert_same
         (lambda: px.L1(1.0).prox(np.ones(3), step=-1.0), "step=-1"),
         (lambda: px.L1(1.0).prox(np.ones(3), step=0.0), "step=0"),
         (lambda: px.KSparse(1).prox(np.ones(3), step=float("nan")), "step=nan"),
+        (lambda: px.KSparse(1).prox(np.ones(3), step=True), "step=True"),
+        (lambda: px.KSparse(1).prox(np.ones(3), step="a"), "step='a'"),
+        (lambda: px.KSparse(1).prox(np.ones(3), step=None), "step=None"),
+        (lambda: px.L1(1.0).prox(np.ones(3), step=np.ones(3)), "one per row"),
+        (lambda: px.L1(1.0).prox(torch.ones(3), step=torch.ones(3)), "one per row"),
+        (lambda: px.L1(1.0).prox(torch.ones(2, 3), step=np.ones(2)), "one per row"),
+        (lambda: px.L1(1.0).prox(np.ones((2, 3)), step=torch.ones(2)), "one per row"),
+        (lambda: px.L1(["a"]), "an array"),
+        (lambda: px.L1(np.zeros(0)), "an array"),
+        (lambda: px.L0(1.0, bandwidth="a"), "bandwidth='a'"),
         (lambda: px.KSparse(1).prox(np.arange(3)), "int64"),
         (lambda: px.KSparse(1).prox(torch.arange(3)), "int64"),
         (lambda: px.KSparse(1).prox(np.float64(3)), "single number"),
@@ -96,3 +106,21 @@ def test_a_lam_tensor_carries_its_gradient(device):
     lam = torch.zeros((), dtype=torch.float64, device=device, requires_grad=True)
     px.L0(lam).prox(u).sum().backward()
     assert_same(lam.grad, torch.zeros_like(lam))  # no NaN where the threshold's root has no derivative
+
+
+@pytest.mark.parametrize("scalar", [np.float32(0.7), np.float64(0.7), np.array(0.7, np.float32)])
+def test_a_scalar_step_is_its_value_whatever_its_type(scalar):
+    for R in (px.L1(0.3), px.L0(0.3)):
+        t = [float(np.float32(v)) for v in pt_thresholds(R, float(scalar))]
+        u = np.array([np.nextafter(np.float32(v), np.float32(s)) for v in t for s in (0, v, 9)], np.float32)
+        assert_same(R.prox(u, scalar), R.prox(u, float(scalar)))
+
+
+def pt_thresholds(R, step):
+    return px.testing.lattice.thresholds(R, step, np.float32)
+
+
+def test_a_threshold_beyond_the_dtype_keeps_nothing(backend):
+    u = np.array([np.inf, -np.inf, 1.0], backend.dtype)
+    for R in (px.L1(1e308), px.L0(1e308)):
+        assert_same(R.prox(backend.make(u), 10.0), backend.make(np.zeros(3, backend.dtype)))

@@ -43,7 +43,8 @@ class Penalty(ABC):
         z = check_floats("z", z)
         self.check_fits("z", z, z.shape[-1])
         wide = np.result_type(z.dtype, np.float32)  # half precision accumulates in float32
-        total = self._value(z.astype(wide, copy=False))
+        with np.errstate(invalid="ignore"):  # 0 times infinity is NaN, and says so
+            total = self._value(z.astype(wide, copy=False))
         if self.nonneg:
             total = np.where((z < 0).any(axis=-1), np.inf, total)
         return np.asarray(total).astype(z.dtype)
@@ -55,7 +56,8 @@ class Penalty(ABC):
         Shape, dtype and device are kept and `u` is never written.  Zeros come out as +0.0.  Raises `Error` for
         integers, for a step that is not finite and > 0, and for a width that does not fit one lam per latent.
         """
-        u, step = check_floats("u", u), check_step(step)
+        u = check_floats("u", u)
+        step = check_step(step, u)
         self.check_fits("u", u, u.shape[-1])
         return self._prox(np.maximum(u, 0) if self.nonneg else u, _per_row(step))
 
@@ -98,16 +100,16 @@ class Penalty(ABC):
 
 def check_lam(penalty: str, lam: Any) -> Any:
     """Return lam as a float, a read-only (P,) float64 array or the tensor it is; raise `Error` unless finite, >= 0."""
+    shown = "an array" if np.ndim(lam) else f"{lam!r}"
     if not is_torch(lam):
-        lam = np.array(lam, dtype=np.float64) if np.ndim(lam) else _number(penalty, lam)
-    if not isinstance(lam, float):
-        if lam.ndim > 1 or not bool(((lam >= 0) & (lam < math.inf)).all()):
-            _refuse(penalty, "an array" if lam.ndim > 1 else f"{float(lam.min()):g} (in an array)")
-        if not is_torch(lam):
-            lam.setflags(write=False)
-    elif not 0 <= lam < math.inf:
-        _refuse(penalty, f"{lam:g}")
-    return lam
+        kind = np.asarray(lam).dtype.kind
+        lam = np.array(lam, dtype=np.float64) if kind in "iuf" else np.array(math.nan)  # NaN is refused below
+        lam.setflags(write=False)
+    if lam.ndim > 1 or 0 in lam.shape or not bool(((lam >= 0) & (lam < math.inf)).all()):
+        worst = f" with the entry {float(lam.min()):g}" if lam.ndim == 1 and len(lam) else ""
+        msg = f"{penalty}: lam={shown}{worst}, but lam must be finite and >= 0, one number or one per latent (def-prox)"
+        raise Error(msg)
+    return float(lam) if lam.ndim == 0 and not is_torch(lam) else lam
 
 
 def rounded(t: Any, u: Floats) -> Floats:
@@ -116,19 +118,8 @@ def rounded(t: Any, u: Floats) -> Floats:
         return np.asarray(t, dtype=np.float64).astype(u.dtype)
 
 
-def _number(penalty: str, lam: Any) -> float:
-    if isinstance(lam, bool) or not isinstance(lam, (int, float, np.number)):
-        _refuse(penalty, repr(lam))
-    return float(lam)
-
-
-def _refuse(penalty: str, given: str) -> None:
-    msg = f"{penalty}: lam={given}, but lam must be finite and >= 0, one number or one per latent (def-prox)"
-    raise Error(msg)
-
-
 def _per_row(step: float | Floats) -> float | Floats:
-    return step if np.ndim(step) == 0 else np.asarray(step, dtype=np.float64)[..., None]
+    return step if isinstance(step, float) else step.astype(np.float64)[..., None]
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -42,7 +42,7 @@ class L0(Penalty):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lam", check_lam("L0", self.lam))
-        if not 0 < self.bandwidth < math.inf:
+        if not isinstance(self.bandwidth, (int, float)) or not 0 < self.bandwidth < math.inf:
             msg = f"L0: bandwidth={self.bandwidth!r} must be finite and > 0: it is the width of the gradient's kernel"
             raise Error(msg)
 
@@ -51,4 +51,4 @@ class L0(Penalty):
 
     def _prox(self, u: Floats, step: float | Floats) -> Floats:
         t = rounded(np.sqrt(2.0 * (step * self.lam)), u)
-        return np.where((np.abs(u) > t) | np.isnan(u), u, u.dtype.type(0))
+        return np.where(~(np.abs(u) <= t), u, u.dtype.type(0))  # a NaN is kept

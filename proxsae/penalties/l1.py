@@ -41,7 +41,9 @@ class L1(Penalty):
 
     def _prox(self, u: Floats, step: float | Floats) -> Floats:
         t = rounded(step * self.lam, u)
-        return np.where(np.abs(u) > t, u - np.copysign(t, u), np.where(np.isnan(u), u, u.dtype.type(0)))
+        with np.errstate(invalid="ignore"):  # infinity minus an infinite threshold, in a branch not taken
+            shrunk = u - np.copysign(t, u)
+        return np.where(np.abs(u) > t, shrunk, np.where(np.isnan(u), u, u.dtype.type(0)))
 
     def _slope(self, z: Floats) -> Floats:
         return (self.lam * np.sign(z)).astype(z.dtype)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from proxsae.penalties import L0, L1, KSparse
+from proxsae.penalties import L1, KSparse, Penalty
 from proxsae.testing.compare import assert_close, assert_same, numpy_of
 
 Array = np.ndarray[Any, Any]
@@ -75,8 +75,8 @@ def flag(R: Any, name: str) -> bool:
 
 
 def in_registry(R: Any, backend: Backend) -> bool:
-    """True for the families whose ties and special values this package names."""
-    return isinstance(getattr(R, "R", R), (L1, L0, KSparse))
+    """True for the families of this package, whose ties and special values are named."""
+    return isinstance(getattr(R, "R", R), Penalty)
 
 
 @law("form", "type, shape, dtype and device are kept, the input is not written, zeros are +0.0", specials=True)

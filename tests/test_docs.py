@@ -1,0 +1,33 @@
+"""Every Python block in the README and the docs runs; every link between pages leads somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "proxsae").rglob("*.md"))]
+BLOCKS = [
+    pytest.param(code, id=f"{page.name}-{i}")
+    for page in PAGES
+    for i, code in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M))
+]
+
+
+@pytest.mark.parametrize("code", BLOCKS)
+def test_block_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "<docs>", "exec"), {"__name__": "docs"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_the_two_commands_are_in_the_readme_word_for_word():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "\npip install -c constraints.txt '.[study]' && proxsae depth\n" in text
+    assert "\npip install -c constraints.txt -e '.[test]' && pytest\n" in text
