@@ -36,7 +36,12 @@ def write(folder: str | os.PathLike[str], config: dict[str, Any], tensors: dict[
             safetensors.save_file({name: a.detach().cpu().contiguous() for name, a in tensors.items()}, new / WEIGHTS)
             if target.exists():
                 target.rename(old)
-            new.rename(target)
+            try:
+                new.rename(target)
+            except OSError:
+                if old.exists():
+                    old.rename(target)
+                raise
     except OSError as problem:
         msg = f"cannot save to {target}: {problem.strerror or problem}"
         raise Error(msg) from None
@@ -52,7 +57,7 @@ def read(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tens
     except OSError as problem:
         msg = f"cannot read {problem.filename or weights_path}: {problem.strerror or problem}"
         raise Error(msg) from None
-    except ValueError as problem:  # json and unicode
+    except (ValueError, RecursionError) as problem:  # json and unicode
         msg = f"{config_path} is not readable JSON: {problem}"
         raise Error(msg) from None
     except torn as problem:

@@ -88,7 +88,7 @@ def _depth(arguments: argparse.Namespace) -> int:
     from proxsae.report import check_writable, findings, table, write_report
 
     check_writable(arguments.out)
-    for name, least in (("k", 1), ("train_steps", 1), ("seed", 0)):
+    for name, least in (("k", 1), ("train_steps", 1)):
         check_count(f"--{name.replace('_', '-')}", getattr(arguments, name), least)
     train_rows, test_rows, data_name = _activations(arguments.data)
     d_sae = 3 * train_rows.shape[1] if arguments.d_sae is None else arguments.d_sae
@@ -192,7 +192,7 @@ def _device(name: str) -> str:
     import torch
 
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).tolist()
     except (RuntimeError, AssertionError) as problem:
         msg = f"--device {name} is not there: {str(problem).splitlines()[0]}"
         raise Error(msg) from None

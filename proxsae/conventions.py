@@ -103,6 +103,14 @@ def check_count(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
+def check_seed(seed: int) -> int:
+    """Return `seed` when it is a whole number in [0, 2^63), or raise `Error`."""
+    if check_count("seed", seed, 0) >= 2**63:
+        msg = f"seed={seed} must be below 2^63"
+        raise Error(msg)
+    return seed
+
+
 def check_problem(
     x: Any, D: Any, z0: Any = None, bias: Any = None, R: Any = None, code: str = "z0"
 ) -> tuple[Any, Any, Any, Any]:

@@ -8,7 +8,6 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from proxsae.conventions import Error, check_finite, check_floats
 from proxsae.sae import SAE
 
 
@@ -63,12 +62,7 @@ def evaluate(sae: SAE, activations: Any, batch_size: int = 4096) -> dict[str, fl
 
     NumPy rows are converted; raises `Error` for no rows, NaN or infinite rows and a width that does not fit.
     """
-    x = torch.as_tensor(activations)
-    x = check_floats("activations", x).to(sae.W_dec.device, sae.W_dec.dtype)
-    check_finite("activations", x)
-    if not len(x):
-        msg = f"activations has shape {tuple(x.shape)}: a measurement needs at least one row"
-        raise Error(msg)
+    x = sae.rows(activations)
     codes = [sae.encode(batch) for batch in x.split(batch_size)]
     xhat = torch.cat([sae.decode(z) for z in codes])
     z = torch.cat(codes)

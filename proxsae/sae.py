@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,17 @@ class SAE(nn.Module):
         check_finite("x", x)
         return (x - self.b_dec) @ self.W_enc + self.b_enc
 
+    def rows(self, activations: Any) -> Tensor:
+        """Activations (n, d_in), from NumPy or torch, as a finite tensor of this SAE's dtype and device, or `Error`."""
+        given = activations if isinstance(activations, Tensor) else torch.tensor(np.asarray(activations))
+        x = check_floats("activations", given)
+        if x.ndim != 2 or x.shape[1] != self.d_in or not len(x):
+            msg = f"activations has shape {tuple(x.shape)}, but this SAE needs (n, {self.d_in}) with n >= 1"
+            raise Error(msg)
+        x = x.to(self.W_dec.device, self.W_dec.dtype)
+        check_finite("activations", x)
+        return x
+
     def encode(self, x: Tensor) -> Tensor:
         """Dense codes z_T: (..., d_in) -> (..., d_sae).  Raises `Error` for NaN or infinite x, and shape or dtype."""
         return self.refine(x, prox(self.penalty, self.pre_activations(x)))
@@ -163,6 +174,21 @@ class SAE(nn.Module):
             residual = torch.where(falls, trial.residual(), point.residual())
             point = Point(torch.where(falls, trial.z, point.z), point.c, point.D, spent, residual)
 
+    @torch.no_grad()
+    def rescale(self, factor: float) -> None:
+        """Change the unit of x by `factor`, in place: codes scale with it, atoms keep their norms.
+
+        Every prox here is homogeneous, so only offsets and thresholds are multiplied.
+        """
+        for name, parameter in self.named_parameters():
+            if name not in ("W_enc", "W_dec"):
+                parameter.mul_(factor)
+        R = self._penalty
+        if isinstance(R, L1):
+            self._penalty = replace(R, lam=R.lam * factor)
+        elif isinstance(R, L0):
+            self._penalty = replace(R, bandwidth=R.bandwidth * factor)
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the folder `sae.json` + `sae.safetensors`, beside and then renamed; raise `Error` if that fails."""
         R: Any = self._penalty
@@ -191,12 +217,12 @@ def load(folder: str | os.PathLike[str]) -> SAE:
         family, rule = dict(config["penalty"]), dict(config["step"])
         kind = getattr(penalties, family.pop("family"))
         penalty = kind(**({"lam": 0.0} if kind is L0 else {}), **family)
-        step = getattr(iteration, rule.pop("rule"))(**rule)
-        sae = SAE(config["d_in"], config["d_sae"], penalty)
-        dtype = tensors["W_dec"].dtype
-        sae.to(dtype).load_state_dict(tensors)
-        sae._plan(config["steps"], None if config["analysis"] == "encoder" else step, config["analysis"])
-    except (KeyError, TypeError, AttributeError, RuntimeError) as problem:
+        step = None if config["analysis"] == "encoder" else getattr(iteration, rule.pop("rule"))(**rule)
+        with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced at once
+            sae = SAE(config["d_in"], config["d_sae"], penalty)
+        sae.to(tensors["W_dec"].dtype).load_state_dict(tensors)
+        sae._plan(config["steps"], step, config["analysis"])
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as problem:
         msg = f"{folder} does not hold a whole SAE: {' '.join(str(problem).split())}"
         raise Error(msg) from None
     return sae

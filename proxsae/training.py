@@ -7,6 +7,7 @@ The last term (AuxK, Gao et al. 2024) lets latents that have not fired for a whi
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from proxsae.conventions import Error, check_count, check_finite, check_floats
+from proxsae.conventions import Error, check_count, check_seed
 from proxsae.functional import count_above, k_sparse, prox
 from proxsae.penalties import L0, L1
 from proxsae.sae import SAE
@@ -49,20 +50,41 @@ def train(
     Raises `Error` for rows that are not finite or do not fit, and for a loss that is no longer finite.
     """
     steps, batch_size = check_count("steps", steps, 1), check_count("batch_size", batch_size, 1)
-    x = _rows(sae, activations)
-    device, generator = sae.W_dec.device, torch.Generator().manual_seed(check_count("seed", seed, 0))
+    check_seed(seed)
+    for name, value in (("lr", lr), ("l0", 1.0 if l0 is None else l0)):
+        if not 0 < value < math.inf:
+            msg = f"{name}={value} must be finite and > 0"
+            raise Error(msg)
+    x = sae.rows(activations)
     mean = x.mean(dim=0)
     spread = float((x - mean).square().sum(dim=1).mean() / sae.d_in) ** 0.5
-    if spread == 0:
-        msg = f"all {len(x)} rows of activations are equal: there is nothing to encode"
+    if not 0 < spread < math.inf:
+        msg = f"the {len(x)} rows of activations are equal, or too large for {x.dtype}: they deviate by {spread}"
+        raise Error(msg)
+    if l0 is not None and isinstance(sae.penalty, (L0, L1)) and not _mean_lam(sae):
+        msg = f"l0={l0} cannot be reached from lam=0: lam is adjusted by factors, so the penalty needs one > 0"
         raise Error(msg)
     if not bool(sae.b_dec.any()):
         sae.b_dec.data.copy_(mean)
-    _rescale(sae, 1 / spread)
-    lam = _mean_lam(sae)
-    if l0 is not None and isinstance(sae.penalty, (L0, L1)) and not lam:
-        msg = f"l0={l0} cannot be reached from lam=0: lam is adjusted by factors, so the penalty needs one > 0"
-        raise Error(msg)
+    sae.rescale(1 / spread)
+    try:
+        return _loop(sae, x, 1 / spread, steps, batch_size, lr, seed, l0, progress)
+    finally:  # also after Ctrl-C the SAE is in the units of the data
+        sae.rescale(spread)
+
+
+def _loop(
+    sae: SAE,
+    x: Tensor,
+    unit: float,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    l0: float | None,
+    progress: bool | None,
+) -> dict[str, float]:
+    lam, device, generator = _mean_lam(sae), x.device, torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(sae.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda t: _rate(t, steps))
     quiet = torch.zeros(sae.d_sae, device=device)  # steps since each latent fired
@@ -71,20 +93,14 @@ def train(
     for step in _bar(range(steps), progress):
         while len(order) < batch_size:
             order = torch.cat([order, torch.randperm(len(x), generator=generator)])
-        batch, order = x[order[:batch_size].to(device)] / spread, order[batch_size:]
-        R, u = sae.penalty, sae.pre_activations(batch)
-        z = sae.refine(batch, prox(R, u))
-        error = sae.decode(z) - batch
+        batch, order = x[order[:batch_size].to(device)] * unit, order[batch_size:]
         dead = quiet > DEAD_AFTER * steps
-        loss = 0.5 * error.square().sum(dim=1).mean() + AUX_SHARE * _revival(sae, u, error.detach(), dead)
-        if isinstance(R, L1):
-            loss = loss + R.value(z).mean()
-        elif isinstance(R, L0):
-            signed = torch.relu(u) if R.nonneg else u
-            loss = loss + lam * count_above(signed, sae.threshold, R.bandwidth).mean()
+        try:
+            loss, error, fired = _loss(sae, batch, lam, dead)
+        except Error:  # of a penalty whose lam is no longer finite: the rows were checked
+            loss = torch.tensor(math.nan)
         if not bool(loss.isfinite()):
-            _rescale(sae, spread)
-            msg = f"the loss is {float(loss)} at step {step}: lr={lr:g} is too high, or the rows have an outlier"
+            msg = f"the loss is {loss.item()} at step {step}: lr={lr:g} is too high, or the rows have an outlier"
             raise Error(msg)
         optimiser.zero_grad()
         loss.backward()
@@ -92,35 +108,28 @@ def train(
         optimiser.step()
         schedule.step()
         sae.W_dec.data = normalize(sae.W_dec.data, dim=1)
-        fired = (z != 0).sum(dim=0)
         quiet = torch.where(fired > 0, 0, quiet + 1)
         density = float(fired.sum()) / batch_size
         if l0 is not None:
             lam = _adjust(sae, lam, density / l0)
-        unexplained = error.detach().square().sum() / batch.square().sum()
+        unexplained = error.square().sum() / batch.square().sum()
         history.append(torch.stack([loss.detach(), unexplained, loss.new_tensor(density), dead.float().mean()]))
-    _rescale(sae, spread)
     tail = torch.stack(history[-max(1, steps // 10) :]).mean(dim=0)
     return dict(zip(("loss", "nmse", "l0", "dead"), tail.tolist(), strict=True))
 
 
-def _rows(sae: SAE, activations: Any) -> Tensor:
-    x = check_floats("activations", torch.as_tensor(activations))
-    if x.ndim != 2 or x.shape[1] != sae.d_in or not len(x):
-        msg = f"activations has shape {tuple(x.shape)}, but training needs (n, {sae.d_in}) with n >= 1"
-        raise Error(msg)
-    x = x.to(sae.W_dec.device, sae.W_dec.dtype)
-    check_finite("activations", x)
-    return x
-
-
-def _rescale(sae: SAE, factor: float) -> None:
-    """Change the unit of x, and with it of the codes: every prox here is homogeneous, so only offsets are scaled."""
-    for name, parameter in sae.named_parameters():
-        if name not in ("W_enc", "W_dec"):
-            parameter.data *= factor
-    if isinstance(sae.penalty, L1):
-        sae.penalty = replace(sae.penalty, lam=sae.penalty.lam * factor)
+def _loss(sae: SAE, batch: Tensor, lam: float, dead: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The training loss of a batch; its error xhat - x, without gradient; and how often each latent fired."""
+    R, u = sae.penalty, sae.pre_activations(batch)
+    z = sae.refine(batch, prox(R, u))
+    error = sae.decode(z) - batch
+    loss = 0.5 * error.square().sum(dim=1).mean() + AUX_SHARE * _revival(sae, u, error.detach(), dead)
+    if isinstance(R, L1):
+        loss = loss + R.value(z).mean()
+    elif isinstance(R, L0):
+        signed = torch.relu(u) if R.nonneg else u
+        loss = loss + lam * count_above(signed, sae.threshold, R.bandwidth).mean()
+    return loss, error.detach(), (z != 0).sum(dim=0)
 
 
 def _mean_lam(sae: SAE) -> float:

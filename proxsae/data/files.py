@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -52,59 +51,51 @@ def read(path: str | os.PathLike[str]) -> NDArray[Any]:
 
 
 def _rows(file: Path) -> NDArray[Any]:
-    try:
-        array = _READERS[file.suffix](file)
-    except KeyError:
+    if file.suffix not in SUFFIXES:
         msg = f"{file} must end in {', '.join(SUFFIXES)}"
-        raise Error(msg) from None
+        raise Error(msg)
+    try:
+        arrays = _safetensors(file) if file.suffix == ".safetensors" else _numpy(file)
+    except Error:
+        raise
     except OSError as problem:
         msg = f"cannot read {file}: {problem.strerror or problem}"
         raise Error(msg) from None
-    except (ValueError, EOFError, zipfile.BadZipFile) as problem:
-        if isinstance(problem, Error):
-            raise
+    except Exception as problem:  # the bytes of a stranger: the readers below raise nearly anything
         msg = f"{file} is truncated or not a {file.suffix} file of numbers: {' '.join(str(problem).split())}"
         raise Error(msg) from None
-    if not np.issubdtype(array.dtype, np.floating) or array.ndim < 2:
+    if len(arrays) != 1:
+        msg = f"{file} holds the arrays {sorted(arrays)}, but activations are one array"
+        raise Error(msg)
+    (array,) = arrays.values()
+    if array.dtype.kind != "f" or array.ndim < 2:
         msg = f"{file} holds {array.dtype} of shape {array.shape}, but activations are floats of shape (n, d)"
         raise Error(msg)
-    rows = array.reshape(-1, array.shape[-1])
-    if not rows.size:
+    if not array.size:
         msg = f"{file} has shape {array.shape}: there are no rows to encode"
         raise Error(msg)
+    rows = array.reshape(-1, array.shape[-1])
+    if not rows.dtype.isnative or rows.dtype.itemsize > 8:  # torch knows neither
+        rows = rows.astype(f"f{min(8, rows.dtype.itemsize)}")
     for start in range(0, len(rows), 65536):  # in pieces, so that a memory-mapped file is never held whole
         check_finite(str(file), rows[start : start + 65536])
     return rows
 
 
-def _npy(file: Path) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
-    return array
+def _numpy(file: Path) -> dict[str, NDArray[Any]]:
+    with file.open("rb") as stream:  # the content decides, not the name
+        if stream.read(2) != b"PK":
+            return {"": np.load(file, mmap_mode="r", allow_pickle=False)}
+        stream.seek(0)
+        with np.load(stream, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
 
 
-def _npz(file: Path) -> NDArray[Any]:
-    with np.load(file, allow_pickle=False) as archive:
-        return _only(file, {name: archive[name] for name in archive.files})
-
-
-def _safetensors(file: Path) -> NDArray[Any]:
+def _safetensors(file: Path) -> dict[str, NDArray[Any]]:
     try:
-        from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ImportError:
         msg = "safetensors is missing: pip install 'proxsae[study]'"
         raise Error(msg) from None
-    try:
-        return _only(file, load_file(file))
-    except SafetensorError as problem:
-        raise ValueError(str(problem)) from None
-
-
-def _only(file: Path, arrays: dict[str, NDArray[Any]]) -> NDArray[Any]:
-    if len(arrays) != 1:
-        msg = f"{file} holds the arrays {sorted(arrays)}, but activations are one array"
-        raise Error(msg)
-    return next(iter(arrays.values()))
-
-
-_READERS = {".npy": _npy, ".npz": _npz, ".safetensors": _safetensors}
+    arrays: dict[str, NDArray[Any]] = load_file(file)
+    return arrays

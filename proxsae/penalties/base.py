@@ -106,7 +106,7 @@ def check_lam(penalty: str, lam: Any) -> Any:
         lam = np.array(lam, dtype=np.float64) if kind in "iuf" else np.array(math.nan)  # NaN is refused below
         lam.setflags(write=False)
     if lam.ndim > 1 or 0 in lam.shape or not bool(((lam >= 0) & (lam < math.inf)).all()):
-        worst = f" with the entry {float(lam.min()):g}" if lam.ndim == 1 and len(lam) else ""
+        worst = f" with the entry {lam.min().item():g}" if lam.ndim == 1 and len(lam) else ""
         msg = f"{penalty}: lam={shown}{worst}, but lam must be finite and >= 0, one number or one per latent (def-prox)"
         raise Error(msg)
     return float(lam) if lam.ndim == 0 and not is_torch(lam) else lam

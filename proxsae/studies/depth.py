@@ -15,7 +15,7 @@ from torch import Tensor
 
 from proxsae import metrics
 from proxsae.certificates import fixed_point_residual, lipschitz
-from proxsae.conventions import Error
+from proxsae.conventions import Error, check_seed
 from proxsae.iteration import ExactStep, Lipschitz, Refit, StepRule
 from proxsae.penalties import L1
 from proxsae.sae import SAE, abstopk_sae, jumprelu_sae, relu_sae, topk_sae
@@ -52,6 +52,7 @@ def depth(
     All four SAEs are asked for k non-zeros a row: k itself for TopK and AbsTopK, an adjusted lam for ReLU and JumpReLU.
     `report` is told what is going on.  Raises `Error` for a k above d_sae, and as `train` does.
     """
+    check_seed(seed)
     if not 1 <= k <= d_sae:
         msg = f"k={k} must be between 1 and d_sae={d_sae}"
         raise Error(msg)

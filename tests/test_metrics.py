@@ -1,0 +1,143 @@
+"""Measures against values worked out by hand; a latent fires where z != 0, whatever its sign."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import proxsae as px
+from proxsae import metrics
+from proxsae.testing import assert_close
+
+Z = torch.tensor([[-1.0, -2.0, -3.0, 0.0], [5.0, 0.0, -1.0, 0.0], [0.0, 0.0, -1.0, -0.0], [2.0, -1.0, 0.0, 0.0]])
+
+
+def test_a_latent_fires_where_it_is_not_zero_whatever_its_sign():
+    assert metrics.l0(Z[:1]) == 3  # all negative
+    assert metrics.l0(Z) == (3 + 2 + 1 + 2) / 4
+    assert metrics.l0(Z.reshape(2, 2, 4)) == 2
+    assert metrics.dead_fraction(Z) == 1 / 4
+    assert metrics.dead_fraction(Z[2:3]) == 3 / 4
+    assert metrics.dead_fraction(-Z) == metrics.dead_fraction(Z)
+    assert metrics.l0(Z[:0]) == 0
+
+
+def test_sign_balance_is_the_rarer_sign_over_the_commoner():
+    z = torch.tensor([[1.0, 1, -1, 0, 1], [-1, 1, -1, 0, 1], [1, 1, 0, 0, -1], [0, 1, 0, 0, 1]])
+    want = torch.tensor([1 / 2, 0, 0, 0, 1 / 3])
+    assert_close(metrics.sign_balance(z), want, 1e-7)
+    assert_close(metrics.sign_balance(-z.reshape(2, 2, 5)), want, 1e-7)
+    assert_close(metrics.sign_balance(torch.tensor([[1.0], [-3.0]])), torch.ones(1), 1e-7)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "distance"),
+    [
+        ([[1.0, 1, 0, 0]], [[0, 1.0, 1, 0]], 2 / 3),
+        ([[1.0, 1, 0, 0]], [[-5.0, 2, 0, 0]], 0),
+        ([[1.0, 1, 0, 0]], [[0, 0, 1.0, 1]], 1),
+        ([[0.0, 0, 0, 0]], [[0.0, 0, 0, 0]], 0),
+        ([[0.0, 0, 0, 0]], [[0.0, 1, 0, 0]], 1),
+        ([[1.0, 1, 0, 0], [1, 0, 0, 0]], [[0, 1.0, 1, 0], [1, 0, 0, 0]], 1 / 3),
+    ],
+)
+def test_support_change_is_the_mean_jaccard_distance(before, after, distance):
+    assert metrics.support_change(torch.tensor(before), torch.tensor(after)) == pytest.approx(distance, abs=1e-7)
+
+
+def test_nmse_is_a_ratio_of_sums_and_not_a_mean_of_ratios():
+    x, xhat = torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([[3.0, 3.0], [0.0, 0.0]])
+    assert metrics.nmse(x, xhat) == pytest.approx(2 / 26)
+    assert metrics.nmse(x, x) == 0
+    assert metrics.nmse(x, 0 * x) == 1
+    assert metrics.nmse(0 * x, 0 * x) == 0
+    assert metrics.nmse(0 * x, x) == math.inf
+
+
+def test_explained_variance_is_a_ratio_of_sums_about_the_mean_row():
+    x = torch.tensor([[1.0, 0.0], [3.0, 0.0], [5.0, 6.0]])  # mean (3, 2): 4 + 4 + 0 + 4 + 4 + 16 = 32
+    xhat = torch.tensor([[1.0, 0.0], [3.0, 2.0], [5.0, 4.0]])  # 4 + 4 = 8
+    assert metrics.explained_variance(x, xhat) == pytest.approx(3 / 4)
+    assert metrics.explained_variance(x, x.mean(dim=0).expand(3, 2)) == pytest.approx(0, abs=1e-7)
+    assert metrics.explained_variance(x + 100, xhat + 100) == pytest.approx(3 / 4)
+
+
+def test_cosine_is_a_mean_over_rows():
+    x, xhat = torch.tensor([[2.0, 0.0], [1.0, 1.0], [1.0, 0.0]]), torch.tensor([[5.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])
+    assert metrics.cosine(x, xhat) == pytest.approx((1 + math.sqrt(0.5) - 1) / 3)
+
+
+def test_recovery_sees_through_order_sign_and_length():
+    generator = torch.Generator().manual_seed(0)
+    D = torch.randn(12, 8, generator=generator)
+    scales = torch.linspace(-3, 3, 12)[:, None]
+    assert metrics.recovery((scales * D)[torch.randperm(12, generator=generator)], D) == pytest.approx(1)
+    assert metrics.recovery(D[:5], D) == pytest.approx(1)
+    assert metrics.recovery(torch.randn(12, 8, generator=generator), D) < 0.9
+
+
+def test_recovery_matches_one_to_one():
+    truth = torch.eye(2)
+    assert metrics.recovery(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), truth) == pytest.approx(1 / 2)
+    greedy = torch.tensor([[0.8, 0.6], [1.0, 0.0]])  # the first would take the atom that the second needs
+    assert metrics.recovery(greedy, truth) == pytest.approx((0.6 + 1) / 2)
+
+
+def sae_of_eye():
+    """Four latents on two coordinates: +e1, +e2, and two that read nothing."""
+    sae = px.abstopk_sae(2, 4, k=1)
+    with torch.no_grad():
+        sae.W_dec.copy_(torch.tensor([[1.0, 0], [0, 1], [1, 0], [0, 1]]))
+        sae.W_enc.copy_(torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0]]))
+    return sae
+
+
+def test_evaluate_measures_what_the_parts_measure():
+    x = torch.tensor([[2.0, 1.0], [-2.0, 0.0], [-4.0, 0.0], [0.0, 3.0]])
+    for batch_size in (1, 3, 4096):
+        found = px.evaluate(sae_of_eye(), x.numpy(), batch_size=batch_size)
+        want = {
+            "nmse": 1 / 34,
+            "explained_variance": 1 - 1 / (34 - 16 / 4 - 16 / 4),
+            "cosine": (2 / math.sqrt(5) + 3) / 4,
+            "l0": 1.0,
+            "dead": 1 / 2,
+            "two_sided": 1 / 2,  # latent 0 fires +, -, -; latent 1 only +
+            "sign_balance": (1 / 2 + 0) / 2,
+        }
+        assert found.keys() == want.keys()
+        assert all(type(value) is float for value in found.values())
+        for key, value in want.items():
+            assert found[key] == pytest.approx(value, abs=1e-6), key
+
+
+def test_evaluate_converts_the_dtype_of_the_rows():
+    x = np.array([[2.0, 1.0], [-2.0, 0.0]])
+    assert px.evaluate(sae_of_eye(), x.astype(np.float16)) == px.evaluate(sae_of_eye(), x)
+    assert px.evaluate(sae_of_eye().double(), x.astype(np.float32))["nmse"] == pytest.approx(1 / 9)
+
+
+def test_evaluate_of_codes_that_are_all_zero_has_no_nan():
+    found = px.evaluate(sae_of_eye(), np.zeros((3, 2)))
+    assert (found["l0"], found["dead"], found["two_sided"], found["nmse"]) == (0, 1, 0, 0)
+    assert all(math.isfinite(value) for value in found.values())
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (np.zeros((0, 2)), "n >= 1"),
+        (np.array([[np.nan, 1.0]]), "NaN"),
+        (np.array([[np.inf, 1.0]]), "infinite"),
+        (np.ones((3, 5)), "5"),
+        (np.ones((3, 2), dtype=int), "int64"),
+        (np.ones(2), r"shape \(2,\)"),
+        (np.ones((2, 3, 2)), r"shape \(2, 3, 2\)"),
+    ],
+    ids=["no rows", "NaN", "infinity", "width", "integers", "one axis", "three axes"],
+)
+def test_evaluate_refuses_bad_rows_in_one_sentence(rows, says):
+    with pytest.raises(px.Error, match=says) as error:
+        px.evaluate(sae_of_eye(), rows)
+    assert "\n" not in str(error.value)
