@@ -6,6 +6,7 @@ certificate that is itself rounded to float32 certifies nothing at 1e-6.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ def duality_gap(x: Any, D: Any, z: Any, R: Penalty, bias: Any = None) -> Any:
     """Duality gap of z, an upper bound on F(z) - F*, for L1: shape (...).  It is 0 only at the optimum.
 
     With r = x - b - D z, scale r to the dual-feasible  theta = r min(1, min_j lam_j / |d_j^T r|)  (d_j^T r clipped at 0
-    from below when `nonneg`); then  gap = F(z) - (1/2 ||x - b||^2 - 1/2 ||theta - (x - b)||^2).
+    from below when `nonneg`); then  gap = F(z) - (1/2 ||x - b||^2 - 1/2 ||theta - (x - b)||^2),  worked out as
+    1/2 ||r - theta||^2 + sum_j (lam_j |z_j| - z_j d_j^T theta),  a sum of terms >= 0.  A lam_j of 0 asks for a residual
+    orthogonal to d_j: short of that theta is 0 and the gap no use.
 
     Statement: thm-duality-gap (Mairal 2010, appendix D; Fenchel duality).  Shapes: x (..., d), D (P, d), z (..., P).
     Raises `Error` for other penalties, which have no convex dual, and for data that does not fit.
@@ -26,16 +29,18 @@ def duality_gap(x: Any, D: Any, z: Any, R: Penalty, bias: Any = None) -> Any:
     if not isinstance(R, L1):
         msg = f"duality_gap is for L1, not {type(R).__name__}: a non-convex penalty has no zero gap (thm-duality-gap)"
         raise Error(msg)
+    x = check_floats("x", x)
     c, D, z, _ = _problem(x, D, z, R, bias)
     xp = namespace(c)
     r = c - z @ D
     slope = r @ D.T
-    slope = slope.clip(min=0) if R.nonneg else abs(slope)
-    lam = R.lam if isinstance(R.lam, float) else wide(R.lam)
-    ratio = xp.where(slope > lam, lam / xp.where(slope > 0, slope, 1.0), 1.0)
-    theta = r * xp.amin(ratio, -1)[..., None]
-    dual = _half_square(c) - _half_square(theta - c)
-    return narrow(_half_square(r) + R.value(z) - dual, x)
+    steep = slope.clip(min=0) if R.nonneg else abs(slope)
+    lam = R.lam
+    if not isinstance(lam, float):
+        lam = xp.asarray(np.array(lam), device=c.device) if not is_torch(lam) else wide(lam).to(c.device)
+    scale = xp.amin(xp.where(steep > lam, lam / xp.where(steep > 0, steep, 1.0), 1.0), -1)
+    half_square = 0.5 * ((1 - scale) ** 2) * (r * r).sum(-1)
+    return narrow(half_square + R.value(z) - scale * (z * slope).sum(-1), x)
 
 
 def fixed_point_residual(x: Any, D: Any, z: Any, R: Penalty, step: float, bias: Any = None) -> Any:
@@ -44,6 +49,7 @@ def fixed_point_residual(x: Any, D: Any, z: Any, R: Penalty, step: float, bias: 
     It is 0 exactly at fixed points of T: the optima for L1, the L-stationary points for L0 and KSparse.
     Statement: def-fixed-point (Beck and Eldar 2013 for k-sparse).  Raises `Error` for data that does not fit.
     """
+    x = check_floats("x", x)
     check_step(step, x)
     c, D, z, _ = _problem(x, D, z, R, bias)
     moved = z - R.prox(z - step * ((z @ D - c) @ D.T), step)
@@ -55,7 +61,8 @@ def lambda_max(x: Any, D: Any, nonneg: bool = False) -> Any:
 
     Shapes: x (..., d), centred; D (P, d); returns (...).  Statement: prop-lambda-max (KKT conditions at 0).
     """
-    c, D, _, _ = check_problem(wide(check_floats("x", x)), wide(check_floats("D", D)))
+    x = check_floats("x", x)
+    c, D, _, _ = check_problem(wide(x), wide(check_floats("D", D)))
     slope = c @ D.T
     return narrow(namespace(c).amax(slope.clip(min=0) if nonneg else abs(slope), -1), x)
 
@@ -70,7 +77,11 @@ def lipschitz(D: Any) -> float:
     W = _dictionary(D)
     gram = W @ W.T if W.shape[0] <= W.shape[1] else W.T @ W
     slack = 4 * sum(W.shape) * 2.0**-52 * float((W * W).sum())
-    return float(namespace(W).linalg.eigvalsh(gram)[-1]) + slack
+    top = float(namespace(W).linalg.eigvalsh(gram)[-1]) if math.isfinite(slack) else math.inf
+    if not 0 < top < math.inf:
+        msg = f"D has ||D||^2 = {top}, beyond float64: rescale it (def-lipschitz)"
+        raise Error(msg)
+    return top + slack
 
 
 def coherence(D: Any) -> float:
@@ -98,7 +109,7 @@ def narrow(a: Any, like: Any) -> Any:
 
 
 def _problem(x: Any, D: Any, z: Any, R: Penalty, bias: Any) -> Any:
-    x, D, z = check_floats("x", x), check_floats("D", D), check_floats("z", z)
+    D, z = check_floats("D", D), check_floats("z", z)
     return check_problem(wide(x), wide(D), wide(z), None if bias is None else wide(bias), R, "z")
 
 
@@ -109,7 +120,3 @@ def _dictionary(D: Any) -> Any:
         msg = f"D of shape {tuple(D.shape)} must be a (d_sae, d_in) matrix that is not all zeros (def-lipschitz)"
         raise Error(msg)
     return wide(D)
-
-
-def _half_square(a: Any) -> Any:
-    return 0.5 * (a * a).sum(-1)

@@ -1,11 +1,12 @@
 """Files: one folder an SAE, `sae.json` with what it is and `sae.safetensors` with its tensors.
 
-Formats are data here (names and tensors), not classes.  A folder is written beside its final name and then renamed, so
-that no reader ever sees half of one.
+Formats are data here (names and tensors), not classes.  Files are written beside their final names and then renamed, so
+that no reader ever sees half of one; `sae.json` holds the hash of its weights, so that no two saves are ever mixed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -26,25 +27,34 @@ def write(folder: str | os.PathLike[str], config: dict[str, Any], tensors: dict[
     if target.exists() and not (target / CONFIG).is_file():
         msg = f"cannot save to {target}: it exists and holds no {CONFIG}, so it is not an SAE that may be replaced"
         raise Error(msg)
+    weights = safetensors.save({name: a.detach().cpu().contiguous() for name, a in tensors.items()})
+    text = json.dumps({"format": FORMAT, **config, "sha256": hashlib.sha256(weights).hexdigest()}, indent=2)
+    new = not target.exists()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-            new, old = Path(scratch, "new"), Path(scratch, "old")
-            new.mkdir()
-            text = json.dumps({"format": FORMAT, **config}, indent=2)
-            (new / CONFIG).write_text(text + "\n", encoding="utf-8")
-            safetensors.save_file({name: a.detach().cpu().contiguous() for name, a in tensors.items()}, new / WEIGHTS)
-            if target.exists():
-                target.rename(old)
-            try:
-                new.rename(target)
-            except OSError:
-                if old.exists():
-                    old.rename(target)
-                raise
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent if new else target) as scratch:
+            draft = Path(scratch, "sae")
+            draft.mkdir()
+            (draft / WEIGHTS).write_bytes(weights)
+            (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
+            if new:
+                draft.rename(target)
+            else:  # other files in the folder are the user's
+                _exchange(draft, target, draft / "old")
     except OSError as problem:
         msg = f"cannot save to {target}: {problem.strerror or problem}"
         raise Error(msg) from None
+
+
+def _exchange(draft: Path, target: Path, old: Path) -> None:
+    """Move both files of `draft` into `target`, or neither."""
+    os.replace(target / WEIGHTS, old)
+    try:
+        os.replace(draft / WEIGHTS, target / WEIGHTS)
+        os.replace(draft / CONFIG, target / CONFIG)
+    except BaseException:  # Ctrl-C too
+        os.replace(old, target / WEIGHTS)
+        raise
 
 
 def read(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -53,7 +63,8 @@ def read(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tens
     config_path, weights_path = Path(folder, CONFIG), Path(folder, WEIGHTS)
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
-        tensors = safetensors.load_file(weights_path)
+        weights = weights_path.read_bytes()
+        tensors = safetensors.load(weights)
     except OSError as problem:
         msg = f"cannot read {problem.filename or weights_path}: {problem.strerror or problem}"
         raise Error(msg) from None
@@ -66,6 +77,9 @@ def read(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tens
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
         msg = f"{config_path} has format {found!r}, but this version reads {FORMAT!r}"
+        raise Error(msg)
+    if config.get("sha256") != hashlib.sha256(weights).hexdigest():
+        msg = f"{weights_path} and {config_path.name} are not of one save: the hash of the weights differs"
         raise Error(msg)
     return config, tensors
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from proxsae.conventions import Error, check_count
+from proxsae.conventions import Error, check_count, check_seed
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,6 +27,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nproxsae: interrupted; nothing was written", file=sys.stderr)
         return 130
+    except (MemoryError, RuntimeError) as problem:
+        if "alloc" not in str(problem).lower() and not isinstance(problem, MemoryError):
+            raise
+        print(f"proxsae: not enough memory: {str(problem).splitlines()[0]}", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -87,6 +92,10 @@ def _depth(arguments: argparse.Namespace) -> int:
     # A run of minutes must not fail at its end: what the report needs is looked at before.
     from proxsae.report import check_writable, findings, table, write_report
 
+    for name in ("data", "out"):
+        if getattr(arguments, name) == "":
+            msg = f"--{name} is empty, but must be a path"
+            raise Error(msg)
     check_writable(arguments.out)
     for name, least in (("k", 1), ("train_steps", 1)):
         check_count(f"--{name.replace('_', '-')}", getattr(arguments, name), least)
@@ -126,10 +135,10 @@ def _depth(arguments: argparse.Namespace) -> int:
         "seconds": round(time.perf_counter() - started, 1),
         "command": "proxsae " + " ".join(sys.argv[1:]),
     }
+    write_report(rows, meta, arguments.out)  # before printing: nobody who pipes the table into `head` loses the run
     print(table(rows))
     print()
     print("\n".join(findings(rows)))
-    write_report(rows, meta, arguments.out)
     print(f"\nwritten to {arguments.out}: report.html, rows.csv, rows.json, depth.png, depth.svg ({meta['seconds']} s)")
     return 0
 
@@ -138,6 +147,7 @@ def _laws(arguments: argparse.Namespace) -> int:
     from proxsae import testing
 
     device = _device(arguments.device)
+    check_seed(arguments.seed)
     wanted = arguments.name.lower()
     operators = {name: R for name, R in testing.OPERATORS.items() if wanted in name.lower()}
     mutants = [mutant for mutant in testing.MUTANTS if wanted in f"{mutant.name} {type(mutant.R).__name__}".lower()]

@@ -146,6 +146,9 @@ def check_problem(
         msg = f"{code} has shape {tuple(z0.shape)}, but x and D need {(*x.shape[:-1], D.shape[0])}"
         raise Error(msg)
     if R is not None:
+        if not callable(getattr(R, "check_fits", None)) or isinstance(R, type):
+            msg = f"R={R!r} must be a penalty, such as KSparse(32)"
+            raise Error(msg)
         R.check_fits("D", D, D.shape[0])
     return (x if bias is None else x - bias), D, z0, tuple(x.shape[:-1])
 

@@ -24,7 +24,7 @@ def soft_threshold(u: Tensor, threshold: Tensor) -> Tensor:
 
 
 def hard_threshold(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """U where |u| > threshold, else 0 (thm-prox-l0).
+    """u where |u| > threshold, else 0 (thm-prox-l0).
 
     The derivative in u is 1 on the support.  In the threshold it is the straight-through estimate
     -sign(u) (threshold / bandwidth) 1[| |u| - threshold | < bandwidth / 2]  (Rajamanoharan et al. 2024), a choice.
@@ -64,7 +64,7 @@ def count_above(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
 
 
 def k_sparse(u: Tensor, k: int) -> Tensor:
-    """U on its k largest magnitudes, lowest index first among ties, 0 elsewhere: (..., P) (thm-prox-ksparse)."""
+    """u on its k largest magnitudes, lowest index first among ties, 0 elsewhere: (..., P) (thm-prox-ksparse)."""
     if k >= u.shape[-1]:
         return torch.where(u != 0, u, 0)
     indices = top_k(u, k)
@@ -136,7 +136,7 @@ def slope(R: Penalty, z: Tensor) -> Tensor:
 
 
 def _lam(R: Any, u: Tensor) -> Tensor:
-    """Lam in float64 on the device of u."""
+    """lam in float64 on the device of u."""
     lam = R.lam if isinstance(R.lam, Tensor) else torch.tensor(R.lam, dtype=torch.float64)
     return lam.to(u.device, torch.float64)
 

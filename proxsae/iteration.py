@@ -64,6 +64,7 @@ class Refit:
 
 
 StepRule = Lipschitz | FixedStep | Backtracking | ExactStep | Refit
+RULES = {rule.__name__: rule for rule in (Lipschitz, FixedStep, Backtracking, ExactStep, Refit)}
 
 
 @dataclass(frozen=True)

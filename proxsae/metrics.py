@@ -8,18 +8,19 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from proxsae.conventions import check_count
 from proxsae.sae import SAE
 
 
 def nmse(x: Tensor, xhat: Tensor) -> float:
-    """Sum ||x - xhat||^2 / sum ||x||^2 over all rows; x, xhat (..., d)."""
-    return _ratio((x - xhat).square().sum(), x.square().sum())
+    """sum ||x - xhat||^2 / sum ||x||^2 over all rows; x, xhat (..., d)."""
+    return ratio((x - xhat).square().sum(), x.square().sum())
 
 
 def explained_variance(x: Tensor, xhat: Tensor) -> float:
     """1 - sum ||x - xhat||^2 / sum ||x - mean||^2: a ratio of sums, the mean taken over the rows of x (..., d)."""
     rows = x.reshape(-1, x.shape[-1])
-    return 1 - _ratio((x - xhat).square().sum(), (rows - rows.mean(dim=0)).square().sum())
+    return 1 - ratio((x - xhat).square().sum(), (rows - rows.mean(dim=0)).square().sum())
 
 
 def cosine(x: Tensor, xhat: Tensor) -> float:
@@ -29,7 +30,7 @@ def cosine(x: Tensor, xhat: Tensor) -> float:
 
 def l0(z: Tensor) -> float:
     """The mean number of non-zeros per row of z (..., P)."""
-    return _ratio((z != 0).sum(), torch.tensor(z.shape[:-1].numel()))
+    return ratio((z != 0).sum(), torch.tensor(z.shape[:-1].numel()))
 
 
 def dead_fraction(z: Tensor) -> float:
@@ -63,6 +64,7 @@ def evaluate(sae: SAE, activations: Any, batch_size: int = 4096) -> dict[str, fl
     NumPy rows are converted; raises `Error` for no rows, NaN or infinite rows and a width that does not fit.
     """
     x = sae.rows(activations)
+    check_count("batch_size", batch_size, 1)
     codes = [sae.encode(batch) for batch in x.split(batch_size)]
     xhat = torch.cat([sae.decode(z) for z in codes])
     z = torch.cat(codes)
@@ -74,12 +76,12 @@ def evaluate(sae: SAE, activations: Any, batch_size: int = 4096) -> dict[str, fl
         "cosine": cosine(x, xhat),
         "l0": l0(z),
         "dead": dead_fraction(z),
-        "two_sided": _ratio((balance > 0).sum(), live.sum()),
-        "sign_balance": _ratio(balance.sum(), live.sum()),
+        "two_sided": ratio((balance > 0).sum(), live.sum()),
+        "sign_balance": ratio(balance.sum(), live.sum()),
     }
 
 
-def _ratio(part: Tensor, whole: Tensor) -> float:
+def ratio(part: Tensor, whole: Tensor) -> float:
     """Part / whole, and 0 where both are 0."""
     if float(whole) == 0:
         return 0.0 if float(part) == 0 else float("inf")

@@ -66,13 +66,15 @@ def ista(
     check_rule(step, momentum, keep, R.convex, L)
     start = np.zeros((*lead, len(D)), c.dtype) if z0 is None else z0
     wide = np.result_type(c.dtype, np.float32)  # half precision accumulates in float32
-    codes = np.zeros((steps + 1, int(np.prod(lead)), len(D)), c.dtype)
-    objective, products = np.zeros(codes.shape[:2], c.dtype), np.zeros(codes.shape[:2])
+    kept = steps + 1 if keep == "all" else 1
+    codes = np.zeros((kept, int(np.prod(lead)), len(D)), c.dtype)
+    objective = np.zeros((steps + 1, codes.shape[1]), c.dtype)
+    products = np.zeros(objective.shape)
     for i, (row, z) in enumerate(zip(c.reshape(-1, c.shape[-1]), start.reshape(-1, len(D)), strict=True)):
         for t, (code, spent) in zip(range(steps + 1), iterate(row, D, R, step, momentum, z, L), strict=False):
-            codes[t, i], products[t, i] = code, spent
+            codes[t if keep == "all" else 0, i], products[t, i] = code, spent
             objective[t, i] = 0.5 * np.sum((row - code @ D) ** 2, dtype=wide) + R.value(code)
-    codes = codes.reshape(steps + 1, *lead, len(D))
+    codes = codes.reshape(kept, *lead, len(D))
     return Trace(
         codes[-1],
         objective.reshape(steps + 1, *lead),
@@ -87,7 +89,8 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
 
     L1 runs FISTA with restarts.  L0 and KSparse run `Refit` steps from z = 0 until they move nothing; the limit depends
     on that start (finding the best k-sparse code is NP-hard).  Work is in float64, codes come back in the dtype of x;
-    the certificate is of the codes that are returned, and a row that did not reach it has converged = False.
+    the certificate is of the codes that are returned, and a row that did not reach it has converged = False.  Rounding
+    codes to float32 alone can cost a gap of some 1e-7 of the objective, and of far more where lam is tiny.
     Torch codes are differentiable in x, D, bias and a tensor lam by the implicit function theorem on the support
     (thm-implicit-gradient).  Shapes as in `ista`.  Raises `Error` as `ista` does, and for tol not finite and > 0.
     """
@@ -101,11 +104,13 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
     taken, converged = np.zeros(len(rows), dtype=int), np.zeros(len(rows), dtype=bool)
     for i, row in enumerate(rows):
         for t, (z, _) in enumerate(iterate(row, D, R, rule, momentum, np.zeros(len(D)), L)):
-            z = z.astype(dtype).astype(np.float64)  # judge the code that will be returned
-            gaps[i], converged[i] = certify(row, D, z, codes[i], R, tol, L)
+            _, enough = certify(row, D, z, codes[i], R, tol, L)
             codes[i], taken[i] = z, t
-            if converged[i] or t == max_steps:
+            if enough or t == max_steps:
                 break
+        rounded = codes[i].astype(dtype).astype(np.float64)  # judged is what is returned
+        gaps[i], good = certify(row, D, rounded, codes[i], R, tol, L)
+        converged[i] = good and enough
     shaped = codes.astype(dtype).reshape(*lead, len(D))
     return Solution(shaped, gaps.reshape(lead), taken.reshape(lead), converged.reshape(lead))
 
@@ -184,8 +189,9 @@ def exact_step(z: Floats, g: Floats, D: Floats, R: Penalty, largest: float, L: f
     """
     face = z if z.any() else R.prox(z - largest * g, largest)  # at z = 0, the support that a step would open
     h = np.where(face != 0, g + R.slope(face), 0)
-    curvature = np.sum((h @ D) ** 2)
-    mu, tried = (float(np.sum(h**2) / curvature) if curvature > 0 else largest), 1
+    with np.errstate(all="ignore"):
+        mu = np.sum(h.astype(float) ** 2) / np.sum((h @ D).astype(float) ** 2)  # at least 1/L, but for rounding
+    mu, tried = max(float(mu), 1 / L) if np.isfinite(mu) else largest, 1
     while True:
         new = R.prox(z - mu * g, mu)
         if np.array_equal(np.sign(new), np.sign(face)):
@@ -209,7 +215,9 @@ def refit(z: Floats, x: Floats, D: Floats, R: Penalty) -> Floats:
     wide = np.result_type(z.dtype, np.float32)
     A, new = D[S].astype(wide), z.copy()
     h = A @ (z[S] @ A - x) + R.slope(z)[S]
-    delta = np.linalg.lstsq(A @ A.T, -h, rcond=float(REFIT_RTOL * np.finfo(wide).eps))[0]
+    norms = np.linalg.norm(A, axis=1)  # atoms are compared by direction: a short one is not a dependent one
+    cosines = (A / norms[:, None]) @ (A / norms[:, None]).T
+    delta = np.linalg.lstsq(cosines, -h / norms, rcond=float(REFIT_RTOL * np.finfo(wide).eps))[0] / norms
     target = z[S] + delta
     if R.convex or R.nonneg:
         flips = np.sign(target) == -np.sign(z[S])

@@ -13,17 +13,17 @@ import copy
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from proxsae import checkpoints, iteration, penalties
+from proxsae import checkpoints
 from proxsae.certificates import lipschitz
 from proxsae.conventions import Error, check_count, check_finite, check_floats
 from proxsae.functional import prox, top_k
-from proxsae.iteration import FixedStep, Lipschitz, StepRule, check_rule
+from proxsae.iteration import RULES, FixedStep, Lipschitz, StepRule, check_rule
 from proxsae.penalties import L0, L1, KSparse, Penalty
 from proxsae.sparse import SparseCodes, sparse_decode, sparsify
 from proxsae.unroll import Point, iterate
@@ -58,13 +58,16 @@ class SAE(nn.Module):
             raise Error(msg)
         atoms = nn.functional.normalize(torch.randn(self.d_sae, self.d_in), dim=1)
         penalty.check_fits("penalty", atoms, self.d_sae)
+        lam = getattr(penalty, "lam", None)
+        if isinstance(lam, Tensor):  # an SAE trains its threshold or nothing: a lam of the caller's stays outside
+            penalty = replace(cast(Any, penalty), lam=lam.detach().cpu().double().numpy())
         self.W_dec = nn.Parameter(atoms)
         self.W_enc = nn.Parameter(atoms.T.clone(memory_format=torch.contiguous_format))
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(self.d_in))
-        self._penalty = penalty
+        self._shared = {"penalty": penalty}  # by `unrolled`, as the weights are
         if isinstance(penalty, L0):
-            theta = (2 * torch.as_tensor(np.array(penalty.lam))).sqrt()
+            theta = torch.tensor(np.sqrt(2 * np.asarray(penalty.lam)))
             self.threshold = nn.Parameter(theta.expand(self.d_sae).to(atoms.dtype).clone())
         self._plan(steps, step, analysis)
 
@@ -78,18 +81,19 @@ class SAE(nn.Module):
         self.steps, self.analysis = check_count("steps", steps, 1), analysis
         self.step = Lipschitz() if step is None else step
         L = lipschitz(self.W_dec) if isinstance(self.step, FixedStep) else 1.0  # only FixedStep is judged by it
-        check_rule(self.step, None, "last", self._penalty.convex, L)
+        check_rule(self.step, None, "last", self._shared["penalty"].convex, L)
 
     @property
     def penalty(self) -> Penalty:
         """R as it stands; for a trained L0 its lam is the tensor threshold^2 / 2."""
-        if isinstance(self._penalty, L0):
-            return L0(self.threshold.square() / 2, self._penalty.nonneg, self._penalty.bandwidth)
-        return self._penalty
+        R = self._shared["penalty"]
+        return replace(R, lam=self.threshold.double().square() / 2) if isinstance(R, L0) else R
 
-    @penalty.setter
-    def penalty(self, R: Penalty) -> None:
-        self._penalty = R
+    def scale_lam(self, factor: float) -> None:
+        """Multiply the lam of an L1 SAE by `factor`, in place."""
+        R = self._shared["penalty"]
+        if isinstance(R, L1):
+            self._shared["penalty"] = replace(R, lam=R.lam * factor)
 
     def unrolled(self, steps: int, step: StepRule | None = None, analysis: str = "dictionary") -> SAE:
         """The same weights (shared, nothing is copied or retrained) with another number of encoder steps."""
@@ -98,7 +102,7 @@ class SAE(nn.Module):
         return deep
 
     def pre_activations(self, x: Tensor) -> Tensor:
-        """U = (x - b_dec) W_enc + b_enc: (..., d_in) -> (..., d_sae)."""
+        """u = (x - b_dec) W_enc + b_enc: (..., d_in) -> (..., d_sae)."""
         x = check_floats("x", x)
         if not isinstance(x, Tensor) or x.dtype != self.W_enc.dtype or x.shape[-1] != self.d_in:
             given = f"{type(x).__name__} {tuple(x.shape)} of {x.dtype}"
@@ -126,7 +130,8 @@ class SAE(nn.Module):
         """Steps 2 ... T from the first code z (..., d_sae) of x (..., d_in)."""
         if self.steps == 1:
             return z
-        *_, last = self._points(x, z)
+        for last in self._points(x, z):  # noqa: B007  (only the last is kept in memory)
+            pass
         return last.z.reshape(z.shape)
 
     def encode_sparse(self, x: Tensor) -> SparseCodes:
@@ -141,7 +146,11 @@ class SAE(nn.Module):
         return SparseCodes(indices, torch.where(values != 0, values, 0), self.d_sae)
 
     def decode(self, z: Tensor | SparseCodes) -> Tensor:
-        """Z W_dec + b_dec: dense codes (..., d_sae) or `SparseCodes` -> (..., d_in)."""
+        """z W_dec + b_dec: dense codes (..., d_sae) or `SparseCodes` -> (..., d_in); `Error` for others."""
+        width, values = (z.d_sae, z.values) if isinstance(z, SparseCodes) else (z.shape[-1], z)
+        if width != self.d_sae or values.dtype != self.W_dec.dtype:
+            msg = f"codes have {width} latents of {values.dtype}, but this SAE has {self.d_sae} of {self.W_dec.dtype}"
+            raise Error(msg)
         return (sparse_decode(z, self.W_dec) if isinstance(z, SparseCodes) else z @ self.W_dec) + self.b_dec
 
     def forward(self, x: Tensor) -> Tensor:
@@ -183,15 +192,14 @@ class SAE(nn.Module):
         for name, parameter in self.named_parameters():
             if name not in ("W_enc", "W_dec"):
                 parameter.mul_(factor)
-        R = self._penalty
-        if isinstance(R, L1):
-            self._penalty = replace(R, lam=R.lam * factor)
-        elif isinstance(R, L0):
-            self._penalty = replace(R, bandwidth=R.bandwidth * factor)
+        self.scale_lam(factor)
+        R = self._shared["penalty"]
+        if isinstance(R, L0):
+            self._shared["penalty"] = replace(R, bandwidth=R.bandwidth * factor)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the folder `sae.json` + `sae.safetensors`, beside and then renamed; raise `Error` if that fails."""
-        R: Any = self._penalty
+        R: Any = self._shared["penalty"]
         parameters = {f.name: np.asarray(getattr(R, f.name)).tolist() for f in fields(R)}
         if isinstance(R, L0):
             del parameters["lam"]  # it is in the trained threshold
@@ -207,7 +215,10 @@ class SAE(nn.Module):
 
     def extra_repr(self) -> str:
         """What print(sae) shows."""
-        return f"{self.d_in}, {self.d_sae}, {self._penalty}, steps={self.steps}, step={self.step}, {self.analysis}"
+        R: Any = self._shared["penalty"]
+        if isinstance(R, L0):
+            R = f"L0(threshold about {float(self.threshold.detach().mean()):.3g}, nonneg={R.nonneg})"
+        return f"{self.d_in}, {self.d_sae}, {R}, steps={self.steps}, step={self.step}, {self.analysis}"
 
 
 def load(folder: str | os.PathLike[str]) -> SAE:
@@ -215,9 +226,12 @@ def load(folder: str | os.PathLike[str]) -> SAE:
     config, tensors = checkpoints.read(folder)
     try:
         family, rule = dict(config["penalty"]), dict(config["step"])
-        kind = getattr(penalties, family.pop("family"))
+        kind = {"L1": L1, "L0": L0, "KSparse": KSparse}[family.pop("family")]
         penalty = kind(**({"lam": 0.0} if kind is L0 else {}), **family)
-        step = None if config["analysis"] == "encoder" else getattr(iteration, rule.pop("rule"))(**rule)
+        step = None if config["analysis"] == "encoder" else RULES[rule.pop("rule")](**rule)
+        if tuple(tensors["W_dec"].shape) != (config["d_sae"], config["d_in"]):  # before memory is asked for
+            msg = f"W_dec has shape {tuple(tensors['W_dec'].shape)}, not ({config['d_sae']}, {config['d_in']})"
+            raise Error(msg)
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced at once
             sae = SAE(config["d_in"], config["d_sae"], penalty)
         sae.to(tensors["W_dec"].dtype).load_state_dict(tensors)
@@ -235,6 +249,9 @@ def relu_sae(d_in: int, d_sae: int, lam: float) -> SAE:
 
 def jumprelu_sae(d_in: int, d_sae: int, threshold: float, bandwidth: float = 0.1) -> SAE:
     """The JumpReLU SAE: `SAE` with L0(threshold^2 / 2, nonneg=True), whose code is u where u > threshold, else 0."""
+    if threshold < 0:
+        msg = f"threshold={threshold} must be >= 0"
+        raise Error(msg)
     return SAE(d_in, d_sae, L0(threshold**2 / 2, nonneg=True, bandwidth=bandwidth))
 
 

@@ -56,7 +56,13 @@ def implicit(z: Tensor, c: Tensor, D: Tensor, R: Penalty) -> Tensor:
     """The same codes, with gradients by the implicit function theorem on their support (thm-implicit-gradient)."""
     if z.dtype in (torch.float16, torch.bfloat16):
         return implicit(z.float(), c.float(), D.float(), R).to(z.dtype)
-    size = int((z != 0).sum(dim=-1).max()) if len(z) else 0
+    starts = range(0, len(z), REFIT_ROWS)
+    pieces = [_implicit_rows(z[i : i + REFIT_ROWS], c[i : i + REFIT_ROWS], D, R) for i in starts]
+    return torch.cat(pieces) if pieces else z
+
+
+def _implicit_rows(z: Tensor, c: Tensor, D: Tensor, R: Penalty) -> Tensor:
+    size = int((z != 0).sum(dim=-1).max())
     indices, atoms, inverse = _support(z, D, size)
     on_support = _newton(z.gather(-1, indices), indices, atoms, inverse, z, c, R)
     return torch.zeros_like(z).scatter(-1, indices, torch.where(z.gather(-1, indices) != 0, on_support, 0))
@@ -78,10 +84,13 @@ def _support(z: Tensor, D: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     used = z.gather(-1, indices) != 0
     atoms = torch.where(used[..., None], D[indices], 0)
     with torch.no_grad():
-        gram = (atoms @ atoms.mT).double()
-        scale = gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1, keepdim=True) / used.sum(dim=-1, keepdim=True).clamp(min=1)
-        padding = torch.where(used, 0, torch.where(scale > 0, scale, 1))  # an identity of the right size
-        inverse = _inverse(gram + torch.diag_embed(padding), REFIT_RTOL * torch.finfo(z.dtype).eps)
+        wide = atoms.double()
+        gram = wide @ wide.mT
+        norms = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+        norms = torch.where(norms > 0, norms, 1)  # atoms are compared by direction: a short one is not a dependent one
+        scale = norms[:, :, None] * norms[:, None]
+        padding = torch.diag_embed((~used).double())
+        inverse = _inverse(gram / scale + padding, REFIT_RTOL * torch.finfo(z.dtype).eps) / scale
     return indices, atoms, inverse
 
 

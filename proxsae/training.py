@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -140,8 +139,7 @@ def _mean_lam(sae: SAE) -> float:
 def _adjust(sae: SAE, lam: float, ratio: float) -> float:
     """Lam, a little larger where codes are too dense by `ratio`, a little smaller where too sparse."""
     factor = float(np.exp(SPARSITY_GAIN * np.clip(ratio - 1, -1, 1)))
-    if isinstance(sae.penalty, L1):
-        sae.penalty = replace(sae.penalty, lam=sae.penalty.lam * factor)
+    sae.scale_lam(factor)
     return lam * factor
 
 
@@ -167,8 +165,13 @@ def _rate(t: int, steps: int) -> float:
 
 
 def _bar(steps: Iterable[int], progress: bool | None) -> Iterable[int]:
-    if progress or (progress is None and sys.stderr.isatty()):
+    if not (sys.stderr.isatty() if progress is None else progress):
+        return steps
+    try:
         from tqdm import tqdm
-
-        return tqdm(steps, desc="train", unit="step", leave=False)
-    return steps
+    except ImportError:
+        if progress is None:
+            return steps
+        msg = "tqdm is missing: pip install 'proxsae[study]'"
+        raise Error(msg) from None
+    return tqdm(steps, desc="train", unit="step", leave=False)

@@ -54,14 +54,13 @@ def ista(
     check_rule(step, momentum, keep, R.convex, L)
     rows = c.reshape(-1, c.shape[-1])
     z = rows.new_zeros(len(rows), len(D)) if z0 is None else z0.reshape(-1, len(D))
-    points = [point for _, point in zip(range(steps + 1), iterate(rows, D, R, step, momentum, z, L), strict=False)]
-    codes = tuple(point.z.reshape(*lead, len(D)) for point in points)
-    return Trace(
-        codes[-1],
-        torch.stack([point.objective(R).reshape(lead) for point in points]),
-        torch.stack([point.spent.reshape(lead) for point in points]),
-        codes if keep == "all" else None,
-    )
+    kept: list[Tensor] = []
+    objective, products = [], []
+    for _, point in zip(range(steps + 1), iterate(rows, D, R, step, momentum, z, L), strict=False):
+        kept = [*(kept if keep == "all" else ()), point.z.reshape(*lead, len(D))]
+        objective.append(point.objective(R).reshape(lead))
+        products.append(point.spent.reshape(lead))
+    return Trace(kept[-1], torch.stack(objective), torch.stack(products), tuple(kept) if keep == "all" else None)
 
 
 def solve(
@@ -73,7 +72,10 @@ def solve(
     rows = centred.reshape(-1, centred.shape[-1])
     with torch.no_grad():
         codes, gap, taken, converged = _solve(rows.double(), D.double(), R, tol, max_steps, x.dtype)
-    codes = implicit(codes.to(x.dtype), rows, D, R) if torch.is_grad_enabled() else codes.to(x.dtype)
+    codes = codes.to(x.dtype)
+    lam = getattr(R, "lam", None)
+    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in (x, D, bias, lam)):
+        codes = implicit(codes, rows, D, R)
     return Solution(codes.reshape(*lead, len(D)), gap.reshape(lead), taken.reshape(lead), converged.reshape(lead))
 
 
@@ -83,18 +85,19 @@ def _solve(
     rule, momentum, every = (Lipschitz(), "restart", CHECK_EVERY) if isinstance(R, L1) else (Refit(), None, 1)
     L = lipschitz(D)
     codes = c.new_full((len(c), len(D)), torch.inf)
-    gap = c.new_zeros(len(c))
     taken = torch.zeros(len(c), dtype=torch.int64, device=c.device)
     open_rows = torch.ones(len(c), dtype=torch.bool, device=c.device)
     for t, point in enumerate(iterate(c, D, R, rule, momentum, torch.zeros_like(codes), L)):
         if t % every == 0 or t == max_steps:
-            z = point.z[open_rows].to(dtype).double()  # judge the code that will be returned
-            gap[open_rows], good = certify(c[open_rows], D, z, codes[open_rows], R, tol, L)
+            z = point.z[open_rows]
+            _, good = certify(c[open_rows], D, z, codes[open_rows], R, tol, L)
             codes[open_rows], taken[open_rows] = z, t
             open_rows[open_rows.clone()] = ~good
         if t == max_steps or not bool(open_rows.any()):
             break
-    return codes, gap, taken, ~open_rows
+    rounded = codes.to(dtype).double()  # judged is what is returned
+    gap, good = certify(c, D, rounded, codes, R, tol, L)
+    return rounded, gap, taken, good & ~open_rows
 
 
 class Point:
@@ -219,8 +222,8 @@ def _exact_step(
     h = torch.where(face != 0, g + slope(R, face), 0)
     face_move = h @ D
     with torch.no_grad():
-        curvature = _square(face_move).double()
-        mu = torch.where(curvature > 0, _square(h).double() / torch.where(curvature > 0, curvature, 1), largest)
+        mu = _square(h.double()) / _square(face_move.double())  # at least 1/L, but for rounding
+        mu = torch.where(mu.isfinite(), mu, largest).clamp(min=1 / L)
     new, residual, _, tried, owed = _safe_step(z, r, g, D, R, mu, L, face.detach(), face_move)
     return new, residual, tried + 1, owed
 

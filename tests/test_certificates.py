@@ -77,12 +77,18 @@ def independent_optimum(x, D, R):
     return float(found.fun)
 
 
-def test_per_latent_gap_and_zero_lam():
+def test_per_latent_gap_and_zero_lam(device):
     x, D, _ = problem(n=3)
     R = px.L1(np.where(np.arange(40) % 2, 0.5, 1.0))
     solution = px.solve(x, D, R, tol=1e-8)
     assert solution.converged.all()
+    theirs = px.solve(*tensors(device, x, D), R, tol=1e-8)
+    assert bool(theirs.converged.all())
+    tensor_lam = px.L1(torch.tensor(R.lam, device=device))
+    gap = px.duality_gap(*tensors(device, x, D, solution.codes), tensor_lam)
+    pt.assert_close(gap, torch.tensor(solution.gap, device=device), 1e-12)
     assert (px.duality_gap(x, D, np.zeros((3, 40)), px.L1(0.0)) >= 0).all()
+    assert px.duality_gap(x[0].tolist(), D.tolist(), solution.codes[0].tolist(), R).shape == ()
     with pytest.raises(px.Error, match="L1"):
         px.duality_gap(x, D, solution.codes, px.L0(1.0))
 

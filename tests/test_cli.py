@@ -224,3 +224,20 @@ def test_the_module_is_the_command():
     assert done.returncode == 2
     assert done.stderr.startswith("proxsae: cannot read /none/such.npy")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--data", "--out"])
+def test_an_empty_path_is_refused(option, place, capsys):
+    assert main(["depth", option, ""]) == 2
+    assert capsys.readouterr().err == f"proxsae: {option} is empty, but must be a path\n"
+
+
+def test_too_little_memory_is_one_sentence(place, capsys, monkeypatch):
+    message = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.\nTraceback"
+
+    def hungry(*args, **kwargs):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("proxsae.studies.depth.train", hungry)
+    assert depth() == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("proxsae: not enough memory")

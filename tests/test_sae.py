@@ -1,6 +1,7 @@
 """One unrolled step is the encoder, more steps descend, the gradients are the derivatives, files come back whole."""
 
 import json
+import os
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -436,26 +437,32 @@ def test_a_disk_that_fills_leaves_the_old_sae_whole(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     one_line_error(lambda: make(px.KSparse(2)).save(tmp_path / "sae"), tmp_path / "sae", "No space left")
     assert_same_sae(px.load(tmp_path / "sae"), sae)
     assert [f.name for f in tmp_path.iterdir()] == ["sae"]
 
 
-def test_a_rename_that_fails_leaves_the_old_sae_whole(tmp_path, monkeypatch):
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_rename_that_fails_leaves_the_old_sae_whole(nth, tmp_path, monkeypatch):
     sae = make(px.L1(0.5))
     sae.save(tmp_path / "sae")
-    rename = Path.rename
+    (tmp_path / "sae" / "notes.txt").write_text("mine")
+    replace, calls = os.replace, []
 
-    def refuse(self, target):
-        if self.name == "new":
+    def refuse(source, target):
+        calls.append(target)
+        if len(calls) == nth:
             raise OSError(5, "Input/output error")
-        return rename(self, target)
+        replace(source, target)
 
-    monkeypatch.setattr(Path, "rename", refuse)
-    one_line_error(lambda: make(px.KSparse(2)).save(tmp_path / "sae"), tmp_path / "sae", "Input/output")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", refuse)
+        one_line_error(lambda: make(px.KSparse(2)).save(tmp_path / "sae"), tmp_path / "sae", "Input/output")
     assert_same_sae(px.load(tmp_path / "sae"), sae)
-    assert [f.name for f in tmp_path.iterdir()] == ["sae"]
+    make(px.KSparse(2)).save(tmp_path / "sae")
+    assert px.load(tmp_path / "sae").penalty == px.KSparse(2)
+    assert sorted(f.name for f in tmp_path.rglob("*")) == ["notes.txt", "sae", "sae.json", "sae.safetensors"]
 
 
 def with_config(**changes):
@@ -530,3 +537,36 @@ def test_load_leaves_the_random_numbers_alone(tmp_path):
     torch.manual_seed(0)
     px.load(tmp_path / "sae")
     assert_same(torch.rand(3), want)
+
+
+def test_unrolled_shares_an_adjusted_lam():
+    shallow = px.relu_sae(4, 6, 0.5)
+    deep = shallow.unrolled(3)
+    deep.rescale(2.0)
+    assert shallow.penalty == deep.penalty == px.L1(1.0, nonneg=True)
+
+
+def test_a_half_precision_threshold_is_squared_in_double():
+    sae = px.jumprelu_sae(4, 6, threshold=1e-4).half()
+    assert sae.penalty.lam[0].item() == sae.threshold[0].item() ** 2 / 2
+
+
+@pytest.mark.parametrize("family", [px.L1, px.L0])
+def test_a_lam_of_the_callers_stays_outside(family, tmp_path):
+    lam = torch.tensor(0.5, requires_grad=True)
+    sae = px.SAE(4, 6, family(lam))
+    px.train(sae, torch.randn(32, 4), steps=3, batch_size=8)
+    sae.save(tmp_path / "sae")
+    assert lam.grad is None
+    assert str(sae)
+
+
+def test_codes_of_another_sae_are_refused():
+    sae = px.topk_sae(4, 6, 2)
+    for codes in (
+        torch.zeros(3, 5),
+        torch.zeros(3, 6, dtype=torch.float64),
+        px.topk_sae(4, 5, 2).encode_sparse(torch.zeros(3, 4)),
+    ):
+        with pytest.raises(px.Error, match="latents"):
+            sae.decode(codes)

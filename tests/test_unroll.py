@@ -176,6 +176,9 @@ BAD = {
     "too long for momentum": (lambda x, D: px.ista(x, D, px.L1(1.0), 1, px.FixedStep(0.3), "fista"), "1/L"),
     "negative step": (lambda x, D: px.FixedStep(-1.0), "mu=-1"),
     "lam width": (lambda x, D: px.ista(x, D, px.L1(np.ones(3)), 1), "40 latents"),
+    "no penalty": (lambda x, D: px.ista(x, D, "l1", 1), "R='l1'"),
+    "a class": (lambda x, D: px.ista(x, D, px.L1, 1), "must be a penalty"),
+    "too large": (lambda x, D: px.ista(x, D * 1e200, px.L1(1.0), 1), "rescale"),
     "tol": (lambda x, D: px.solve(x, D, px.L1(1.0), tol=0.0), "tol=0"),
 }
 
@@ -196,3 +199,44 @@ def test_inputs_are_not_written(device):
         px.ista(given[0], given[1], px.L1(0.5), 3, rule, bias=given[2])
     for a, t in zip(arrays, given, strict=True):
         pt.assert_same(t, torch.tensor(a, device=device))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_go_on_after_convergence(dtype, device):
+    """Where nothing is left to gain the exact step is 0/0; it must neither raise nor move the code away."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        x, D = (torch.tensor(rng.standard_normal(s), device=device).to(dtype) for s in ((12, 1), (10, 1)))
+        for R in (px.L0(0.02), px.L1(0.02), px.KSparse(3, nonneg=True)):
+            for rule in RULES[2:]:
+                trace = px.ista(x, D, R, 120, rule)
+                assert bool(trace.objective.isfinite().all())
+                pt.assert_close(trace.objective[-1], trace.objective.amin(dim=0), 1e-5)
+        px.ista(x[:2].cpu().double().numpy(), D.cpu().double().numpy(), px.L0(0.02), 120, px.ExactStep())
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+@pytest.mark.parametrize("rule", [px.Backtracking(), px.ExactStep(), px.Refit()], ids=repr)
+def test_the_unit_of_the_dictionary_does_not_matter(rule, scale, device):
+    x, D, _ = tensors(device, *problem())
+    want = px.ista(x, D, px.KSparse(4), 5, rule).codes
+    pt.assert_close(px.ista(x, scale * D, px.KSparse(4), 5, rule).codes * scale, want, 1e-8)
+
+
+def test_a_short_atom_is_not_a_dependent_one(device):
+    D = torch.tensor([[1.0, 0, 0], [0, 0.01, 0]], device=device)
+    x = torch.tensor([[1.0, 1, 0]], device=device, requires_grad=True)
+    after = px.ista(x, D, px.KSparse(2), 1, px.Refit())
+    pt.assert_close(after.codes.detach(), torch.tensor([[1.0, 100.0]], device=device), 1e-5)
+    (slope,) = torch.autograd.grad(px.solve(x, D, px.KSparse(2)).codes[0, 1], x)
+    pt.assert_close(slope, torch.tensor([[0.0, 100.0, 0.0]], device=device), 1e-5)
+
+
+def test_duplicate_and_zero_atoms_do_no_harm(device):
+    x, D, _ = tensors(device, *problem(P=20))
+    D = torch.cat([D, D[:5], 0 * D[:2]])
+    for rule in RULES:
+        for R in (px.L1(0.1), px.KSparse(12)):
+            trace = px.ista(x, D, R, 10, rule)
+            assert float(trace.objective.diff(dim=0).max()) <= 1e-10
+            assert not trace.codes[:, 25:].any()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from proxsae.conventions import Error, check_count
+from proxsae.conventions import Error, check_count, check_seed
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def planted(
     if not 1 <= dynamic_range < math.inf or not 0 <= noise < math.inf:
         msg = f"dynamic_range={dynamic_range} must be finite and >= 1, and noise={noise} finite and >= 0"
         raise Error(msg)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(check_seed(seed))
     D = rng.standard_normal((d_sae, d_in))
     D /= np.linalg.norm(D, axis=1, keepdims=True)
     support = np.argsort(rng.random((n, d_sae)), axis=1)[:, :k]

@@ -31,8 +31,8 @@ COLUMNS = (
     Column("l0", "l0", "latents", "mean number of nonzero latents in a code: compare nmse at similar l0"),
     Column("objective", "objective", "", "what the steps minimise, half the squared error plus the penalty "
            "R: as R differs between autoencoders, compare it within one only"),
-    Column("fixed_point_residual", "residual", "", "how far one more step of size 1/L would move the code, as a "
-           "share of its norm: 0 at a fixed point"),
+    Column("fixed_point_residual", "residual", "", "how far one more step of size 1/L would move the codes, as a "
+           "share of their norms: 0 at a fixed point"),
     Column("support_change", "support", "Jaccard", "mean Jaccard distance between the supports here and in "
            "the line above: 0 is the same support, 1 is disjoint, and the first line of a group has none"),
     Column("dead", "dead", "share", "share of the latents that are zero in every code"),

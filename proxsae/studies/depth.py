@@ -15,7 +15,7 @@ from torch import Tensor
 
 from proxsae import metrics
 from proxsae.certificates import fixed_point_residual, lipschitz
-from proxsae.conventions import Error, check_seed
+from proxsae.conventions import Error, check_finite, check_seed
 from proxsae.iteration import ExactStep, Lipschitz, Refit, StepRule
 from proxsae.penalties import L1
 from proxsae.sae import SAE, abstopk_sae, jumprelu_sae, relu_sae, topk_sae
@@ -57,6 +57,8 @@ def depth(
         msg = f"k={k} must be between 1 and d_sae={d_sae}"
         raise Error(msg)
     x_train, x_test = (torch.tensor(np.asarray(a), dtype=torch.float32, device=device) for a in (train_rows, test_rows))
+    check_finite("the training rows, in float32,", x_train)
+    check_finite("the held-out rows, in float32,", x_test)
     scale = float((x_train - x_train.mean(dim=0)).square().mean()) ** 0.5
     rows: list[dict[str, Any]] = []
     for name, make in published(x_train.shape[1], d_sae, k, scale).items():
@@ -94,7 +96,7 @@ def _unroll(sae: SAE, rule: StepRule, x: Tensor) -> Iterator[dict[str, Any]]:
             "explained_variance": metrics.explained_variance(x, xhat),
             "l0": metrics.l0(z),
             "objective": float((0.5 * (x - xhat).square().sum(dim=-1) + R.value(z)).mean()),
-            "fixed_point_residual": float((residual / z.norm(dim=-1).clamp(min=1e-30)).mean()),
+            "fixed_point_residual": metrics.ratio(residual.sum(), z.norm(dim=-1).sum()),
             "support_change": None if before is None else metrics.support_change(before, z),
             "dead": metrics.dead_fraction(z),
             "cost": float(point.spent.mean()),

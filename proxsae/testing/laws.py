@@ -186,7 +186,7 @@ def gradient(R: Any, backend: Backend, u: Array, step: float) -> None:
 
 
 def objective(R: Any, z: Array, u: Array, step: float) -> Array:
-    """Step R(z) + 1/2 ||z - u||^2 for rows z (n, P) against one u (P,), in float64."""
+    """step R(z) + 1/2 ||z - u||^2 for rows z (n, P) against one u (P,), in float64."""
     return step * np.asarray(R.value(z), dtype=np.float64) + 0.5 * ((z - u) ** 2).sum(axis=-1)
 
 
