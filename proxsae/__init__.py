@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from proxsae import data
 from proxsae.certificates import coherence, duality_gap, fixed_point_residual, lambda_max, lipschitz
 from proxsae.conventions import Error
 from proxsae.iteration import Backtracking, ExactStep, FixedStep, Lipschitz, Refit, Solution, Trace
@@ -17,7 +16,7 @@ from proxsae.penalties import L0, L1, KSparse, Penalty
 from proxsae.reference import ista, solve
 
 if TYPE_CHECKING:
-    from proxsae import testing
+    from proxsae import data, testing
     from proxsae.metrics import evaluate
     from proxsae.sae import SAE, abstopk_sae, jumprelu_sae, load, relu_sae, topk_sae
     from proxsae.sparse import SparseCodes
@@ -48,8 +47,8 @@ __all__ = [  # noqa: RUF022  (grouped by what they are)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "testing":
-        return importlib.import_module("proxsae.testing")
+    if name in ("data", "testing"):
+        return importlib.import_module(f"proxsae.{name}")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     msg = f"module 'proxsae' has no attribute {name!r}"

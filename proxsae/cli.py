@@ -127,6 +127,7 @@ def _depth(arguments: argparse.Namespace) -> int:
         "d_sae": d_sae,
         "k": arguments.k,
         "training steps": arguments.train_steps,
+        "left out": "refit steps for relu, whose codes are dense after its first dictionary step",
         "seed": arguments.seed,
         "device": device,
         "threads": torch.get_num_threads(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,9 @@ def packaged() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     One row a token of CPython's English documentation topics; no topic is on both sides.  PROVENANCE.md beside the
     files says how they were made, and under which licences.
     """
-    folder = resources.files("proxsae.data")
-    sides = []
-    for side in ("train", "test"):
-        with resources.as_file(folder / f"{PACKAGED}-{side}.npy") as path:
-            sides.append(np.load(path, allow_pickle=False).astype(np.float32))
-    return sides[0], sides[1]
+    files = (Path(__file__).with_name(f"{PACKAGED}-{side}.npy") for side in ("train", "test"))
+    train, test = (np.load(file, allow_pickle=False).astype(np.float32) for file in files)
+    return train, test
 
 
 def read(path: str | os.PathLike[str]) -> NDArray[Any]:
