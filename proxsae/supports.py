@@ -43,7 +43,7 @@ def _refit_rows(z: Tensor, c: Tensor, D: Tensor, R: Penalty, size: int) -> Tenso
         fraction = torch.ones_like(best[:, :1])
         blocked = torch.zeros_like(best, dtype=torch.bool)
         if R.convex or R.nonneg:
-            flips = (best * old) < 0
+            flips = (old != 0) & (best.sign() == -old.sign())  # a product of the two could underflow
             at = torch.where(flips, old / torch.where(flips, -delta, 1), torch.inf)
             first = at.amin(dim=-1, keepdim=True)
             fraction, blocked = first.clamp(max=1), (at == first) & flips

@@ -240,3 +240,37 @@ def test_duplicate_and_zero_atoms_do_no_harm(device):
             trace = px.ista(x, D, R, 10, rule)
             assert float(trace.objective.diff(dim=0).max()) <= 1e-10
             assert not trace.codes[:, 25:].any()
+
+
+def test_refit_sees_a_sign_change_too_small_to_multiply(device):
+    z = torch.tensor([[1e-30, 1.0]], device=device)
+    c = torch.tensor([[-1e-20, 1.0]], device=device)
+    from proxsae.supports import refit
+
+    after = refit(z, c, torch.eye(2, device=device), px.KSparse(2, nonneg=True))
+    pt.assert_same(after[:, 0], torch.zeros(1, device=device))
+
+
+@pytest.mark.parametrize("kind", ["unit", "duplicates", "scaled"])
+@pytest.mark.parametrize("rule", [px.Lipschitz(), px.Backtracking(), px.ExactStep(), px.Refit()], ids=repr)
+def test_the_objective_never_rises_on_hard_dictionaries(rule, kind, device):
+    """Tiny and wide ones, with repeated and zero atoms or norms over four decades, rows of 0, from 0 and from z0."""
+    rng = np.random.default_rng(7)
+    for d, P in ((1, 10), (5, 5), (3, 60)):
+        D = rng.standard_normal((P, d))
+        D /= np.linalg.norm(D, axis=1, keepdims=True)
+        if kind == "duplicates":
+            D[P // 2 :] = D[: P - P // 2]
+            D[0] = 0
+        if kind == "scaled":
+            D *= np.exp(rng.uniform(-6, 3, (P, 1)))
+        x = rng.standard_normal((8, d)) * np.exp(rng.uniform(-3, 3, (8, 1)))
+        x[0] = 0
+        for R in (px.L1(0.1), px.L1(0.0), px.L0(0.1, nonneg=True), px.KSparse(3), px.KSparse(3, nonneg=True)):
+            start = R.prox(rng.standard_normal((8, P)))
+            for dtype, slack in ((torch.float64, 1e-14), (torch.float32, 1e-5)):
+                for z0 in (None, torch.tensor(start, device=device).to(dtype)):
+                    rows, atoms = (torch.tensor(a, device=device).to(dtype) for a in (x, D))
+                    F = px.ista(rows, atoms, R, 12, rule, z0=z0).objective
+                    assert bool(F.isfinite().all())
+                    assert bool((F.diff(dim=0) <= slack * F[0]).all())
