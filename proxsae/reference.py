@@ -104,11 +104,13 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
     taken, converged = np.zeros(len(rows), dtype=int), np.zeros(len(rows), dtype=bool)
     for i, row in enumerate(rows):
         for t, (z, _) in enumerate(iterate(row, D, R, rule, momentum, np.zeros(len(D)), L)):
-            _, enough = certify(row, D, z, codes[i], R, tol, L)
+            rounded = z.astype(dtype).astype(np.float64)  # judged is what will be returned
+            enough = certify(row, D, rounded, codes[i], R, tol, L)[1]
+            if dtype != np.float64:  # what rounding costs, more steps cannot mend
+                enough = enough or certify(row, D, z, codes[i], R, tol / 10, L)[1]
             codes[i], taken[i] = z, t
             if enough or t == max_steps:
                 break
-        rounded = codes[i].astype(dtype).astype(np.float64)  # judged is what is returned
         gaps[i], good = certify(row, D, rounded, codes[i], R, tol, L)
         converged[i] = good and enough
     shaped = codes.astype(dtype).reshape(*lead, len(D))

@@ -90,12 +90,15 @@ def _solve(
     for t, point in enumerate(iterate(c, D, R, rule, momentum, torch.zeros_like(codes), L)):
         if t % every == 0 or t == max_steps:
             z = point.z[open_rows]
-            _, good = certify(c[open_rows], D, z, codes[open_rows], R, tol, L)
+            rounded, before = z.to(dtype).double(), codes[open_rows]  # judged is what will be returned
+            _, good = certify(c[open_rows], D, rounded, before, R, tol, L)
+            if dtype != torch.float64:  # what rounding costs, more steps cannot mend
+                good = good | certify(c[open_rows], D, z, before, R, tol / 10, L)[1]
             codes[open_rows], taken[open_rows] = z, t
             open_rows[open_rows.clone()] = ~good
         if t == max_steps or not bool(open_rows.any()):
             break
-    rounded = codes.to(dtype).double()  # judged is what is returned
+    rounded = codes.to(dtype).double()
     gap, good = certify(c, D, rounded, codes, R, tol, L)
     return rounded, gap, taken, good & ~open_rows
 

@@ -143,6 +143,11 @@ def test_float32_codes_are_judged_as_returned(device):
     gap = px.duality_gap(x.float().double(), D.float().double(), solution.codes.double(), px.L1(0.5))
     pt.assert_close(solution.gap, gap, 1e-9)
     assert bool(solution.converged.all())
+    assert bool(px.solve(x.float(), D.float(), px.L1(0.5)).converged.all())  # tol=1e-6 is within reach of float32
+    assert px.solve(x.float().cpu().numpy(), D.float().cpu().numpy(), px.L1(0.5)).converged.all()
+    hopeless = px.solve(x.float(), D.float(), px.L1(0.5), tol=1e-12, max_steps=5000)
+    assert not hopeless.converged.any()
+    assert int(hopeless.steps.max()) < 5000  # it stops where only rounding is left
 
 
 @pytest.mark.parametrize("nonneg", [False, True])
