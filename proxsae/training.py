@@ -94,10 +94,7 @@ def _loop(
             order = torch.cat([order, torch.randperm(len(x), generator=generator)])
         batch, order = x[order[:batch_size].to(device)] * unit, order[batch_size:]
         dead = quiet > DEAD_AFTER * steps
-        try:
-            loss, error, fired = _loss(sae, batch, lam, dead)
-        except Error:  # of a penalty whose lam is no longer finite: the rows were checked
-            loss = torch.tensor(math.nan)
+        loss, error, fired = _loss(sae, batch, lam, dead)
         if not bool(loss.isfinite()):
             msg = f"the loss is {loss.item()} at step {step}: lr={lr:g} is too high, or the rows have an outlier"
             raise Error(msg)

@@ -54,13 +54,14 @@ def ista(
     check_rule(step, momentum, keep, R.convex, L)
     rows = c.reshape(-1, c.shape[-1])
     z = rows.new_zeros(len(rows), len(D)) if z0 is None else z0.reshape(-1, len(D))
-    kept: list[Tensor] = []
-    objective, products = [], []
+    kept, objective, products = [], [], []
     for _, point in zip(range(steps + 1), iterate(rows, D, R, step, momentum, z, L), strict=False):
-        kept = [*(kept if keep == "all" else ()), point.z.reshape(*lead, len(D))]
+        codes = point.z.reshape(*lead, len(D))
+        if keep == "all":
+            kept.append(codes)
         objective.append(point.objective(R).reshape(lead))
         products.append(point.spent.reshape(lead))
-    return Trace(kept[-1], torch.stack(objective), torch.stack(products), tuple(kept) if keep == "all" else None)
+    return Trace(codes, torch.stack(objective), torch.stack(products), tuple(kept) if keep == "all" else None)
 
 
 def solve(
