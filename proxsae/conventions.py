@@ -150,6 +150,9 @@ def check_problem(
             msg = f"R={R!r} must be a penalty, such as KSparse(32)"
             raise Error(msg)
         R.check_fits("D", D, D.shape[0])
+        if not R.rowwise:
+            msg = f"{R!r} couples the rows of a batch, and the iteration takes rows one by one: use KSparse(k)"
+            raise Error(msg)
     return (x if bias is None else x - bias), D, z0, tuple(x.shape[:-1])
 
 

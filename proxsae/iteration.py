@@ -98,8 +98,8 @@ class Solution:
     converged: Any
 
 
-def check_rule(rule: StepRule, momentum: str | None, keep: str, convex: bool, L: float) -> None:
-    """Raise `Error` for a rule, momentum or keep that is unknown, or whose hypothesis the problem breaks."""
+def check_rule(rule: StepRule, momentum: str | None, keep: str, R: Any, L: float) -> None:
+    """Raise `Error` for a rule, momentum or keep that is unknown, or whose hypothesis the penalty R or L breaks."""
     if not isinstance(rule, StepRule):
         msg = f"step={rule!r} must be Lipschitz(), FixedStep(mu), Backtracking(), ExactStep() or Refit()"
         raise Error(msg)
@@ -112,10 +112,14 @@ def check_rule(rule: StepRule, momentum: str | None, keep: str, convex: bool, L:
     if isinstance(rule, FixedStep) and rule.mu >= 2 / L:
         msg = f"step={rule.mu:g} is not below 2/L={2 / L:.4g}: the iteration diverges (thm-ista-descent)"
         raise Error(msg)
+    if isinstance(rule, (ExactStep, Refit)) and not R.affine:
+        label = "thm-exact-step" if isinstance(rule, ExactStep) else "thm-refit"
+        msg = f"{type(rule).__name__}() needs a penalty that is affine while no sign changes, not {R!r} ({label})"
+        raise Error(msg)
     if momentum is None:
         return
-    if not convex:
-        msg = "momentum='fista' needs a convex penalty: its rate is proved for L1 only here (thm-fista-rate)"
+    if not R.convex:
+        msg = f"momentum='fista' needs a convex penalty, not {R!r} (thm-fista-rate)"
         raise Error(msg)
     if isinstance(rule, (ExactStep, Refit)):
         msg = f"momentum='fista' bars {type(rule).__name__}(): its rate needs steps that never grow (thm-fista-rate)"

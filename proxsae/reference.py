@@ -63,7 +63,7 @@ def ista(
     """
     c, D, z0, lead = check_problem(x, D, z0, bias, R)
     steps, L = check_count("steps", steps, 0), lipschitz(D)
-    check_rule(step, momentum, keep, R.convex, L)
+    check_rule(step, momentum, keep, R, L)
     start = np.zeros((*lead, len(D)), c.dtype) if z0 is None else z0
     wide = np.result_type(c.dtype, np.float32)  # half precision accumulates in float32
     kept = steps + 1 if keep == "all" else 1
@@ -87,17 +87,19 @@ def ista(
 def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000, bias: Any = None) -> Solution:
     """Iterate until a certificate says enough: duality gap <= tol * objective for L1, else ||z - T(z)|| <= tol ||z||.
 
-    L1 runs FISTA with restarts.  L0 and KSparse run `Refit` steps from z = 0 until they move nothing; the limit depends
-    on that start (finding the best k-sparse code is NP-hard).  Work is in float64, codes come back in the dtype of x;
-    the certificate is of the codes that are returned, and a row that did not reach it has converged = False.  Rounding
-    codes to float32 alone can cost a gap of some 1e-7 of the objective, and of far more where lam is tiny.
-    Torch codes are differentiable in x, D, bias and a tensor lam by the implicit function theorem on the support
-    (thm-implicit-gradient).  Shapes as in `ista`.  Raises `Error` as `ista` does, and for tol not finite and > 0.
+    A convex R runs FISTA with restarts.  L0 and KSparse run `Refit` steps from z = 0 until they move nothing, other
+    non-convex R plain steps of 1/L; their limit depends on that start (the best k-sparse code is NP-hard to find).
+    Work is in float64, codes come back in the dtype of x; the certificate is of the codes that are returned, and a row
+    that did not reach it has converged = False.  Rounding codes to float32 alone can cost a gap of some 1e-7 of the
+    objective, and of far more where lam is tiny.
+    For L1, L0 and KSparse torch codes are differentiable in x, D, bias and a tensor lam by the implicit function
+    theorem on the support (thm-implicit-gradient).  Shapes as in `ista`.  Raises `Error` as `ista` does, and for tol
+    not finite and > 0.
     """
     c, D, _, lead = check_problem(x, D, None, bias, R)
     tol, max_steps, dtype = check_tol(tol), check_count("max_steps", max_steps, 0), c.dtype
     c, D = c.astype(np.float64), D.astype(np.float64)
-    rule, momentum = (Lipschitz(), "restart") if isinstance(R, L1) else (Refit(), None)
+    rule, momentum = how_to_solve(R)
     L = lipschitz(D)
     rows = c.reshape(-1, c.shape[-1])
     codes, gaps = np.full((len(rows), len(D)), np.inf), np.zeros(len(rows))
@@ -115,6 +117,13 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
         converged[i] = good and enough
     shaped = codes.astype(dtype).reshape(*lead, len(D))
     return Solution(shaped, gaps.reshape(lead), taken.reshape(lead), converged.reshape(lead))
+
+
+def how_to_solve(R: Penalty) -> tuple[StepRule, str | None]:
+    """The step rule and momentum of `solve`."""
+    if R.convex:
+        return Lipschitz(), "restart"
+    return (Refit() if R.affine else Lipschitz()), None
 
 
 def certify(x: Any, D: Any, z: Any, before: Any, R: Penalty, tol: float, L: float) -> tuple[Any, Any]:

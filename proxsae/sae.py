@@ -24,7 +24,7 @@ from proxsae.certificates import lipschitz
 from proxsae.conventions import Error, check_count, check_finite, check_floats
 from proxsae.functional import prox, top_k
 from proxsae.iteration import RULES, FixedStep, Lipschitz, StepRule, check_rule
-from proxsae.penalties import L0, L1, KSparse, Penalty
+from proxsae.penalties import FAMILIES, L0, L1, KSparse, Penalty
 from proxsae.sparse import SparseCodes, sparse_decode, sparsify
 from proxsae.unroll import Point, iterate
 
@@ -81,7 +81,11 @@ class SAE(nn.Module):
         self.steps, self.analysis = check_count("steps", steps, 1), analysis
         self.step = Lipschitz() if step is None else step
         L = lipschitz(self.W_dec) if isinstance(self.step, FixedStep) else 1.0  # only FixedStep is judged by it
-        check_rule(self.step, None, "last", self._shared["penalty"].convex, L)
+        R = self._shared["penalty"]
+        if self.steps > 1 and not R.rowwise:
+            msg = f"steps={steps} needs a penalty that takes rows one by one, not {R!r}: use KSparse(k)"
+            raise Error(msg)
+        check_rule(self.step, None, "last", R, L)
 
     @property
     def penalty(self) -> Penalty:
@@ -90,10 +94,10 @@ class SAE(nn.Module):
         return replace(R, lam=self.threshold.double().square() / 2) if isinstance(R, L0) else R
 
     def scale_lam(self, factor: float) -> None:
-        """Multiply the lam of an L1 SAE by `factor`, in place."""
+        """Multiply lam by `factor`, in place; an L0 SAE has its threshold instead, and a k-sparse one neither."""
         R = self._shared["penalty"]
-        if isinstance(R, L1):
-            self._shared["penalty"] = replace(R, lam=R.lam * factor)
+        if hasattr(R, "lam") and not isinstance(R, L0):
+            self._shared["penalty"] = replace(cast(Any, R), lam=R.lam * factor)
 
     def unrolled(self, steps: int, step: StepRule | None = None, analysis: str = "dictionary") -> SAE:
         """The same weights (shared, nothing is copied or retrained) with another number of encoder steps."""
@@ -168,7 +172,7 @@ class SAE(nn.Module):
             walk = self._encoder_walk(Point(first, c, self.W_dec, c.new_ones(len(c), dtype=torch.float64)), R)
         else:
             L = lipschitz(self.W_dec)
-            check_rule(self.step, None, "last", R.convex, L)
+            check_rule(self.step, None, "last", R, L)
             walk = iterate(c, self.W_dec, R, self.step, None, first, L, spent=1.0)
         for _, point in zip(range(self.steps), walk, strict=False):
             yield point
@@ -226,7 +230,7 @@ def load(folder: str | os.PathLike[str]) -> SAE:
     config, tensors = checkpoints.read(folder)
     try:
         family, rule = dict(config["penalty"]), dict(config["step"])
-        kind = {"L1": L1, "L0": L0, "KSparse": KSparse}[family.pop("family")]
+        kind: Any = FAMILIES[family.pop("family")]
         penalty = kind(**({"lam": 0.0} if kind is L0 else {}), **family)
         step = None if config["analysis"] == "encoder" else RULES[rule.pop("rule")](**rule)
         if tuple(tensors["W_dec"].shape) != (config["d_sae"], config["d_in"]):  # before memory is asked for

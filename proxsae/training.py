@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 from proxsae.conventions import Error, check_count, check_seed
 from proxsae.functional import count_above, k_sparse, prox
-from proxsae.penalties import L0, L1
+from proxsae.penalties import L0
 from proxsae.sae import SAE
 
 WARM_UP, DECAY = 0.05, 0.2  # shares of the run in which the learning rate rises from 0, and falls to 0
@@ -42,8 +42,8 @@ def train(
 
     Rows are drawn in shuffled epochs from `seed`; the same call on the same machine gives the same weights.  `lr` is
     Adam's rate in units where the rows' mean squared deviation is d_in; the SAE itself stays in the units of the data.
-    For L1 the penalty is R itself; for L0 lam starts as given, the threshold is trained.  `l0` asks for that many
-    non-zeros per row: lam is then adjusted during training (L1 and L0; KSparse has its k).
+    For L0 lam starts as given and the threshold is trained; any other R is added to the loss itself (an indicator adds
+    nothing).  `l0` asks for that many non-zeros per row: lam, where R has one, is then adjusted during training.
     `progress` shows a bar; by default on a terminal.
 
     Raises `Error` for rows that are not finite or do not fit, and for a loss that is no longer finite.
@@ -60,7 +60,7 @@ def train(
     if not 0 < spread < math.inf:
         msg = f"the {len(x)} rows of activations are equal, or too large for {x.dtype}: they deviate by {spread}"
         raise Error(msg)
-    if l0 is not None and isinstance(sae.penalty, (L0, L1)) and not _mean_lam(sae):
+    if l0 is not None and hasattr(sae.penalty, "lam") and not _mean_lam(sae):
         msg = f"l0={l0} cannot be reached from lam=0: lam is adjusted by factors, so the penalty needs one > 0"
         raise Error(msg)
     if not bool(sae.b_dec.any()):
@@ -120,11 +120,11 @@ def _loss(sae: SAE, batch: Tensor, lam: float, dead: Tensor) -> tuple[Tensor, Te
     z = sae.refine(batch, prox(R, u))
     error = sae.decode(z) - batch
     loss = 0.5 * error.square().sum(dim=1).mean() + AUX_SHARE * _revival(sae, u, error.detach(), dead)
-    if isinstance(R, L1):
-        loss = loss + R.value(z).mean()
-    elif isinstance(R, L0):
+    if isinstance(R, L0):
         signed = torch.relu(u) if R.nonneg else u
         loss = loss + lam * count_above(signed, sae.threshold, R.bandwidth).mean()
+    elif not R.indicator:
+        loss = loss + R.value(z).mean()
     return loss, error.detach(), (z != 0).sum(dim=0)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from proxsae.certificates import lipschitz
-from proxsae.conventions import check_count, check_problem
+from proxsae.conventions import Error, check_count, check_problem
 from proxsae.functional import prox, slope, value
 from proxsae.iteration import (
     FIRST_TRIAL,
@@ -31,7 +31,7 @@ from proxsae.iteration import (
     check_tol,
 )
 from proxsae.penalties import L1, Penalty
-from proxsae.reference import certify
+from proxsae.reference import certify, how_to_solve
 from proxsae.supports import implicit, refit
 
 CHECK_EVERY = 5  # steps of `solve` between certificates, each of which costs about one step
@@ -51,7 +51,7 @@ def ista(
     """Proximal gradient on tensors; what `proxsae.ista` calls, and where its arguments are explained."""
     c, D, z0, lead = check_problem(x, D, z0, bias, R)
     steps, L = check_count("steps", steps, 0), lipschitz(D)
-    check_rule(step, momentum, keep, R.convex, L)
+    check_rule(step, momentum, keep, R, L)
     rows = c.reshape(-1, c.shape[-1])
     z = rows.new_zeros(len(rows), len(D)) if z0 is None else z0.reshape(-1, len(D))
     kept, objective, products = [], [], []
@@ -76,6 +76,9 @@ def solve(
     codes = codes.to(x.dtype)
     lam = getattr(R, "lam", None)
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in (x, D, bias, lam)):
+        if not R.affine:
+            msg = f"gradients of solve are for L1, L0 and KSparse, not {R!r}: detach its inputs (thm-implicit-gradient)"
+            raise Error(msg)
         codes = implicit(codes, rows, D, R)
     return Solution(codes.reshape(*lead, len(D)), gap.reshape(lead), taken.reshape(lead), converged.reshape(lead))
 
@@ -83,7 +86,8 @@ def solve(
 def _solve(
     c: Tensor, D: Tensor, R: Penalty, tol: float, max_steps: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rule, momentum, every = (Lipschitz(), "restart", CHECK_EVERY) if isinstance(R, L1) else (Refit(), None, 1)
+    rule, momentum = how_to_solve(R)
+    every = CHECK_EVERY if isinstance(R, L1) else 1  # other certificates compare with the step before
     L = lipschitz(D)
     codes = c.new_full((len(c), len(D)), torch.inf)
     taken = torch.zeros(len(c), dtype=torch.int64, device=c.device)

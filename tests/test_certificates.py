@@ -127,6 +127,35 @@ def test_solve_keeps_its_word_in_both_backends(family, nonneg, device):
     pt.assert_close(theirs.codes.reshape(8, -1), torch.tensor(ours.codes, device=device), 1e-3)
 
 
+@pytest.mark.parametrize(
+    "R",
+    [
+        px.ElasticNet(0.4, 0.3),
+        px.ElasticNet(0.3, 1.0, nonneg=True),
+        px.MCP(0.4, 3.0),
+        px.SCAD(0.4, nonneg=True),
+        px.GroupL2(0.5, 4),
+        px.SortedL1(np.linspace(0.8, 0.2, 40)),
+    ],
+    ids=repr,
+)
+def test_solve_reaches_a_stationary_point_of_the_other_families(R, device):
+    x, D, b = problem(n=4)
+    ours = px.solve(x, D, R, bias=b)
+    xt, Dt, bt = tensors(device, x, D, b)
+    theirs = px.solve(xt, Dt, R, bias=bt)
+    assert ours.converged.all()
+    assert bool(theirs.converged.all())
+    pt.assert_close(theirs.codes, torch.tensor(ours.codes, device=device), 1e-3)
+    pt.assert_close(ours.gap, px.fixed_point_residual(x, D, ours.codes, R, 1 / px.lipschitz(D), b), 1e-9)
+    if R.convex:  # stationary is optimal: nobody does better, not even a far longer run of another rule
+        objective = 0.5 * ((x - b - ours.codes @ D) ** 2).sum(-1) + R.value(ours.codes)
+        longer = px.ista(x, D, R, 3000, px.Backtracking(), bias=b).objective[-1]
+        assert (objective <= longer * (1 + 1e-6)).all()
+    with pytest.raises(px.Error, match="thm-implicit-gradient"):
+        px.solve(xt.requires_grad_(), Dt, R)
+
+
 def test_solve_says_so_when_it_stops_too_early(device):
     x, D, _ = tensors(device, *problem())
     solution = px.solve(x, D, px.L1(0.5), max_steps=3)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import proxsae as px
-from proxsae.testing import OPERATORS, assert_close, assert_same
+from proxsae.testing import OPERATORS, assert_close, assert_same, lattice
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,22 @@ from proxsae.testing import OPERATORS, assert_close, assert_same
         (lambda: px.L1(np.ones(4)).prox(np.ones(3)), "3 latents"),
         (lambda: px.L1(torch.ones(4)).prox(torch.ones(3)), "3 latents"),
         (lambda: px.L1(torch.ones(3)).prox(np.ones(3)), "numpy array"),
+        (lambda: px.ElasticNet(0.5, -1), "alpha=-1 must be finite and >= 0"),
+        (lambda: px.ElasticNet(-0.5, 1), "lam=-0.5"),
+        (lambda: px.MCP(0.5, 0), "gamma=0 must be finite and > 0"),
+        (lambda: px.MCP(0.5, "a"), "gamma='a'"),
+        (lambda: px.MCP(0.5, True), "gamma=True"),
+        (lambda: px.SCAD(0.5, 2.0), "a=2.0 must be finite and > 2"),
+        (lambda: px.SCAD(0.5, float("inf")), "a=inf"),
+        (lambda: px.SCAD(0.5, float("nan")), "a=nan"),
+        (lambda: px.GroupL2(0.5, 0), "size=0"),
+        (lambda: px.GroupL2(np.ones(3), 1), "one number"),
+        (lambda: px.GroupL2(0.5, 2).prox(np.ones(5)), "multiple of 2"),
+        (lambda: px.GroupL2(0.5, 2).value(torch.ones(5)), "multiple of 2"),
+        (lambda: px.SortedL1([1.0, 2.0]), "non-increasing"),
+        (lambda: px.SortedL1([1.0, -2.0]), "entry -2"),
+        (lambda: px.SortedL1([2.0, 1.0]).prox(np.ones(3)), "3 latents"),
+        (lambda: px.BatchKSparse(-1), "k=-1"),
     ],
 )
 def test_bad_parameters_are_refused_in_one_sentence(make, says):
@@ -52,17 +68,18 @@ def test_bad_parameters_are_refused_in_one_sentence(make, says):
 @pytest.mark.parametrize("R", OPERATORS.values(), ids=OPERATORS)
 def test_step_may_differ_by_row(R, backend):
     rng = np.random.default_rng(0)
-    u = rng.normal(size=(2, 3, 5)).astype(backend.dtype)
-    steps = rng.uniform(0.1, 2, size=(2, 3))
+    u = rng.normal(size=(2, 3, max(lattice.widths(R)))).astype(backend.dtype)
+    steps = rng.uniform(0.1, 6, size=(2, 3))
     got = R.prox(backend.make(u), backend.make(steps))
-    for i in range(2):
+    for i in range(2 if R.rowwise else 0):
         for j in range(3):
             assert_same(got[i, j], R.prox(backend.make(u[i, j]), float(steps[i, j])))
 
 
 @pytest.mark.parametrize("R", OPERATORS.values(), ids=OPERATORS)
 def test_empty_batches_keep_their_shape(R, backend):
-    for shape in ((0, 5), (2, 0, 5), (0, 2, 5)):
+    width = max(lattice.widths(R))
+    for shape in ((0, width), (2, 0, width), (0, 2, width)):
         u = backend.make(np.zeros(shape, backend.dtype))
         assert_same(R.prox(u), u)
         assert R.value(u).shape == shape[:-1]
@@ -71,13 +88,67 @@ def test_empty_batches_keep_their_shape(R, backend):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("R", OPERATORS.values(), ids=OPERATORS)
 def test_half_precision_is_the_rounded_single_precision_result(R, dtype, device):
-    u = torch.randn(64, 5, device=device, generator=torch.Generator(device).manual_seed(0)).to(dtype)
+    u = torch.randn(64, max(lattice.widths(R)), device=device, generator=torch.Generator(device).manual_seed(0)).to(
+        dtype
+    )
     got, wide = R.prox(u, 0.5), R.prox(u.float(), 0.5)
     assert got.dtype == dtype
     near = (got.float() - wide).abs() <= 2.0**-7 * (1 + wide.abs())
     kink = (got == 0) != (wide == 0)  # a threshold rounded to half precision decides its neighbours anew
     assert bool((near | kink).all())
     assert float(kink.float().mean()) < 0.02
+
+
+def test_limits_of_the_families_are_other_families(backend):
+    u = backend.make((np.random.default_rng(0).normal(size=(50, 6)) * 2).astype(backend.dtype))
+    for step in (0.3, 1.0, 4.0):
+        assert_same(px.ElasticNet(0.5, 0.0).prox(u, step), px.L1(0.5).prox(u, step))
+        assert_close(px.GroupL2(0.5, 1).prox(u, step), px.L1(0.5).prox(u, step), 1e-6)
+        assert_close(px.SortedL1(0.5).prox(u, step), px.L1(0.5).prox(u, step), 1e-6)
+        assert_close(px.MCP(0.5, 1e9).prox(u, step), px.L1(0.5).prox(u, step), 1e-6)
+        assert_close(px.SCAD(0.5, 1e9).prox(u, step), px.L1(0.5).prox(u, step), 1e-6)
+        tiny = 1e-9  # MCP with gamma -> 0 at gamma lam^2 / 2 = 0.5 is L0
+        assert_same(px.MCP((1 / tiny) ** 0.5, tiny).prox(u, step), px.L0(0.5).prox(u, step))
+        for row in u:
+            assert_same(px.BatchKSparse(2).prox(row[None], step)[0], px.KSparse(2).prox(row, step))
+
+
+def test_group_norms_neither_overflow_nor_vanish():
+    R = px.GroupL2(1.0, 2)
+    for scale in (1e-200, 1e200):
+        u = np.array([3.0, 4.0]) * scale
+        for got in (R.prox(u, 2.5 * scale), R.prox(torch.tensor(u), 2.5 * scale).numpy()):
+            assert_close(got / scale, np.array([1.5, 2.0]), 1e-14)
+        for got in (R.value(u), R.value(torch.tensor(u)).numpy()):
+            assert_close(np.asarray(got) / scale, np.float64(5.0) * np.ones(()), 1e-14)
+
+
+def test_gradients_at_zero_blocks_and_ties_are_finite(device):
+    for R in OPERATORS.values():
+        for fill in (0.0, 0.5, -0.5):
+            u = torch.full((3, max(lattice.widths(R))), fill, dtype=torch.float64, device=device)
+            u.requires_grad_()
+            R.prox(u, 1.0).sum().backward()
+            cost = R.value(u.clamp(min=0) if R.nonneg else u).sum()
+            if cost.requires_grad:  # a count, as L0's, has no gradient
+                cost.backward()
+            assert bool(u.grad.isfinite().all()), (R, fill)
+
+
+def test_lam_tensors_of_the_curved_families_carry_gradients(device):
+    u = torch.tensor([4.0, -0.9, 0.1, 1.0], dtype=torch.float64, device=device)
+    for make in (
+        lambda lam: px.ElasticNet(lam, 0.5),
+        lambda lam: px.MCP(lam, 3.0),
+        lambda lam: px.SCAD(lam, 3.7),
+        lambda lam: px.GroupL2(lam, 2),
+        lambda lam: px.SortedL1(lam),
+    ):
+        lam = torch.tensor(0.4, dtype=torch.float64, device=device, requires_grad=True)
+        (make(lam).prox(u, 0.7) * torch.arange(1.0, 5.0, dtype=torch.float64, device=device)).sum().backward()
+        weight, h = np.arange(1.0, 5.0), 1e-6
+        up, down = ((make(0.4 + s * h).prox(u.cpu().numpy(), 0.7) * weight).sum() for s in (1, -1))
+        assert_close(lam.grad.cpu().numpy(), np.asarray((up - down) / (2 * h)), 1e-6)
 
 
 def test_value_adds_up_in_float32_for_half_precision(device):

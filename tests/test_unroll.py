@@ -17,7 +17,21 @@ PENALTIES = {
     "L0 per latent": px.L0(np.random.default_rng(2).uniform(0.1, 1, 40)),
     "KSparse": px.KSparse(4),
     "KSparse nonneg": px.KSparse(4, nonneg=True),
+    "ElasticNet": px.ElasticNet(0.5, 0.3),
+    "MCP": px.MCP(0.5, 3.0),
+    "MCP nonneg": px.MCP(0.5, 0.1, nonneg=True),  # most steps are past gamma
+    "SCAD": px.SCAD(0.4, 3.7),
+    "GroupL2": px.GroupL2(0.5, 4),
+    "SortedL1": px.SortedL1(np.linspace(1, 0.2, 40)),
+    "SortedL1 nonneg": px.SortedL1(np.linspace(1, 0.2, 40), nonneg=True),
 }
+CURVED = (px.ElasticNet, px.MCP, px.SCAD, px.GroupL2, px.SortedL1)  # not affine while signs hold
+CASES = [
+    pytest.param(R, rule, id=f"{name}-{rule}")
+    for name, R in PENALTIES.items()
+    for rule in RULES
+    if not (isinstance(R, CURVED) and isinstance(rule, (px.ExactStep, px.Refit)))
+]
 
 
 def problem(n=6, d=16, P=40, seed=0, scale=3.0):
@@ -32,8 +46,7 @@ def tensors(device, *arrays):
 
 
 @pytest.mark.parametrize("momentum", [None, "fista"])
-@pytest.mark.parametrize("rule", RULES, ids=repr)
-@pytest.mark.parametrize("R", PENALTIES.values(), ids=PENALTIES)
+@pytest.mark.parametrize(("R", "rule"), CASES)
 def test_torch_follows_the_oracle(R, rule, momentum, device):
     if momentum and (not R.convex or isinstance(rule, (px.ExactStep, px.Refit))):
         with pytest.raises(px.Error, match="thm-fista-rate"):
@@ -55,14 +68,24 @@ def test_torch_follows_the_oracle(R, rule, momentum, device):
         pt.assert_close(got.products[:upto], torch.tensor(want.products[:upto], device=device), 1e-12)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=repr)
-@pytest.mark.parametrize("R", PENALTIES.values(), ids=PENALTIES)
+@pytest.mark.parametrize(("R", "rule"), CASES)
 def test_the_objective_never_rises(R, rule, device):
     for seed in range(5):
         x, D, _ = problem(seed=seed)
         trace = px.ista(*tensors(device, x, D), R, 20, rule)
         rises = trace.objective.diff(dim=0)
         assert float(rises.max()) <= 1e-12 * float(trace.objective.max())
+
+
+@pytest.mark.parametrize("family", CURVED)
+def test_rules_for_affine_penalties_refuse_curved_ones(family, device):
+    R = next(R for R in PENALTIES.values() if isinstance(R, family))
+    for x, D in (problem()[:2], tensors(device, *problem()[:2])):
+        for rule, label in ((px.ExactStep(), "thm-exact-step"), (px.Refit(), "thm-refit")):
+            with pytest.raises(px.Error, match=label):
+                px.ista(x, D, R, 3, rule)
+        with pytest.raises(px.Error, match=r"rows one by one: use KSparse\(k\)"):
+            px.ista(x, D, px.BatchKSparse(2), 3)
 
 
 @pytest.mark.parametrize("rule", [px.ExactStep(), px.Refit(), px.Backtracking()], ids=repr)

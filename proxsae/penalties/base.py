@@ -28,12 +28,16 @@ class Penalty(ABC):
     convex     the prox is single-valued and firmly nonexpansive
     separable  R(z) is a sum over entries, so that one dimension at a time suffices
     indicator  R takes only the values 0 and infinity, so that the prox is a projection, free of the step
+    affine     R is affine in z while no sign changes, as exact line steps and refits need
+    rowwise    rows do not see each other
     statement  the label to cite
     """
 
     convex: ClassVar[bool]
     separable: ClassVar[bool]
     indicator: ClassVar[bool]
+    affine: ClassVar[bool] = False
+    rowwise: ClassVar[bool] = True
     statement: ClassVar[str]
     nonneg: bool
 
@@ -43,7 +47,7 @@ class Penalty(ABC):
         z = check_floats("z", z)
         self.check_fits("z", z, z.shape[-1])
         wide = np.result_type(z.dtype, np.float32)  # half precision accumulates in float32
-        with np.errstate(invalid="ignore"):  # 0 times infinity is NaN, and says so
+        with np.errstate(invalid="ignore", over="ignore"):  # 0 times infinity is NaN, and says so
             total = self._value(z.astype(wide, copy=False))
         if self.nonneg:
             total = np.where((z < 0).any(axis=-1), np.inf, total)
@@ -63,7 +67,7 @@ class Penalty(ABC):
 
     @torch_twin("proxsae.functional")
     def slope(self, z: Any) -> Any:
-        """The derivative of R along the support of z, signs held: shape (..., P), and 0 off the support."""
+        """The derivative of an `affine` R along the support of z, signs held: shape (..., P), and 0 off the support."""
         return self._slope(z)
 
     @abstractmethod
@@ -110,6 +114,15 @@ def check_lam(penalty: str, lam: Any) -> Any:
         msg = f"{penalty}: lam={shown}{worst}, but lam must be finite and >= 0, one number or one per latent (def-prox)"
         raise Error(msg)
     return float(lam) if lam.ndim == 0 and not is_torch(lam) else lam
+
+
+def check_parameter(name: str, value: Any, bound: float, or_equal: bool = False) -> float:
+    """Return `value` as a float when it is finite and > bound (>= where `or_equal`), else raise `Error`."""
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not number or not bound <= value < math.inf or (value == bound and not or_equal):
+        msg = f"{name}={value!r} must be finite and {'>=' if or_equal else '>'} {bound}: one number"
+        raise Error(msg)
+    return float(value)
 
 
 def rounded(t: Any, u: Floats) -> Floats:

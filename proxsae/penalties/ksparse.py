@@ -1,7 +1,9 @@
-"""The k-sparse constraint: keep the k largest magnitudes.  It is the AbsTopK SAE, and with `nonneg` the TopK SAE.
+"""The k-sparse constraint: keep the largest magnitudes, of each row or of the whole batch.
 
-    R(z) = 0 if ||z||_0 <= k, else infinity
-    prox_{mu R}(u) = u on the k largest |u_i|, 0 elsewhere, for every mu                    (thm-prox-ksparse)
+    KSparse       R(z) = 0 if ||z||_0 <= k, else infinity
+                  prox_{mu R}(u) = u on the k largest |u_i|, 0 elsewhere, for every mu           (thm-prox-ksparse)
+    BatchKSparse  R(Z) = 0 if all B rows together have at most k B non-zeros, else infinity
+                  prox_{mu R}(U) = U on its k B largest magnitudes, 0 elsewhere                  (thm-prox-batch)
 
 Where magnitudes tie at the boundary every choice is a minimiser; the lowest index is the one named here.
 """
@@ -33,6 +35,7 @@ class KSparse(Penalty):
     convex = False
     separable = False
     indicator = True
+    affine = True
     statement = "thm-prox-ksparse"
 
     def __post_init__(self) -> None:
@@ -42,8 +45,50 @@ class KSparse(Penalty):
         return np.where((z != 0).sum(axis=-1) <= self.k, 0.0, np.inf)
 
     def _prox(self, u: Floats, step: float | Floats) -> Floats:
-        # A stable sort by (NaN first, magnitude descending) leaves ties in index order: the tie rule, read off.
-        order = np.lexsort((-np.abs(u), ~np.isnan(u)), axis=-1)
-        kept = np.zeros(u.shape, dtype=bool)
-        np.put_along_axis(kept, order[..., : self.k], True, axis=-1)
-        return np.where(kept & (u != 0), u, u.dtype.type(0))
+        return keep_largest(u, self.k)
+
+
+@dataclass(frozen=True, eq=False)
+class BatchKSparse(Penalty):
+    """At most k non-zeros per row on average over the batch: the projection behind BatchTopK (Bussmann et al. 2024).
+
+    All leading axes are the batch of B rows, and its k B largest |u| are kept; the lowest flat index among ties.  The
+    value is 0 for every row, or infinity for every row.  It couples rows, so `ista` and `solve` refuse it.
+    k: a whole number >= 0.  Statement: thm-prox-batch.
+
+    >>> BatchKSparse(k=1).prox(np.array([[1.0, -3.0], [0.5, 2.0], [0.5, -4.0]]))
+    array([[ 0., -3.], [ 0., 2.], [ 0., -4.]])
+    >>> BatchKSparse(k=1).prox(np.array([[5.0, -3.0], [0.5, 2.0]]))
+    array([[ 5., -3.], [ 0., 0.]])
+    """
+
+    k: int
+    nonneg: bool = False
+
+    convex = False
+    separable = False
+    indicator = True
+    rowwise = False
+    statement = "thm-prox-batch"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "k", check_count("BatchKSparse: k", self.k, 0))
+
+    def _value(self, z: Floats) -> Floats:
+        rows = int(np.prod(z.shape[:-1]))
+        return np.full(z.shape[:-1], 0.0 if np.count_nonzero(z) <= self.k * rows else np.inf)
+
+    def _prox(self, u: Floats, step: float | Floats) -> Floats:
+        rows = int(np.prod(u.shape[:-1]))
+        return keep_largest(u.reshape(-1), self.k * rows).reshape(u.shape)
+
+
+def keep_largest(u: Floats, k: int) -> Floats:
+    """u on its k largest magnitudes along the last axis, 0 elsewhere.
+
+    A stable sort by (NaN first, magnitude descending) leaves ties in index order: the tie rule, read off.
+    """
+    order = np.lexsort((-np.abs(u), ~np.isnan(u)), axis=-1)
+    kept = np.zeros(u.shape, dtype=bool)
+    np.put_along_axis(kept, order[..., :k], True, axis=-1)
+    return np.where(kept & (u != 0), u, u.dtype.type(0))

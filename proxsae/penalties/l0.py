@@ -12,21 +12,22 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from proxsae.conventions import Error
-from proxsae.penalties.base import Floats, Penalty, check_lam, rounded
+from proxsae.penalties.base import check_lam
+from proxsae.penalties.scalar import Separable
 
 
 @dataclass(frozen=True, eq=False)
-class L0(Penalty):
+class L0(Separable):
     """lam ||z||_0, whose prox keeps |u| > sqrt(2 step lam): two-sided JumpReLU, and with `nonneg` the JumpReLU SAE.
 
     lam: one number >= 0, or one per latent, shape (P,); a trained threshold theta is lam = theta^2 / 2.
     bandwidth: width of the rectangle kernel through which a *tensor* lam gets its gradient.  The true derivative is
-    zero almost everywhere, so this is a modelling choice (Rajamanoharan et al. 2024); values never depend on it.
+    zero almost everywhere, so this is a modelling choice (prop-threshold-gradient; Rajamanoharan et al. 2024); values
+    never depend on it.
     Statement: thm-prox-l0 (Beck 2017, Example 6.10; Zhu, Khalili and Zhu 2025, Lemma 1).
 
+    >>> import numpy as np
     >>> L0(lam=0.5).prox(np.array([3.0, -1.0, -2.0]))
     array([ 3.,  0., -2.])
     """
@@ -36,8 +37,7 @@ class L0(Penalty):
     bandwidth: float = 0.1
 
     convex = False
-    separable = True
-    indicator = False
+    affine = True
     statement = "thm-prox-l0"
 
     def __post_init__(self) -> None:
@@ -46,9 +46,12 @@ class L0(Penalty):
             msg = f"L0: bandwidth={self.bandwidth!r} must be finite and > 0: it is the width of the gradient's kernel"
             raise Error(msg)
 
-    def _value(self, z: Floats) -> Floats:
-        return (self.lam * (z != 0)).sum(axis=-1)
+    @staticmethod
+    def entry_value(o: Any, z: Any, lam: Any) -> Any:
+        """lam where z is not 0."""
+        return o.where(z == 0, 0, lam)
 
-    def _prox(self, u: Floats, step: float | Floats) -> Floats:
-        t = rounded(np.sqrt(2.0 * (step * self.lam)), u)
-        return np.where(~(np.abs(u) <= t), u, u.dtype.type(0))  # a NaN is kept
+    @staticmethod
+    def entry_prox(o: Any, u: Any, mu: Any, lam: Any) -> Any:
+        """u where it costs more to remove it than lam."""
+        return o.where(o.abs(u) <= o.rounded(o.sqrt(2 * (mu * lam))), 0, u)

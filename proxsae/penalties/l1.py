@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from proxsae.penalties.base import Floats, Penalty, check_lam, rounded
+from proxsae.penalties.base import Floats, check_lam
+from proxsae.penalties.scalar import Separable, soft
 
 
 @dataclass(frozen=True, eq=False)
-class L1(Penalty):
+class L1(Separable):
     """lam ||z||_1, whose prox shrinks by step * lam: the soft-threshold SAE, and with `nonneg` the ReLU SAE.
 
     lam: one number >= 0, or one per latent, shape (P,); a torch tensor stays one, and carries gradients.
@@ -29,21 +30,21 @@ class L1(Penalty):
     nonneg: bool = False
 
     convex = True
-    separable = True
-    indicator = False
+    affine = True
     statement = "thm-prox-l1"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lam", check_lam("L1", self.lam))
 
-    def _value(self, z: Floats) -> Floats:
-        return (self.lam * np.abs(z)).sum(axis=-1)
+    @staticmethod
+    def entry_value(o: Any, z: Any, lam: Any) -> Any:
+        """lam |z|."""
+        return lam * o.abs(z)
 
-    def _prox(self, u: Floats, step: float | Floats) -> Floats:
-        t = rounded(step * self.lam, u)
-        with np.errstate(invalid="ignore"):  # infinity minus an infinite threshold, in a branch not taken
-            shrunk = u - np.copysign(t, u)
-        return np.where(np.abs(u) > t, shrunk, np.where(np.isnan(u), u, u.dtype.type(0)))
+    @staticmethod
+    def entry_prox(o: Any, u: Any, mu: Any, lam: Any) -> Any:
+        """Soft thresholding at mu lam."""
+        return soft(o, u, o.rounded(mu * lam))
 
     def _slope(self, z: Floats) -> Floats:
         return (self.lam * np.sign(z)).astype(z.dtype)

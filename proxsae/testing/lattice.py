@@ -1,32 +1,68 @@
 """Inputs on which operators go wrong: the threshold itself, its float neighbours, ties, zeros of both signs, NaN.
 
 Gaussian draws never meet a tie.  Rows are drawn from the operator's own thresholds, and are short, so that a global
-oracle can judge them.
+oracle can judge them.  Thresholds come from its parameters, and from watching where its output leaves 0.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+Apply = Callable[[np.ndarray[Any, Any], float], np.ndarray[Any, Any]]
+
 WIDTHS = (0, 1, 2, 3, 5)
-STEPS = (1.0, 0.5, 0.3, 2.0)
+STEPS = (1.0, 0.3, 2.0, 5.0)
+
+
+def widths(R: Any) -> tuple[int, ...]:
+    """The widths of rows that R is tried on: its own `widths`, the length of its lam, or multiples of its groups."""
+    lam, given, size = np.asarray(getattr(R, "lam", 1.0)), getattr(R, "widths", None), getattr(R, "size", 1)
+    return tuple(given) if given else (len(lam),) if lam.ndim else (0, size, 2 * size) if size > 1 else WIDTHS
 
 
 def thresholds(R: Any, step: float, dtype: Any) -> list[float]:
-    """Magnitudes at which prox_{step R} may change its mind, rounded to dtype: soft and hard, for each lam, and 1."""
-    lams = np.unique(np.atleast_1d(np.asarray(getattr(R, "lam", 1.0), dtype=np.float64)))
-    points = [1.0, *(t for lam in lams for t in (step * lam, math.sqrt(2 * (step * lam))))]
-    return [float(dtype(t)) for t in points if t > 0]
+    """Magnitudes at which prox_{step R} may change its mind, by theory, rounded to dtype: for each lam of R, and 1."""
+    found = {1.0}
+    for lam in np.unique(np.atleast_1d(np.asarray(getattr(R, "lam", 1.0), dtype=np.float64))):
+        found |= {step * lam, math.sqrt(2 * (step * lam))}
+        if hasattr(R, "gamma"):  # MCP
+            found |= {R.gamma * lam, lam * math.sqrt(R.gamma * step)}
+        if hasattr(R, "a"):  # SCAD
+            found |= {(1 + step) * lam, R.a * lam, lam * (R.a + 1 + step) / 2, lam * math.sqrt(step * (R.a + 1))}
+    return [float(dtype(t)) for t in sorted(found) if t > 0]
 
 
-def points(R: Any, step: float, dtype: Any) -> list[Any]:
+def watched(apply: Apply, step: float, dtype: Any, width: int) -> list[float]:
+    """Where the output of `apply` leaves 0 as the first entry of a row grows, by bisection to neighbouring floats."""
+
+    def kept(t: float) -> bool:
+        u = np.zeros((1, width), dtype)
+        u[0, 0] = t
+        return bool((apply(u, step) != 0).any())
+
+    try:
+        grid = [2.0**e for e in range(-8, 7)]
+        brackets = [(a, b) for a, b in itertools.pairwise(grid) if kept(a) != kept(b)]
+        found = []
+        for low, high in brackets:
+            below = kept(low)
+            while dtype(low) < (middle := dtype((low + high) / 2)) < dtype(high):
+                low, high = (float(middle), high) if kept(float(middle)) == below else (low, float(middle))
+            found += [low, high]
+    except Exception:  # the laws will say what is wrong with it
+        return []
+    return found
+
+
+def points(R: Any, step: float, dtype: Any, also: Sequence[float] = ()) -> list[Any]:
     """0, -0.0, and around every threshold t of either sign: t, its two float neighbours, t / 2, 2 t, 3 t / 2."""
     found = [dtype(0.0), dtype(-0.0)]
-    for t in thresholds(R, step, dtype):
+    for t in (*thresholds(R, step, dtype), *also):
         t = dtype(t)
         near = (
             t,
@@ -41,17 +77,26 @@ def points(R: Any, step: float, dtype: Any) -> list[Any]:
 
 
 def rows(
-    R: Any, step: float, dtype: Any, n: int = 60, seed: int = 0, specials: bool = False
+    R: Any,
+    step: float,
+    dtype: Any,
+    n: int = 60,
+    seed: int = 0,
+    specials: bool = False,
+    apply: Apply | None = None,
 ) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield arrays (n, P) of each width P: half lattice points, half bounded floats, with many exact ties.
+    """Yield arrays (about 7n/4, P) of each width P: half lattice points, half bounded floats, with many exact ties.
 
-    A penalty with one lam per latent has the one width that fits.  `specials` mixes in NaN and infinities.
+    `specials` mixes in NaN and infinities.  Given `apply`, the operator on NumPy rows, its own thresholds are looked
+    for and join the lattice: of somebody else's operator the parameters are not known.
     """
     rng = np.random.default_rng(seed)
-    grid = np.array(points(R, step, dtype) + ([dtype(v) for v in (np.nan, np.inf, -np.inf)] * 4 if specials else []))
+    seen = watched(apply, step, dtype, max(1, min(filter(None, widths(R)), default=1))) if apply else []
+    grid = np.array(
+        points(R, step, dtype, seen) + ([dtype(v) for v in (np.nan, np.inf, -np.inf)] * 4 if specials else [])
+    )
     reach = 3 * max(thresholds(R, step, dtype))
-    lam = np.asarray(getattr(R, "lam", 1.0))
-    for width in (len(lam),) if lam.ndim else WIDTHS:
+    for width in widths(R):
         on_grid = rng.choice(grid, size=(n, width))
         anywhere = rng.uniform(-reach, reach, size=(n, width)).astype(dtype)
         mixed = np.where(rng.random((n, width)) < 0.6, on_grid, anywhere)

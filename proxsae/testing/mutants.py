@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from proxsae.penalties import L0, L1, KSparse
-from proxsae.testing.laws import Array
+from proxsae.penalties import L0, L1, MCP, SCAD, BatchKSparse, ElasticNet, GroupL2, KSparse, SortedL1
+from proxsae.testing.oracles import Array
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Mutant:
     name: str
     killed_by: str
     R: Any
-    wrong_prox: Callable[[Any, float], Any] | None = None
+    wrong_prox: Callable[[Any, Any, float], Any] | None = None
     wrong_value: Callable[[Any], Any] | None = None
     torch: bool = False
 
     def prox(self, u: Any, step: float = 1.0) -> Any:
         """The planted operator."""
-        return self.wrong_prox(u, step) if self.wrong_prox else self.R.prox(u, step)
+        return self.wrong_prox(self.R, u, step) if self.wrong_prox else self.R.prox(u, step)
 
     def value(self, z: Any) -> Any:
         """The planted value."""
@@ -42,17 +42,19 @@ LAM, K = 0.5, 2
 SOFT, RELU = L1(LAM), L1(LAM, nonneg=True)
 HARD, JUMP = L0(LAM), L0(LAM, nonneg=True)
 ABSTOPK, TOPK = KSparse(K), KSparse(K, nonneg=True)
+ELASTIC, FIRM, CLIPPED = ElasticNet(LAM, 0.75), MCP(LAM, 1.5), SCAD(LAM, 2.5)
+GROUPS, SORTED, BATCH = GroupL2(LAM, 2), SortedL1(np.array([2.0, 0.5, 0.5, 0.125, 0.0])), BatchKSparse(1)
 
 
-def _in_place(u: Any, step: float) -> Any:
+def _in_place(R: Any, u: Any, step: float) -> Any:
     u[...] = SOFT.prox(u, step)
     return u
 
 
-def _by(key: Callable[[Array], Array], k: int = K) -> Callable[[Array, float], Array]:
+def _by(key: Callable[[Array], Array], k: int = K) -> Callable[[Any, Array, float], Array]:
     """Keep u where `key` is among its k largest, lowest index first."""
 
-    def prox(u: Array, step: float) -> Array:
+    def prox(R: Any, u: Array, step: float) -> Array:
         order = np.argsort(-key(u), axis=-1, kind="stable")
         kept = np.zeros(u.shape, dtype=bool)
         np.put_along_axis(kept, order[..., :k], True, axis=-1)
@@ -66,20 +68,20 @@ def _boundary(u: Array) -> Array:
     return np.sort(np.abs(u), axis=-1)[..., -K, None] if u.shape[-1] >= K else np.zeros_like(u[..., :1])
 
 
-def _last_index(u: Array, step: float) -> Array:
-    return np.ascontiguousarray(_by(np.abs)(u[..., ::-1], step)[..., ::-1])
+def _last_index(R: Any, u: Array, step: float) -> Array:
+    return np.ascontiguousarray(_by(np.abs)(R, u[..., ::-1], step)[..., ::-1])
 
 
-def _over_batch(u: Array, step: float) -> Array:
-    flat = _by(np.abs, K * (u.size // max(1, u.shape[-1])))(u.reshape(1, -1), step)
+def _over_batch(R: Any, u: Array, step: float) -> Array:
+    flat = _by(np.abs, K * (u.size // max(1, u.shape[-1])))(R, u.reshape(1, -1), step)
     return flat.reshape(u.shape)
 
 
-def _straight_through(u: Any, step: Any) -> Any:
+def _straight_through(R: Any, u: Any, step: Any) -> Any:
     return u + (HARD.prox(u, step) - u).detach()
 
 
-def _gradient_of_magnitude(u: Any, step: float) -> Any:
+def _gradient_of_magnitude(R: Any, u: Any, step: float) -> Any:
     return ABSTOPK.prox(u, step).detach() + 0 * u.sum()
 
 
@@ -87,37 +89,115 @@ def _zero(u: Array) -> Any:
     return u.dtype.type(0)
 
 
+def _divide_first(R: Any, u: Array, step: float) -> Array:
+    return SOFT.prox(u / u.dtype.type(1 + step * R.alpha), step)
+
+
+def _no_half(z: Any) -> Any:
+    return np.asarray((LAM * np.abs(z) + 0.75 * z * z).sum(-1)).astype(z.dtype)
+
+
+def _firm(u: Array, step: float, lam: float, gamma: float) -> Array:
+    size = np.abs(u)
+    with np.errstate(all="ignore"):
+        inner = np.clip((size - step * lam) / (1 - step / gamma), 0, size)
+    return (np.sign(u) * inner).astype(u.dtype) + 0
+
+
+def _hard_at_gamma_lam(R: Any, u: Array, step: float) -> Array:
+    return R.prox(u, step) if step < R.gamma else _keep(u, np.abs(u) > R.gamma * R.lam)
+
+
+def _never_flat(z: Any) -> Any:
+    return np.asarray((LAM * np.abs(z) - z * z / 3).sum(-1)).astype(z.dtype)
+
+
+def _middle_regime(R: Any, u: Array, step: float) -> Array:
+    if step < R.a + 1:
+        return R.prox(u, step)
+    size, t = np.abs(u), step * R.lam
+    kept = np.where(size <= t, 0, np.where(size <= R.lam * (R.a + 1 + step) / 2, size - t, size))
+    return (np.sign(u) * kept).astype(u.dtype) + 0
+
+
+def _jump_at_a_lam(R: Any, u: Array, step: float) -> Array:
+    middle = R.a - 1 <= step < R.a + 1
+    return np.where(np.abs(u) > R.a * R.lam, u, SOFT.prox(u, step)) if middle else R.prox(u, step)
+
+
+def _group_with_division(R: Any, u: Array, step: float) -> Array:
+    groups = u.reshape(*u.shape[:-1], -1, 2) if u.size else u[..., None]
+    norms = np.sqrt((groups * groups).sum(-1, keepdims=True))
+    with np.errstate(all="ignore"):
+        kept = groups / norms * np.maximum(norms - u.dtype.type(step * LAM), 0)
+    return kept.reshape(u.shape) + u.dtype.type(0)
+
+
+def _group_keeps_ties(R: Any, u: Array, step: float) -> Array:
+    out, t = R.prox(u, step), u.dtype.type(step * LAM)
+    groups = u.reshape(*u.shape[:-1], -1, 2) if u.size else u[..., None]
+    at = np.hypot(groups[..., :1], groups[..., -1:]) == t
+    return np.where(np.broadcast_to(at, groups.shape).reshape(u.shape), u, out) + u.dtype.type(0)
+
+
+def _squared_norm(R: Any, u: Array, step: float) -> Array:
+    groups = u.reshape(*u.shape[:-1], -1, 2) if u.size else u[..., None]
+    squares = (groups.astype(np.float64) ** 2).sum(-1, keepdims=True)
+    with np.errstate(all="ignore"):
+        kept = np.where(squares > step * LAM, groups * (1 - step * LAM / squares), 0)
+    return kept.reshape(u.shape).astype(u.dtype) + u.dtype.type(0)
+
+
+def _without_pooling(R: Any, u: Array, step: float) -> Array:
+    order = np.argsort(-np.abs(u), axis=-1, kind="stable")
+    lowered = np.maximum(np.take_along_axis(np.abs(u), order, -1) - step * R.lam, 0)
+    out = np.zeros(u.shape)
+    np.put_along_axis(out, order, lowered, -1)
+    return (np.sign(u) * out).astype(u.dtype) + u.dtype.type(0)
+
+
+def _weights_reversed(R: Any, u: Array, step: float) -> Array:
+    order = np.argsort(np.abs(u), axis=-1, kind="stable")
+    lowered = np.maximum(np.take_along_axis(np.abs(u), order, -1) - step * R.lam, 0)
+    out = np.zeros(u.shape)
+    np.put_along_axis(out, order, lowered, -1)
+    return (np.sign(u) * out).astype(u.dtype) + u.dtype.type(0)
+
+
 MUTANTS = (
-    Mutant("soft: threshold ignores the step", "optimal", SOFT, lambda u, s: SOFT.prox(u, 1.0)),
-    Mutant("soft: half the threshold", "optimal", SOFT, lambda u, s: SOFT.prox(u, s / 2)),
-    Mutant("soft: no clip at zero", "optimal", SOFT, lambda u, s: u - u.dtype.type(s * LAM) * np.sign(u)),
-    Mutant("soft: one-sided", "odd", SOFT, lambda u, s: RELU.prox(u, s)),
-    Mutant("soft: u/|u|, NaN at 0", "convention", SOFT, lambda u, s: _nan_at_zero(u, s)),
-    Mutant("soft: threshold off by 1 %", "moreau", SOFT, lambda u, s: SOFT.prox(u, 1.01 * s)),
-    Mutant("soft: hard instead", "firm", SOFT, lambda u, s: HARD.prox(u, s)),
+    Mutant("soft: threshold ignores the step", "optimal", SOFT, lambda R, u, s: SOFT.prox(u, 1.0)),
+    Mutant("soft: half the threshold", "optimal", SOFT, lambda R, u, s: SOFT.prox(u, s / 2)),
+    Mutant("soft: no clip at zero", "optimal", SOFT, lambda R, u, s: u - u.dtype.type(s * LAM) * np.sign(u)),
+    Mutant("soft: one-sided", "odd", SOFT, lambda R, u, s: RELU.prox(u, s)),
+    Mutant("soft: u/|u|, NaN at 0", "convention", SOFT, lambda R, u, s: _nan_at_zero(u, s)),
+    Mutant("soft: threshold off by 1 %", "moreau", SOFT, lambda R, u, s: SOFT.prox(u, 1.01 * s)),
+    Mutant("soft: hard instead", "firm", SOFT, lambda R, u, s: HARD.prox(u, s)),
     Mutant("soft: writes its input", "form", SOFT, _in_place),
-    Mutant("soft: upcasts to float64", "form", SOFT, lambda u, s: SOFT.prox(u, s).astype(np.float64)),
-    Mutant("soft: zeros keep the sign of u", "form", SOFT, lambda u, s: np.copysign(SOFT.prox(u, s), u)),
+    Mutant("soft: upcasts to float64", "form", SOFT, lambda R, u, s: SOFT.prox(u, s).astype(np.float64)),
+    Mutant("soft: zeros keep the sign of u", "form", SOFT, lambda R, u, s: np.copysign(SOFT.prox(u, s), u)),
     Mutant(
         "soft: NaN becomes 0",
         "convention",
         SOFT,
-        lambda u, s: np.nan_to_num(SOFT.prox(u, s), posinf=np.inf, neginf=-np.inf),
+        lambda R, u, s: np.nan_to_num(SOFT.prox(u, s), posinf=np.inf, neginf=-np.inf),
     ),
     Mutant("l1 value: forgets |.|", "value", SOFT, wrong_value=lambda z: np.asarray(LAM * z.sum(-1))),
-    Mutant("hard: threshold lam, not sqrt(2 mu lam)", "optimal", HARD, lambda u, s: _keep(u, np.abs(u) > s * LAM)),
-    Mutant("hard: threshold sqrt(2 lam), without mu", "optimal", HARD, lambda u, s: HARD.prox(u, 1.0)),
-    Mutant("hard: shrinks what it keeps", "optimal", HARD, lambda u, s: HARD.prox(u, s) * u.dtype.type(0.9)),
+    Mutant("hard: threshold lam, not sqrt(2 mu lam)", "optimal", HARD, lambda R, u, s: _keep(u, np.abs(u) > s * LAM)),
+    Mutant("hard: threshold sqrt(2 lam), without mu", "optimal", HARD, lambda R, u, s: HARD.prox(u, 1.0)),
+    Mutant("hard: shrinks what it keeps", "optimal", HARD, lambda R, u, s: HARD.prox(u, s) * u.dtype.type(0.9)),
     Mutant(
-        "hard: keeps ties", "convention", HARD, lambda u, s: _keep(u, np.abs(u) >= u.dtype.type(np.sqrt(2 * s * LAM)))
+        "hard: keeps ties",
+        "convention",
+        HARD,
+        lambda R, u, s: _keep(u, np.abs(u) >= u.dtype.type(np.sqrt(2 * s * LAM))),
     ),
-    Mutant("jump: takes |u| first", "optimal", JUMP, lambda u, s: JUMP.prox(np.abs(u), s)),
-    Mutant("jump: two-sided", "nonneg", JUMP, lambda u, s: HARD.prox(u, s)),
+    Mutant("jump: takes |u| first", "optimal", JUMP, lambda R, u, s: JUMP.prox(np.abs(u), s)),
+    Mutant("jump: two-sided", "nonneg", JUMP, lambda R, u, s: HARD.prox(u, s)),
     Mutant("abs-top-k: signed selection", "optimal", ABSTOPK, _by(lambda u: u)),
-    Mutant("abs-top-k: returns |u|", "optimal", ABSTOPK, lambda u, s: np.abs(ABSTOPK.prox(u, s))),
+    Mutant("abs-top-k: returns |u|", "optimal", ABSTOPK, lambda R, u, s: np.abs(ABSTOPK.prox(u, s))),
     Mutant("abs-top-k: keeps k + 1", "optimal", ABSTOPK, _by(np.abs, K + 1)),
-    Mutant("abs-top-k: keeps all ties", "optimal", ABSTOPK, lambda u, s: _keep(u, np.abs(u) >= _boundary(u))),
-    Mutant("abs-top-k: drops all ties", "optimal", ABSTOPK, lambda u, s: _keep(u, np.abs(u) > _boundary(u))),
+    Mutant("abs-top-k: keeps all ties", "optimal", ABSTOPK, lambda R, u, s: _keep(u, np.abs(u) >= _boundary(u))),
+    Mutant("abs-top-k: drops all ties", "optimal", ABSTOPK, lambda R, u, s: _keep(u, np.abs(u) > _boundary(u))),
     Mutant("abs-top-k: highest index among ties", "convention", ABSTOPK, _last_index),
     Mutant("abs-top-k: over the batch", "rows", ABSTOPK, _over_batch),
     Mutant(
@@ -130,7 +210,7 @@ MUTANTS = (
         "abs-top-k: shrinks by the step",
         "projection",
         ABSTOPK,
-        lambda u, s: ABSTOPK.prox(u, s) * u.dtype.type(1 / (1 + s)),
+        lambda R, u, s: ABSTOPK.prox(u, s) * u.dtype.type(1 / (1 + s)),
     ),
     Mutant(
         "abs-top-k: NaN ranks last",
@@ -138,8 +218,36 @@ MUTANTS = (
         ABSTOPK,
         _by(lambda u: np.nan_to_num(np.abs(u), nan=-1, posinf=np.inf)),
     ),
-    Mutant("top-k: takes |u| first", "optimal", TOPK, lambda u, s: TOPK.prox(np.abs(u), s)),
-    Mutant("top-k: selects by |u|, then clips", "optimal", TOPK, lambda u, s: np.maximum(ABSTOPK.prox(u, s), 0)),
+    Mutant("top-k: takes |u| first", "optimal", TOPK, lambda R, u, s: TOPK.prox(np.abs(u), s)),
+    Mutant("top-k: selects by |u|, then clips", "optimal", TOPK, lambda R, u, s: np.maximum(ABSTOPK.prox(u, s), 0)),
+    Mutant("soft: lam in the denominator", "lam", SOFT, lambda R, u, s: L1(0.25 / R.lam).prox(u, s)),
+    Mutant("soft: step in the denominator", "step", SOFT, lambda R, u, s: R.prox(u, 1 / s)),
+    Mutant("soft: debiased past the input", "shrinks", SOFT, lambda R, u, s: R.prox(u, s) * u.dtype.type(1.5)),
+    Mutant("hard: a band only", "monotone", HARD, lambda R, u, s: np.where(np.abs(u) > 3, _zero(u), R.prox(u, s))),
+    Mutant("elastic net: forgets to divide", "optimal", ELASTIC, lambda R, u, s: SOFT.prox(u, s)),
+    Mutant("elastic net: divides before it shrinks", "optimal", ELASTIC, _divide_first),
+    Mutant("elastic net: alpha without its half", "value", ELASTIC, wrong_value=_no_half),
+    Mutant("mcp: firm formula past gamma", "optimal", FIRM, lambda R, u, s: _firm(u, s, R.lam, R.gamma)),
+    Mutant("mcp: hard at gamma lam past gamma", "optimal", FIRM, _hard_at_gamma_lam),
+    Mutant("mcp: slope without the step", "optimal", FIRM, lambda R, u, s: R.prox(u, 1.0)),
+    Mutant("mcp value: never flat", "value", FIRM, wrong_value=_never_flat),
+    Mutant("scad: the rule for step 1, at every step", "optimal", CLIPPED, lambda R, u, s: R.prox(u, 1.0)),
+    Mutant("scad: middle regime past a + 1", "optimal", CLIPPED, _middle_regime),
+    Mutant("scad: jumps at a lam", "optimal", SCAD(LAM, 2.25), _jump_at_a_lam),
+    Mutant("group: entry by entry", "optimal", GROUPS, lambda R, u, s: SOFT.prox(u, s)),
+    Mutant("group: NaN in a zero block", "convention", GROUPS, _group_with_division),
+    Mutant("group: squared norm", "optimal", GROUPS, _squared_norm),
+    Mutant("group: keeps blocks at the threshold", "convention", GROUPS, _group_keeps_ties),
+    Mutant("sorted: no pooling", "optimal", SORTED, _without_pooling),
+    Mutant("sorted: smallest weight on the largest", "optimal", SORTED, _weights_reversed),
+    Mutant("sorted: weights in the order of latents", "optimal", SORTED, lambda R, u, s: L1(R.lam).prox(u, s)),
+    Mutant("batch: row by row", "convention", BATCH, lambda R, u, s: KSparse(R.k).prox(u, s)),
+    Mutant(
+        "batch: k entries in all",
+        "optimal",
+        BATCH,
+        lambda R, u, s: KSparse(R.k).prox(u.reshape(1, -1)).reshape(u.shape),
+    ),
     Mutant("hard: straight-through in u", "gradient", HARD, _straight_through, torch=True),
     Mutant("abs-top-k: gradient lost", "gradient", ABSTOPK, _gradient_of_magnitude, torch=True),
 )

@@ -1,0 +1,349 @@
+"""The public checker: every law whose hypotheses an operator states, on the lattice of its thresholds.
+
+It takes anybody's operator, an object with `value(z)` and `prox(u, step)` on rows (..., P).  It needs NumPy only, and
+torch where the operator does; neither pytest nor Hypothesis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from proxsae.conventions import Error, is_torch
+from proxsae.testing import lattice, oracles
+from proxsae.testing.compare import assert_close, assert_same, numpy_of
+from proxsae.testing.laws import LAWS, NUMPY, Backend, Law, applied, flag, ours, rowwise, sums, torch_backends, values
+
+
+class Better(NamedTuple):
+    """A point with a lower objective than the operator's answer, and both objectives."""
+
+    point: Any
+    objective: float
+    objective_of_got: float
+
+
+class LawViolation(AssertionError):
+    """A law that an operator breaks.
+
+    law, backend  their names          input, step  where, a row (or the batch, where only a batch shows it)
+    got           what prox returned   better       a `Better`, or None where nothing better was found
+    """
+
+    def __init__(
+        self, R: Any, law: Law, backend: Backend, u: Any, step: float, detail: str, got: Any, better: Better | None
+    ) -> None:
+        self.law, self.backend, self.input, self.step = law.name, backend.name, u, step
+        self.got, self.better, self.operator = got, better, str(R)
+        known = f"R = px.{R!r}" if type(R).__module__.startswith("proxsae.penalties") else "# R is your operator"
+        lines = [
+            f"{R} breaks the law '{law.name}' ({law.claim}) in {backend.name}: {detail}",
+            "",
+            "import numpy as np, proxsae as px",
+            known.replace("=array(", "=np.array("),
+            f"u = np.array({np.asarray(u).tolist()}, dtype=np.{np.asarray(u).dtype})".replace("nan", "np.nan").replace(
+                "inf", "np.inf"
+            ),
+            f"# R.prox(u, {step}) is {None if got is None else numpy_of(got).tolist()}",
+        ]
+        if better is not None:
+            lines.append(
+                f"# z = {np.asarray(better.point).tolist()} has step R(z) + 1/2 ||z - u||^2 = {better.objective:.9g}, "
+                f"the operator's answer {better.objective_of_got:.9g}"
+            )
+        lines.append(f"px.testing.check_law({law.name!r}, R, u, step={step}, backend={backend.name!r})  # raises")
+        super().__init__("\n".join(lines))
+
+
+@dataclass(frozen=True)
+class Result:
+    """One law on one operator in one backend: `violation` is None where it holds, `expected` a reason if given."""
+
+    law: str
+    operator: str
+    backend: str
+    violation: LawViolation | None
+    expected: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """The message of the violation, or None."""
+        return None if self.violation is None else str(self.violation)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Plain functions as an operator; made by `operator`."""
+
+    prox_of: Callable[[Any, float], Any]
+    value_of: Callable[[Any], Any]
+    convex: bool = False
+    separable: bool = False
+    indicator: bool = False
+    nonneg: bool = False
+    even: bool = False
+    symmetric: bool = False
+    rowwise: bool = True
+    batched: bool = True
+    widths: tuple[int, ...] = ()
+    name: str = "operator"
+
+    def prox(self, u: Any, step: float = 1.0) -> Any:
+        """prox_{step R}(u), row by row where the function takes one row."""
+        return self._rows(lambda row: self.prox_of(row, step), u)
+
+    def value(self, z: Any) -> Any:
+        """R(z), row by row where the function takes one row."""
+        return self._rows(self.value_of, z)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def _rows(self, function: Callable[[Any], Any], a: Any) -> Any:
+        if self.batched or a.ndim == 1:
+            return function(a)
+        out = [function(row) for row in a.reshape(-1, a.shape[-1])]
+        if is_torch(a):
+            import torch
+
+            out = [o if is_torch(o) else torch.as_tensor(o) for o in out]
+            return torch.stack(out).reshape(*a.shape[:-1], *out[0].shape) if out else a.new_zeros(a.shape)
+        return np.stack(out).reshape(*a.shape[:-1], *np.shape(out[0])) if out else np.zeros(a.shape, a.dtype)
+
+
+def operator(
+    prox: Callable[[Any, float], Any],
+    value: Callable[[Any], Any],
+    *,
+    convex: bool = False,
+    separable: bool = False,
+    indicator: bool = False,
+    nonneg: bool = False,
+    even: bool = False,
+    symmetric: bool = False,
+    rowwise: bool = True,
+    batched: bool = True,
+    widths: Sequence[int] = (),
+    name: str | None = None,
+) -> Operator:
+    """An operator from two functions, `prox(u, step)` and `value(z)`, and what is claimed of R:
+
+    convex, separable, indicator, nonneg: as for `Penalty`
+    even       R depends on |z| only, and does not fall as an |z_i| grows
+    symmetric  entries may change places
+    rowwise    rows do not see each other
+    batched    the functions take rows (..., P); with False one row (P,), and they are called row by row
+    widths     the row widths P that they accept (default: 0, 1, 2, 3, 5)
+
+    >>> half = operator(lambda u, step: u / (1 + step), lambda z: 0.5 * (z * z).sum(-1), convex=True, separable=True)
+    >>> len(check_prox(half)) > 5
+    True
+    """
+    claims = (convex, separable, indicator, nonneg, even, symmetric, rowwise, batched)
+    return Operator(prox, value, *claims, tuple(widths), name or str(getattr(prox, "__name__", "operator")))
+
+
+def check_prox(
+    op: Any,
+    *,
+    laws: Iterable[str] | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+    n: int = 200,
+    seed: int = 0,
+    on_fail: str = "raise",
+    backends: Sequence[Backend] | None = None,
+) -> list[Result]:
+    """Check the laws whose hypotheses `op` states, on rows of its threshold lattice; return a `Result` for each.
+
+    op has `value(z)` (..., P) -> (...) and `prox(u, step)` (..., P) -> (..., P), in NumPy or in torch, and flags as in
+    `operator` (False where absent).  laws: names, default all that apply.  expected_failures: {law: reason}, strict: a
+    law that holds after all is a failure.  n: rows per width and step.  backends: default NumPy in float32 and float64,
+    or torch on the CPU for an operator that refuses NumPy arrays.
+
+    Raises `LawViolation` (an AssertionError) at the first failure, or with on_fail="collect" returns all results.
+
+    >>> from proxsae import L1
+    >>> len(check_prox(L1(0.5), n=20)) > 10
+    True
+    """
+    expected = dict(expected_failures or {})
+    if on_fail not in ("raise", "collect"):
+        msg = f"on_fail={on_fail!r} must be 'raise' or 'collect'"
+        raise Error(msg)
+    done = []
+    for result in results(op, backends, n=n, seed=seed, laws=laws, also=expected):
+        found = result
+        if result.law in expected:
+            found = dataclasses.replace(result, expected=expected[result.law])
+        elif result.violation is not None and on_fail == "raise":
+            raise result.violation
+        done.append(found)
+    for name, reason in expected.items():
+        if not any(r.law == name and r.violation is not None for r in done):
+            msg = f"{op}: the law {name!r} was expected to fail ({reason}), but it holds"
+            raise AssertionError(msg)
+    return done
+
+
+def results(
+    R: Any,
+    backends: Sequence[Backend] | None = None,
+    n: int = 20,
+    seed: int = 0,
+    laws: Iterable[str] | None = None,
+    also: Iterable[str] = (),
+) -> Iterator[Result]:
+    """Check law by law, and yield one `Result` for each law and backend that applies."""
+    wanted = [_law(name) for name in laws] if laws is not None else LAWS
+    wanted = [*wanted, *(law for law in map(_law, also) if law not in wanted)]
+    for law in wanted:
+        for backend in backends_of(R) if backends is None else backends:
+            if law.applies(R, backend):
+                yield Result(law.name, str(R), backend.name, violation(law, R, backend, n, seed))
+
+
+def violation(law: Law, R: Any, backend: Backend, n: int = 20, seed: int = 0) -> LawViolation | None:
+    """The first violation of a law on the lattice of R, or None."""
+    apply = None if ours(R) is not None else lambda u, step: applied(R, backend, u, step)
+    for step in lattice.STEPS:
+        for u in lattice.rows(R, step, backend.dtype, n, seed, law.specials and apply is None, apply):
+            found = _broken(law, R, backend, u, step)
+            if found is not None:
+                return found
+    return None
+
+
+def check_law(name: str, R: Any, u: Any, step: float = 1.0, backend: str | Backend = "numpy-float64") -> None:
+    """Check one law on one row (P,) or on rows (n, P); raise `LawViolation` where it fails.  What a message replays.
+
+    >>> from proxsae import L1
+    >>> check_law("optimal", L1(0.5), np.array([1.0, -0.5]), step=2.0)
+    """
+    if isinstance(backend, str):
+        library, *device, _ = backend.split("-")
+        known = {b.name: b for b in (NUMPY if library == "numpy" else torch_backends("".join(device)))}
+        if backend not in known:
+            msg = f"backend={backend!r} must be one of {', '.join(known)}"
+            raise Error(msg)
+        backend = known[backend]
+    rows = np.asarray(u, dtype=backend.dtype)
+    found = _broken(_law(name), R, backend, rows if rows.ndim > 1 else rows[None], step)
+    if found is not None:
+        raise found
+
+
+def check_backend(op: Any, backend: Backend, *, reference: Any = None, n: int = 200, seed: int = 0) -> None:
+    """Check that `op` on a backend equals `reference` (default: itself) on NumPy: on the lattice, NaN and infinity too.
+
+    Bit for bit, but to 16 eps for operators that add entries up (GroupL2, SortedL1).  Raises AssertionError.
+    """
+    reference = op if reference is None else reference
+    for step in lattice.STEPS:
+        for u in lattice.rows(reference, step, backend.dtype, n, seed, specials=True):
+            want, out = reference.prox(u, step), op.prox(backend.make(u), step)
+            what = f"prox of {op} at step {step} in {backend.name}"
+            if not sums(reference):
+                assert_same(out, backend.make(want), what)
+                continue
+            lost, got = np.isnan(want), numpy_of(out)
+            assert_same(np.isnan(got), lost, f"the NaN entries of {what}")
+            for a, b in zip(np.where(lost, 0, got), np.where(lost, 0, want), strict=True):
+                assert_close(a, b, 16 * float(np.finfo(u.dtype).eps), what)
+
+
+def parametrize_with_laws(ops: Iterable[Any], n: int = 50, seed: int = 0) -> Any:
+    """A pytest mark that gives a test one argument `check` per operator, law and backend; the test calls `check()`.
+
+    @parametrize_with_laws([MyOperator()])
+    def test_my_operator(check):
+        check()
+    """
+    import pytest
+
+    def one(law: Law, R: Any, backend: Backend) -> Callable[[], None]:
+        def check() -> None:
+            found = violation(law, R, backend, n, seed)
+            if found is not None:
+                raise found
+
+        return check
+
+    cases = [
+        pytest.param(one(law, R, backend), id=f"{R}-{law.name}-{backend.name}")
+        for R in ops
+        for law in LAWS
+        for backend in backends_of(R)
+        if law.applies(R, backend)
+    ]
+    return pytest.mark.parametrize("check", cases)
+
+
+def backends_of(R: Any) -> Sequence[Backend]:
+    """NumPy, or torch on the CPU for an operator that refuses NumPy arrays and accepts tensors."""
+    if ours(R) is not None:
+        return NUMPY
+    row = np.zeros((1, max(lattice.widths(R))))
+    try:
+        if isinstance(R.prox(row, 1.0), np.ndarray):
+            return NUMPY
+    except Exception:  # not for NumPy; or broken, and then the laws say how
+        pass
+    try:
+        torches = torch_backends()
+        return torches if is_torch(R.prox(torches[1].make(row), 1.0)) else NUMPY
+    except Exception:
+        return NUMPY
+
+
+def _broken(law: Law, R: Any, backend: Backend, u: Any, step: float) -> LawViolation | None:
+    """Check rows, and if they break the law, the first row that does so alone."""
+    detail = _detail(law, R, backend, u, step)
+    if detail is None:
+        return None
+    for row in u if rowwise(R) else ():
+        alone = _detail(law, R, backend, row[None], step)
+        if alone is not None:
+            u, detail = row[None], alone
+            break
+    got = better = None
+    try:
+        got = R.prox(backend.make(u), step)
+        better = _better(R, backend, u, step, numpy_of(got).astype(np.float64)) if len(u) == 1 else None
+    except Exception:  # the operator itself raises; `detail` says so
+        better = None
+    single = len(u) == 1
+    return LawViolation(
+        R, law, backend, u[0] if single else u, step, detail, got[0] if single and got is not None else got, better
+    )
+
+
+def _detail(law: Law, R: Any, backend: Backend, u: Any, step: float) -> str | None:
+    try:
+        law.check(R, backend, u, step)
+    except AssertionError as broken:
+        return str(broken)
+    except Exception as problem:
+        return f"it raised {type(problem).__name__}: {problem}"
+    return None
+
+
+def _better(R: Any, backend: Backend, u: Any, step: float, z: Any) -> Better | None:
+    if not np.isfinite(u).all():
+        return None
+    value, wide = values(R, backend), u.astype(np.float64)
+    point = oracles.search(value, np.nan_to_num(z), wide, step, flag(R, "separable"))
+    reached, best = (float(oracles.objectives(value, a, wide, step)[0]) for a in (z, point))
+    slack = 64 * np.finfo(u.dtype).eps * (1 + float((wide * wide).sum()))
+    return None if reached <= best + slack else Better(point[0], best, reached)
+
+
+def _law(name: str) -> Law:
+    known = {law.name: law for law in LAWS}
+    if name not in known:
+        msg = f"no law is called {name!r}: there are {', '.join(known)}"
+        raise Error(msg)
+    return known[name]

@@ -1,0 +1,192 @@
+"""What the laws judge by: the objective, a global search for a better point, and every operator in plain Python.
+
+The search sees only `value`.  Separable penalties: each entry on a refined grid.  Others: every support (rows are
+short), scaled and moved, then a pattern search; for a convex R that search is global, for k-sparse the supports are.
+The plain operators are written from the definitions, one number at a time, and share no code with `penalties/`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from proxsae.penalties import L0, L1, MCP, BatchKSparse, ElasticNet, GroupL2, KSparse, SortedL1
+
+Array = np.ndarray[Any, Any]
+Value = Callable[[Array], Array]
+
+LARGEST_SUPPORT = 10  # entries whose supports are enumerated
+
+
+def objectives(value: Value, z: Array, u: Array, step: float) -> Array:
+    """step R(z) + 1/2 ||z - u||^2 in float64, for candidates z (..., n, P) of rows u (n, P): shape (..., n)."""
+    return step * np.asarray(value(z), dtype=np.float64) + 0.5 * ((z - u) ** 2).sum(axis=-1)
+
+
+def search(value: Value, z: Array, u: Array, step: float, separable: bool, seed: int = 0) -> Array:
+    """For each row of u (n, P) the best point found, starting from the answers z (n, P)."""
+    return _search_entries(value, z, u, step) if separable else _search_rows(value, z, u, step, seed)
+
+
+def _search_entries(value: Value, z: Array, u: Array, step: float) -> Array:
+    width = u.shape[1]
+    alone = np.eye(width)[:, None, :]  # one entry at a time, the others 0
+
+    def best_of(tries: Array) -> Array:
+        at = np.moveaxis(tries, -1, 0)[..., None] * alone[:, None]  # (P, T, n, P)
+        cost = step * np.asarray(value(at), dtype=np.float64) + 0.5 * (np.moveaxis(tries - u, -1, 0)) ** 2
+        return np.take_along_axis(tries, np.moveaxis(cost.argmin(axis=1), 0, -1)[None], axis=0)[0]
+
+    if not width:
+        return z
+    reach = 1.5 * np.abs(u)
+    found = best_of(np.concatenate([[np.zeros_like(u), u, z], np.linspace(-1, 1, 121)[:, None, None] * reach]))
+    for zoom in (60.0, 1200.0, 24000.0):
+        found = best_of(np.concatenate([[found], found + np.linspace(-1, 1, 41)[:, None, None] * reach / zoom]))
+    return found
+
+
+def _search_rows(value: Value, z: Array, u: Array, step: float, seed: int) -> Array:
+    rng, width = np.random.default_rng(seed), u.shape[1]
+    if not width or not len(u):
+        return z
+
+    def best_of(tries: Array) -> Array:
+        with np.errstate(invalid="ignore"):
+            cost = objectives(value, tries, u, step)
+        return tries[np.where(np.isnan(cost), np.inf, cost).argmin(axis=0), np.arange(len(u))]
+
+    masks = np.array(list(itertools.product([0.0, 1.0], repeat=min(width, LARGEST_SUPPORT))))
+    masks = np.concatenate([masks, np.ones((len(masks), width - masks.shape[1]))], axis=1)[:, None]
+    scaled = [s * masks * part for s in (1.0, 0.75, 0.5, 0.25) for part in (u, np.maximum(u, 0))]
+    found = best_of(np.concatenate([z[None], *scaled]))
+    found = best_of(np.stack([z, found]))
+    size = 1 + np.abs(u).max(axis=-1, keepdims=True)
+    for reach in (0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4):
+        moves = np.concatenate([np.eye(width), -np.eye(width), rng.standard_normal((12, width))])[:, None]
+        along = [found + reach * (u - found), (1 - reach) * found]
+        found = best_of(np.concatenate([found[None], found + reach * size * moves, *[a[None] for a in along]]))
+    return found
+
+
+def plain_value(R: Any, z: Array) -> float:
+    """R(z) of one row, in plain Python, from the definition."""
+    if R.nonneg and any(v < 0 for v in z):
+        return math.inf
+    if isinstance(R, (KSparse, BatchKSparse)):
+        return 0.0 if sum(v != 0 for v in z) <= R.k else math.inf
+    if isinstance(R, GroupL2):
+        return float(R.lam) * sum(math.hypot(*z[i : i + R.size]) for i in range(0, len(z), R.size))
+    lams = np.broadcast_to(np.asarray(R.lam, dtype=np.float64), z.shape)
+    if isinstance(R, SortedL1):
+        return float(sum(lam * v for lam, v in zip(lams, sorted((abs(v) for v in z), reverse=True), strict=True)))
+    return float(sum(_entry_value(R, abs(float(v)), float(lam)) for v, lam in zip(z, lams, strict=True)))
+
+
+def _entry_value(R: Any, v: float, lam: float) -> float:
+    if isinstance(R, L0):
+        return lam if v else 0.0
+    if isinstance(R, L1):
+        return lam * v
+    if isinstance(R, ElasticNet):
+        return lam * v + 0.5 * R.alpha * v * v
+    # MCP and SCAD are integrals of their slopes, which are what their authors define
+    if isinstance(R, MCP):
+        end = min(v, R.gamma * lam)
+        return lam * end - end * end / (2 * R.gamma)
+    middle, end = min(v, lam), min(v, R.a * lam)
+    falling = ((R.a * lam - middle) ** 2 - (R.a * lam - end) ** 2) / (2 * (R.a - 1))
+    return lam * middle + falling
+
+
+def plain_prox(R: Any, rows: Array, step: float) -> Array:
+    """prox_{step R} of rows (n, P), in plain Python, from the definitions and the conventions."""
+    kind = rows.dtype.type
+    if not rows.size:
+        return rows.copy()
+    if R.nonneg:
+        rows = np.array([[v if v > 0 or math.isnan(v) else kind(0) for v in row] for row in rows], rows.dtype)
+    if isinstance(R, BatchKSparse):
+        return np.array(_largest(rows.ravel(), R.k * len(rows)), rows.dtype).reshape(rows.shape)
+    kinds = ((KSparse, _plain_ksparse), (GroupL2, _plain_group), (SortedL1, _plain_sorted), (object, _plain_entries))
+    one = next(plain for kind, plain in kinds if isinstance(R, kind))
+    return np.array([one(R, row, step) for row in rows], rows.dtype).reshape(rows.shape)
+
+
+def _plain_ksparse(R: Any, u: Array, step: float) -> list[Any]:
+    return _largest(u, R.k)
+
+
+def _largest(u: Array, k: int) -> list[Any]:
+    rank = sorted(
+        range(len(u)), key=lambda i: (not math.isnan(u[i]), 0.0 if math.isnan(u[i]) else -abs(float(u[i])), i)
+    )
+    kept = set(rank[:k])
+    return [v if i in kept and v != 0 else u.dtype.type(0) for i, v in enumerate(u)]
+
+
+def _plain_group(R: Any, u: Array, step: float) -> list[Any]:
+    out: list[Any] = []
+    for start in range(0, len(u), R.size):
+        group = [float(v) for v in u[start : start + R.size]]
+        norm = math.nan if any(map(math.isnan, group)) else math.hypot(*group)
+        t = float(u.dtype.type(step * float(R.lam)))
+        out += [0.0] * R.size if norm <= t else [v if math.isinf(norm) else v * (1 - t / norm) for v in group]
+    return out
+
+
+def _plain_sorted(R: Any, u: Array, step: float) -> list[Any]:
+    if any(map(math.isnan, u)):
+        return [math.nan] * len(u)
+    lams = np.broadcast_to(np.asarray(R.lam, dtype=np.float64), u.shape)
+    order = sorted(range(len(u)), key=lambda i: -abs(float(u[i])))
+    v = [abs(float(u[i])) - step * float(lam) for i, lam in zip(order, lams, strict=True)]
+    out = [0.0] * len(u)
+    for place, i in enumerate(order):  # isotonic regression by its min-max formula
+        means = [
+            [math.fsum(v[j : k + 1]) / (k + 1 - j) if math.isfinite(sum(v[j : k + 1])) else math.inf
+             for k in range(place, len(v))]
+            for j in range(place + 1)
+        ]  # fmt: skip
+        out[i] = math.copysign(max(min(max(row) for row in means), 0.0), u[i]) + 0.0
+    return out
+
+
+def _plain_entries(R: Any, u: Array, step: float) -> list[Any]:
+    lams = np.broadcast_to(np.asarray(R.lam, dtype=np.float64), u.shape)
+    with np.errstate(all="ignore"):
+        return [_plain_entry(R, v, step, float(lam)) for v, lam in zip(u, lams, strict=True)]
+
+
+def _plain_entry(R: Any, v: Any, step: float, lam: float) -> Any:
+    kind, size = type(v), abs(v)
+    if math.isnan(v):
+        return v
+    if isinstance(R, L0):
+        size = kind(0) if size <= kind(math.sqrt(2 * (step * lam))) else size
+    elif isinstance(R, (L1, ElasticNet)):
+        t = kind(step * lam)
+        size = kind(0) if size <= t else size - t
+        if isinstance(R, ElasticNet):
+            size = size / kind(1 + step * R.alpha)
+    elif isinstance(R, MCP):
+        if step >= R.gamma:
+            size = kind(0) if size <= kind(lam * math.sqrt(R.gamma * step)) else size
+        elif size <= kind(step * lam):
+            size = kind(0)
+        else:
+            size = min(size, kind(R.gamma / (R.gamma - step)) * (size - kind(step * lam)))
+    elif step >= R.a + 1:
+        size = kind(0) if size <= kind(lam * math.sqrt(step * (R.a + 1))) else size
+    elif size <= kind(step * lam):
+        size = kind(0)
+    elif step >= R.a - 1:
+        size = size - kind(step * lam) if size <= kind(lam * (R.a + 1 + step) / 2) else size
+    else:
+        steep = kind((R.a - 1) / (R.a - 1 - step)) * (size - kind(step * lam * R.a / (R.a - 1)))
+        size = max(size - kind(step * lam), min(size, steep))
+    return (size if v > 0 else -size) + kind(0)
