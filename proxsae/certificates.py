@@ -23,7 +23,8 @@ def duality_gap(x: Any, D: Any, z: Any, R: Penalty, bias: Any = None) -> Any:
     1/2 ||r - theta||^2 + sum_j (lam_j |z_j| - z_j d_j^T theta),  a sum of terms >= 0.  A lam_j of 0 asks for a residual
     orthogonal to d_j: short of that theta is 0 and the gap no use.
 
-    Statement: thm-duality-gap (Mairal 2010, appendix D; Fenchel duality).  Shapes: x (..., d), D (P, d), z (..., P).
+    Statement: thm-duality-gap (Mairal 2010, appendix D; Fenchel duality); it bounds what a deeper encoder could still
+    gain (prop-amortisation-gap).  Shapes: x (..., d), D (P, d), z (..., P).
     Raises `Error` for other penalties, which have no convex dual, and for data that does not fit.
     """
     if not isinstance(R, L1):
@@ -46,7 +47,8 @@ def duality_gap(x: Any, D: Any, z: Any, R: Penalty, bias: Any = None) -> Any:
 def fixed_point_residual(x: Any, D: Any, z: Any, R: Penalty, step: float, bias: Any = None) -> Any:
     """||z - T(z)||_2 per row, shape (...), with  T(z) = prox_{step R}(z - step D^T (D z + b - x)).
 
-    It is 0 exactly at fixed points of T: the optima for L1, the L-stationary points for L0 and KSparse.
+    It is 0 exactly at fixed points of T: the optima for L1 (thm-l1-optimality), the L-stationary points for L0 and
+    KSparse (thm-l0-fixed-points, thm-ksparse-fixed-points), optima among them (thm-optimal-is-stationary).
     Statement: def-fixed-point (Beck and Eldar 2013 for k-sparse).  Raises `Error` for data that does not fit.
     """
     x = check_floats("x", x)
@@ -87,7 +89,8 @@ def lipschitz(D: Any) -> float:
 def coherence(D: Any) -> float:
     """max_{i != j} |<d_i, d_j>| / (||d_i|| ||d_j||), between 0 and 1; 0 for a single atom.  Zero atoms are left out.
 
-    D (P, d), atoms as rows.  Statement: def-coherence (Donoho and Elad 2003).
+    D (P, d), atoms as rows.  Statement: def-coherence (Donoho and Elad 2003); it is never below the Welch bound
+    (prop-welch), and bounds ||D_S||^2 on small supports (prop-restricted-lipschitz).
     """
     W = _dictionary(D)
     norms = (W * W).sum(-1) ** 0.5

@@ -1,7 +1,8 @@
 """The operators for torch tensors, with their backward rules: the same contract as `penalties/`, on CPU and CUDA.
 
-Where a code is 0 its derivative is 0, at the threshold too.  Thresholds are worked out in float64 and rounded once to
-the dtype of u, as in NumPy, so that both backends agree bit for bit wherever the formula is one of single entries.
+Derivatives are those of the formulas (thm-prox-gradient).  At a threshold, and where an entry of a separable or
+k-sparse code is 0, the derivative is 0.  Thresholds are worked out in float64 and rounded once to the dtype of u, as in
+NumPy, so that both backends agree bit for bit wherever the formula is one of single entries.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def hard_threshold(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     """u where |u| > threshold, else 0 (thm-prox-l0).
 
     The derivative in u is 1 on the support.  In the threshold it is the straight-through estimate
-    -sign(u) (threshold / bandwidth) 1[| |u| - threshold | < bandwidth / 2]  (Rajamanoharan et al. 2024), a choice.
+    -sign(u) (threshold / bandwidth) 1[| |u| - threshold | < bandwidth / 2]  (Rajamanoharan et al. 2024), a choice
+    (prop-threshold-gradient).
     """
     return _HardThreshold.apply(u, threshold, bandwidth)
 
@@ -54,7 +56,7 @@ class _HardThreshold(torch.autograd.Function):
 
 
 def count_above(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """The number of |u| > threshold per row, (..., P) -> (...), for training a threshold towards sparsity.
+    """The number of |u| > threshold per row, (..., P) -> (...), to train a threshold by (prop-threshold-gradient).
 
     Its derivative in u is 0, in the threshold the straight-through
     -(1 / bandwidth) 1[| |u| - threshold | < bandwidth / 2].
@@ -111,6 +113,7 @@ def _lowest_first(size: Tensor, largest: Tensor, indices: Tensor) -> Tensor:
 def prox(R: Penalty, u: Tensor, step: float | Tensor = 1.0) -> Tensor:
     """prox_{step R}(u) for torch; what `R.prox` calls.  u (..., P); `step` a number or one per row, shape (...).
 
+    Its derivative is that of thm-prox-gradient.
     A penalty whose lam is a tensor gets its gradient; so does a step that is one.  Raises as `Penalty.prox` does.
     """
     check_floats("u", u)

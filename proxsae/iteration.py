@@ -27,7 +27,8 @@ class Lipschitz:
 class FixedStep:
     """The same mu at every step.  Convergence needs mu < 2/L, and a non-convex penalty descends only for mu <= 1/L.
 
-    A mu of 2/L or more raises `Error` when the dictionary is known (thm-ista-descent).
+    A mu of 2/L or more raises `Error` when the dictionary is known (thm-ista-descent).  What mu does to a first step
+    from 0 is prop-step-scaling.
     """
 
     mu: float
@@ -49,7 +50,7 @@ class Backtracking:
 class ExactStep:
     """Per row, the exact line step on the current support, mu = ||h||^2 / ||D h||^2 with h the gradient there.
 
-    Where the support or a sign changes, mu is halved down to 1/L until  mu ||D dz||^2 <= ||dz||^2,  so that the
+    Where the support changes, or for L1 a sign, mu is halved down to 1/L until  mu ||D dz||^2 <= ||dz||^2,  so that the
     objective never rises (thm-exact-step; for k-sparse codes NIHT, Blumensath and Davies 2010).
     """
 
@@ -59,7 +60,8 @@ class Refit:
     """A `Backtracking` step from 1/max_j ||d_j||^2, then least squares on the support it found (thm-refit).
 
     Where R fixes signs (l1, or `nonneg`) the move towards the least-squares point stops at the first sign change.
-    For k-sparse codes this is HTP (Foucart 2011) with a safeguarded step.
+    For k-sparse codes this is HTP (Foucart 2011) with a safeguarded step.  It ends what one right support began
+    (prop-refit-recovers), and may mend a wrong one (prop-dynamic-range).
     """
 
 

@@ -46,15 +46,17 @@ def ista(
     bias: Any = None,
     keep: str = "last",
 ) -> Trace:
-    """Proximal gradient from z0 (default 0):  z+ = prox_{mu R}(z - mu D^T (D z + b - x)),  `steps` times.
+    """Proximal gradient from z0 (default 0):  z+ = prox_{mu R}(z - mu D^T (D z + b - x)),  `steps` times (def-ista).
 
     x (..., d), D (P, d) with atoms as rows, z0 (..., P), bias (d,); all of one float dtype.  `step` is a step rule,
-    momentum="fista" adds Nesterov's extrapolation (L1 only), keep="all" keeps every iterate.  Returns a `Trace`.
+    momentum="fista" adds Nesterov's extrapolation (convex R only), keep="all" keeps every iterate.  Returns a `Trace`.
     For L0 and KSparse this is iterative hard thresholding.
 
     Statements: thm-ista-descent, thm-ista-rate, thm-fista-rate (Beck and Teboulle 2009; for k-sparse Beck and Eldar
-    2013).  Raises `Error` for NaN or infinite data, shapes that do not fit, a dictionary of zeros, steps < 0, a
-    `FixedStep` of 2/L or more, and momentum where its rate is not proved.
+    2013), thm-stationarity-rate, prop-depth-monotone, thm-linear-phase, thm-support-changes, prop-lista-is-ista,
+    prop-one-step-orthonormal.
+    Raises `Error` for NaN or infinite data, shapes that do not fit, a dictionary of zeros, steps < 0, a `FixedStep` of
+    2/L or more, and rules or momentum whose hypotheses R breaks.
 
     >>> import proxsae as px
     >>> trace = px.ista(np.array([3.0, 0.2]), np.eye(2), px.L1(1.0), steps=1)
@@ -93,8 +95,8 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
     that did not reach it has converged = False.  Rounding codes to float32 alone can cost a gap of some 1e-7 of the
     objective, and of far more where lam is tiny.
     For L1, L0 and KSparse torch codes are differentiable in x, D, bias and a tensor lam by the implicit function
-    theorem on the support (thm-implicit-gradient).  Shapes as in `ista`.  Raises `Error` as `ista` does, and for tol
-    not finite and > 0.
+    theorem on the support (thm-implicit-gradient); F at the solution needs no such thing (thm-envelope).  Shapes as in
+    `ista`.  Raises `Error` as `ista` does, and for tol not finite and > 0.
     """
     c, D, _, lead = check_problem(x, D, None, bias, R)
     tol, max_steps, dtype = check_tol(tol), check_count("max_steps", max_steps, 0), c.dtype
@@ -196,7 +198,8 @@ def exact_step(z: Floats, g: Floats, D: Floats, R: Penalty, largest: float, L: f
     """The exact line step on the support (thm-exact-step): the code, products tried, and products owed for D z+.
 
     Along -h, F is a quadratic with minimiser mu = ||h||^2 / ||D h||^2, for which dz = -mu h fulfils the descent
-    inequality with equality.  That holds as long as no sign changes; elsewhere mu is halved as in backtracking.
+    inequality with equality.  That holds while R stays affine along the way: while no sign changes for L1, no support
+    for the others.  Elsewhere mu is halved as in backtracking.
     """
     face = z if z.any() else R.prox(z - largest * g, largest)  # at z = 0, the support that a step would open
     h = np.where(face != 0, g + R.slope(face), 0)
@@ -205,7 +208,7 @@ def exact_step(z: Floats, g: Floats, D: Floats, R: Penalty, largest: float, L: f
     mu, tried = max(float(mu), 1 / L) if np.isfinite(mu) else largest, 1
     while True:
         new = R.prox(z - mu * g, mu)
-        if np.array_equal(np.sign(new), np.sign(face)):
+        if np.array_equal(np.sign(new), np.sign(face)) if R.convex else np.array_equal(new != 0, face != 0):
             return new, tried, 0.0
         if mu <= 1 / L:
             return new, tried, 1.0
@@ -226,7 +229,8 @@ def refit(z: Floats, x: Floats, D: Floats, R: Penalty) -> Floats:
     wide = np.result_type(z.dtype, np.float32)
     A, new = D[S].astype(wide), z.copy()
     h = A @ (z[S] @ A - x) + R.slope(z)[S]
-    norms = np.linalg.norm(A, axis=1)  # atoms are compared by direction: a short one is not a dependent one
+    norms = np.linalg.norm(A, axis=1)
+    norms = np.where(norms > 0, norms, 1)  # atoms are compared by direction: a short one is not a dependent one
     cosines = (A / norms[:, None]) @ (A / norms[:, None]).T
     delta = np.linalg.lstsq(cosines, -h / norms, rcond=float(REFIT_RTOL * np.finfo(wide).eps))[0] / norms
     target = z[S] + delta

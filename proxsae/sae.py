@@ -100,7 +100,10 @@ class SAE(nn.Module):
             self._shared["penalty"] = replace(cast(Any, R), lam=R.lam * factor)
 
     def unrolled(self, steps: int, step: StepRule | None = None, analysis: str = "dictionary") -> SAE:
-        """The same weights (shared, nothing is copied or retrained) with another number of encoder steps."""
+        """The same weights (shared, nothing is copied or retrained) with another number of encoder steps.
+
+        What more steps can gain at most is the amortisation gap (prop-amortisation-gap).
+        """
         deep = copy.copy(self)
         deep._plan(steps, step, analysis)
         return deep
@@ -265,5 +268,9 @@ def topk_sae(d_in: int, d_sae: int, k: int) -> SAE:
 
 
 def abstopk_sae(d_in: int, d_sae: int, k: int) -> SAE:
-    """The AbsTopK SAE: `SAE` with KSparse(k), whose code is u on its k largest magnitudes, with their signs."""
+    """The AbsTopK SAE: `SAE` with KSparse(k), whose code is u on its k largest magnitudes, with their signs.
+
+    Beside TopK its codes are closer to u (prop-abstopk-closer), and it is a TopK SAE of twice the width with tied
+    weights (prop-splitting-codes).
+    """
     return SAE(d_in, d_sae, KSparse(k))

@@ -16,7 +16,7 @@ REFIT_ROWS = 256  # rows whose supports are refitted together: the gather of the
 
 
 def refit(z: Tensor, c: Tensor, D: Tensor, R: Penalty) -> Tensor:
-    """Least squares on each row's support, signs held where R fixes them (thm-refit).
+    """Least squares on each row's support, signs held where R fixes them (thm-refit, prop-refit-recovers).
 
     Rows of similar support go together: all rows of a piece are padded to its largest support.  Half precision, in
     which a Gram matrix means little, is refitted in float32.

@@ -2,21 +2,93 @@
 
 from __future__ import annotations
 
+import math
+
+
+def ista_descent(L: float, step: float, move: float, convex: bool = False) -> float:
+    """Lower bound on F(z) - F(T z), where T moves z by `move` = ||T z - z||:  (1/mu - L)/2 move^2  for any R.
+
+    For a convex R it is  (1/mu - L/2) move^2.  Both are attained; they are negative for mu > 1/L and mu > 2/L.
+    Statement: thm-ista-descent (Beck 2017, Lemma 10.4, for convex R).
+    """
+    return (1 / step - L / 2 if convex else (1 / step - L) / 2) * move**2
+
 
 def ista_rate(L: float, distance: float, t: int) -> float:
     """Upper bound on F(z_t) - F* for convex R and mu = 1/L:  L ||z_0 - z*||^2 / (2 t).
 
     Statement: thm-ista-rate (Beck and Teboulle 2009, Theorem 3.1).  `distance` is ||z_0 - z*||, t >= 1.
+    For a smaller step mu put 1/mu in the place of L.
     """
     return L * distance**2 / (2 * t)
+
+
+def ista_worst(L: float, distance: float, t: int) -> float:
+    """What F(z_t) - F* is for ISTA on a lasso chosen for t:  L ||z_0 - z*||^2 / (4 t),  half of `ista_rate`.
+
+    Two equal atoms with opposite codes, lam = L |z_0j| / (2 t).  Statement: thm-ista-rate (own; the exact worst case of
+    convex problems has the same value, Taylor, Hendrickx and Glineur 2017).
+    """
+    return L * distance**2 / (4 * t)
 
 
 def fista_rate(L: float, distance: float, t: int) -> float:
     """Upper bound on F(z_t) - F* for convex R, mu = 1/L and FISTA momentum:  2 L ||z_0 - z*||^2 / (t + 1)^2.
 
     Statement: thm-fista-rate (Beck and Teboulle 2009, Theorem 4.4).  `distance` is ||z_0 - z*||, t >= 1.
+    For a smaller step mu put 1/mu in the place of L.
     """
     return 2 * L * distance**2 / (t + 1) ** 2
+
+
+def fista_worst(L: float, distance: float, t: int) -> float:
+    """What F(z_t) - F* is for FISTA on a lasso chosen for t:  L ||z_0 - z*||^2 / (4 A_t),  A_t = `fista_travel`(t).
+
+    Two equal atoms with opposite codes, lam = L |z_0j| / (2 A_t).  It tends to `fista_rate`: that bound is sharp.
+    Statement: thm-fista-rate (own; after the one-dimensional worst cases of Taylor, Hendrickx and Glineur 2017).
+    """
+    return L * distance**2 / (4 * fista_travel(t))
+
+
+def fista_travel(t: int) -> float:
+    """How many plain steps t FISTA steps are worth under a constant slope:  A_t = (tau_1^3 + ... + tau_t^3) / tau_t^2.
+
+    tau_1 = 1 and tau_(k+1) = (1 + sqrt(1 + 4 tau_k^2)) / 2, so that A_t ~ t^2 / 8.  Statement: thm-fista-rate (own).
+    """
+    number, cubes = 1.0, 1.0
+    for _ in range(t - 1):
+        number = (1 + (1 + 4 * number**2) ** 0.5) / 2
+        cubes += number**3
+    return cubes / number**2
+
+
+def first_order_floor(L: float, distance: float, t: int) -> float:
+    """Lower bound on F(z_t) - F* of every first-order method on one quadratic:  3 L ||z_0 - z*||^2 / (32 (t + 1)^2).
+
+    The quadratic is a lasso with lam = 0 on a chain of 2 t + 1 latents; it needs d_in >= 2 t + 2.
+    Statement: thm-fista-rate (Nesterov 2004, Theorem 2.1.7).
+    """
+    return 3 * L * distance**2 / (32 * (t + 1) ** 2)
+
+
+def stationarity_rate(L: float, step: float, drop: float, t: int, convex: bool = False) -> float:
+    """Upper bound on min_{s<t} ||z_{s+1} - z_s||^2 for any R and mu < 1/L:  2 drop / ((1/mu - L) t).
+
+    `drop` is F(z_0) - F(z_t), or F(z_0) - inf F, which is larger.  For a convex R and mu < 2/L the bound is
+    drop / ((1/mu - L/2) t).  A longer step has no bound: infinity.
+    Statement: thm-stationarity-rate (telescoped thm-ista-descent; Beck 2017, chapter 10).
+    """
+    least = ista_descent(L, step, 1.0, convex)
+    return drop / (least * t) if least > 0 else math.inf
+
+
+def linear_phase_rate(step: float, smallest: float, largest: float) -> float:
+    """Factor by which a step shrinks the error while the sign pattern stays:  max(|1 - mu s|, |1 - mu l|).
+
+    s and l are the smallest and largest eigenvalue of D_S^T D_S on the support S.  It is attained along their vectors.
+    Statement: thm-linear-phase (Bredies and Lorenz 2008; Tao, Boley and Zhang 2016).
+    """
+    return max(abs(1 - step * smallest), abs(1 - step * largest))
 
 
 def lipschitz_floor(d_in: int, d_sae: int) -> float:
@@ -34,4 +106,4 @@ def one_step_sparsity(coherence: float, dynamic_range: float) -> float:
     Unit-norm atoms, no noise; `dynamic_range` is max |z| / min |z| over the support, at least 1.
     Statement: thm-one-step-support (Tropp 2004; Donoho and Elad 2003).
     """
-    return 0.5 * (1 + 1 / (coherence * dynamic_range))
+    return 0.5 * (1 + 1 / (coherence * dynamic_range)) if coherence else math.inf

@@ -191,8 +191,9 @@ def _safe_step(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Halve mu per row, down to 1/L, until  mu ||D dz||^2 <= ||dz||^2  (lem-backtracking).
 
-    Returns the codes, their residuals, mu, the products tried and those owed.  Where the signs of a trial are those of
-    `face`, dz is known to be -mu h and safe, and D dz = -mu `face_move` costs nothing (thm-exact-step).
+    Returns the codes, their residuals, mu, the products tried and those owed.  Where a trial has the signs of `face`
+    (for L0 and KSparse its support), dz is known to be -mu h and safe, and D dz = -mu `face_move` costs nothing
+    (thm-exact-step).
     """
     rows = torch.arange(len(z), device=z.device)
     new, move = torch.zeros_like(z), torch.zeros_like(r)
@@ -204,7 +205,8 @@ def _safe_step(
         dz = trial - z[rows]
         same = torch.zeros_like(step, dtype=torch.bool)
         if face is not None and face_move is not None:
-            same = (trial.sign() == face[rows].sign()).all(dim=-1)
+            kept = trial.sign() == face[rows].sign() if R.convex else (trial != 0) == (face[rows] != 0)
+            same = kept.all(dim=-1)
             along = -column * face_move[rows]
             dr = along if bool(same.all()) else torch.where(same[:, None], along, dz @ D)
         else:

@@ -1,6 +1,7 @@
 """The command line: what it prints and writes, exit status 2 and one sentence for what users get wrong, 130 for ^C."""
 
 import csv
+import dataclasses
 import gc
 import json
 import os
@@ -148,7 +149,7 @@ def test_a_disk_that_fills_at_the_end_leaves_no_half_report(place, capsys, monke
     assert contents(place) == before
 
 
-@pytest.mark.parametrize("command", [[], ["depth"], ["laws"]], ids=str)
+@pytest.mark.parametrize("command", [[], ["depth"], ["rates"], ["laws"], ["statements"]], ids=str)
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
@@ -199,8 +200,54 @@ def test_laws_of_an_unknown_operator_end_in_one_sentence(capsys):
     assert main(["laws", "nothing"]) == 2
     printed, told = capsys.readouterr()
     assert printed == ""
-    assert told.startswith("proxsae: no operator is called 'nothing'")
+    assert told.startswith("proxsae: nothing is called 'nothing'")
     assert told.count("\n") == 1
+
+
+def test_laws_check_statements_and_their_planted_errors(capsys, monkeypatch):
+    from proxsae.testing import statements
+
+    assert main(["laws", "thm-ista-rate"]) == 0
+    printed = capsys.readouterr().out
+    assert "thm-ista-rate" in printed
+    assert " 0 broken; " in printed.splitlines()[-1]
+    harmless = statements.Planted("nothing wrong", "thm-ista-rate", {})
+    monkeypatch.setattr(statements, "PLANTED", [harmless])
+    assert main(["laws", "thm-ista-rate"]) == 1
+    assert "SURVIVES: nothing wrong" in capsys.readouterr().out
+
+
+def test_statements_are_listed_and_told_apart(capsys):
+    from proxsae.testing.statements import STATEMENTS
+
+    assert main(["statements"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {label}\n" in printed for label in STATEMENTS)
+    assert printed.splitlines()[-1].startswith(f"{len(STATEMENTS)} statements, ")
+    assert printed.splitlines()[-1].endswith(" 0 without a check")
+    assert main(["statements", "thm-prox-l0"]) == 0
+    printed = capsys.readouterr().out
+    assert "docs/theory/proximal.md#thm-prox-l0" in printed
+    assert "hard: keeps ties" in printed
+    assert main(["statements", "nonsense"]) == 2
+    assert capsys.readouterr().err == (
+        "proxsae: no statement is called 'nonsense': `proxsae statements` lists all of them\n"
+    )
+
+
+def test_statements_are_proved_on_demand(capsys, monkeypatch):
+    from proxsae.testing import proofs
+
+    assert main(["statements", "thm-prox-l1", "--prove"]) == 0
+    printed = capsys.readouterr().out
+    assert "prox-l1" in printed
+    assert " 0 failed" in printed.splitlines()[-1]
+    proof = next(p for p in proofs.PROOFS.values() if p.statement == "thm-prox-l1")
+    monkeypatch.setattr(proofs, "PROOFS", {"false": dataclasses.replace(proof, goal=proof.wrong)})
+    assert main(["statements", "thm-prox-l1", "--prove"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+    assert main(["statements", "def-prox", "--prove"]) == 2
+    assert "no machine proof" in capsys.readouterr().err
 
 
 def python(*arguments):

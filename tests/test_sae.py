@@ -570,3 +570,39 @@ def test_codes_of_another_sae_are_refused():
     ):
         with pytest.raises(px.Error, match="latents"):
             sae.decode(codes)
+
+
+FURTHER = [
+    px.ElasticNet(0.05, 0.5, nonneg=True),
+    px.MCP(0.05, 3.0),
+    px.SCAD(0.05, nonneg=True),
+    px.GroupL2(0.05, 4),
+    px.SortedL1(np.linspace(0.1, 0.02, 24), nonneg=True),
+    px.BatchKSparse(3),
+]
+
+
+@pytest.mark.parametrize("R", FURTHER, ids=lambda R: type(R).__name__)
+def test_the_further_families_make_saes_that_train_scale_and_save(R, tmp_path, device):
+    torch.manual_seed(0)
+    sae = px.SAE(8, 24, R).to(device)
+    x = torch.randn(64, 8, device=device)
+    z = sae.encode(x)
+    assert_close(sae.encode_sparse(x).to_dense(), z, 1e-7)
+    sae.rescale(2.0)  # every prox here is homogeneous, so a new unit scales the codes and nothing else
+    assert_close(sae.encode(2 * x), 2 * z, 1e-6)
+    sae.rescale(0.5)
+    before = px.evaluate(sae, x)["nmse"]
+    px.train(sae, x, steps=60, batch_size=32, lr=1e-2)
+    assert px.evaluate(sae, x)["nmse"] < before
+    sae.save(tmp_path / "sae")
+    again = px.load(tmp_path / "sae").to(device)
+    assert again.penalty == sae.penalty
+    assert_same(again.encode(x), sae.encode(x))
+    if R.rowwise:
+        deep = sae.unrolled(4)
+        objective = [point.objective(deep.penalty) for point in deep.walk(x)]
+        assert all(bool((b <= a * (1 + 1e-6) + 1e-6).all()) for a, b in pairwise(objective))
+    else:
+        with pytest.raises(px.Error, match="takes rows one by one"):
+            sae.unrolled(4)

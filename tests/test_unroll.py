@@ -265,6 +265,15 @@ def test_duplicate_and_zero_atoms_do_no_harm(device):
             assert not trace.codes[:, 25:].any()
 
 
+@pytest.mark.parametrize("R", [px.L1(0.1), px.L0(0.0), px.KSparse(4)], ids=repr)
+def test_refit_leaves_a_zero_atom_of_the_start_alone(R, device):
+    x, D, z0 = np.array([[1.0, 2.0]]), np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 5.0, 1.0]])
+    ours = px.ista(x, D, R, 2, px.Refit(), z0=z0)
+    theirs = px.ista(*tensors(device, x, D), R, 2, px.Refit(), z0=tensors(device, z0)[0])
+    pt.assert_close(theirs.codes, torch.tensor(ours.codes, device=device), 1e-12)
+    assert (np.diff(ours.objective, axis=0) <= 0).all()
+
+
 def test_refit_sees_a_sign_change_too_small_to_multiply(device):
     z = torch.tensor([[1e-30, 1.0]], device=device)
     c = torch.tensor([[-1e-20, 1.0]], device=device)

@@ -25,7 +25,7 @@ Floats = NDArray[np.floating[Any]]
 class Penalty(ABC):
     """R(z), with `value` and `prox`.  Flags are data, and choose the laws that an operator must obey.
 
-    convex     the prox is single-valued and firmly nonexpansive
+    convex     the prox is single-valued and firmly nonexpansive (thm-firmly-nonexpansive)
     separable  R(z) is a sum over entries, so that one dimension at a time suffices
     indicator  R takes only the values 0 and infinity, so that the prox is a projection, free of the step
     affine     R is affine in z while no sign changes, as exact line steps and refits need
@@ -57,6 +57,7 @@ class Penalty(ABC):
     def prox(self, u: Any, step: Any = 1.0) -> Any:
         """prox_{step R}(u), row by row: shape (..., P) -> (..., P); `step` is one number or one per row, shape (...).
 
+        Statements: def-prox, and lem-nonneg for what `nonneg` does.
         Shape, dtype and device are kept and `u` is never written.  Zeros come out as +0.0.  Raises `Error` for
         integers, for a step that is not finite and > 0, and for a width that does not fit one lam per latent.
         """

@@ -23,7 +23,8 @@ class KSparse(Penalty):
     """At most k non-zeros: the projection keeps the k largest |u|: AbsTopK, and with `nonneg` TopK.
 
     k: a whole number >= 0.  k >= P keeps everything; with `nonneg`, fewer than k positive entries keep only those.
-    Statement: thm-prox-ksparse (Beck and Eldar 2013, section 2; Zhu, Khalili and Zhu 2025, Lemma 1).
+    Statement: thm-prox-ksparse (Beck and Eldar 2013, section 2; Zhu, Khalili and Zhu 2025, Lemma 1); how far it moves
+    a code: lem-ksparse-error, lem-hard-factor-two; its supports nest: lem-nested; longer steps: thm-restricted-descent.
 
     >>> KSparse(k=2).prox(np.array([1.0, -3.0, 2.0, -2.0]))
     array([ 0., -3.,  2.,  0.])

@@ -22,6 +22,7 @@ class L1(Separable):
     lam: one number >= 0, or one per latent, shape (P,); a torch tensor stays one, and carries gradients.
     Statement: thm-prox-l1 (Beck 2017, Example 6.8; Zhu, Khalili and Zhu 2025, Lemma 1).
 
+    >>> import numpy as np
     >>> L1(lam=1.0).prox(np.array([3.0, -0.5, -2.0]), step=0.5)
     array([ 2.5,  0. , -1.5])
     """

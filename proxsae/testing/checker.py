@@ -30,8 +30,12 @@ class Better(NamedTuple):
 class LawViolation(AssertionError):
     """A law that an operator breaks.
 
-    law, backend  their names          input, step  where, a row (or the batch, where only a batch shows it)
-    got           what prox returned   better       a `Better`, or None where nothing better was found
+    law      its name
+    backend  the name of the backend
+    input    the row that shows it (the batch, where only a batch does)
+    step     the step
+    got      what prox returned
+    better   a `Better`, or None where nothing better was found
     """
 
     def __init__(

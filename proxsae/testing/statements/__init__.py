@@ -1,0 +1,34 @@
+"""Statements, one file a page of docs/theory: what is claimed, what implements it, and the check that can fail."""
+
+from proxsae.testing.statements import (  # noqa: F401, I001  (in the order of the docs; each registers its statements)
+    proximal,
+    one_step,
+    signs,
+    descent,
+    certificates,
+    hard,
+    steps,
+    gradients,
+    more_steps,
+    false,
+)
+from proxsae.testing.statements.registry import PLANTED, STATEMENTS, Kit, Planted, Statement, problem, run
+from proxsae.testing.statements.table import box, caught, checked_by, details, machine, markdown, proof_status, rows
+
+__all__ = [
+    "PLANTED",
+    "STATEMENTS",
+    "Kit",
+    "Planted",
+    "Statement",
+    "box",
+    "caught",
+    "checked_by",
+    "details",
+    "machine",
+    "markdown",
+    "problem",
+    "proof_status",
+    "rows",
+    "run",
+]
