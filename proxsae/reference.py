@@ -146,9 +146,8 @@ def iterate(
     x: Floats, D: Floats, R: Penalty, rule: StepRule, momentum: str | None, z: Floats, L: float
 ) -> Iterator[tuple[Floats, float]]:
     """Yield (z_t, products spent so far) for t = 0, 1, 2, ... on one centred row x (d,)."""
-    largest = FIRST_TRIAL / float(
-        (D.astype(np.float64) ** 2).sum(axis=1).max()
-    )  # no longer step can satisfy lem-backtracking
+    # where only the longest atom moves, no longer step satisfies lem-backtracking
+    largest = FIRST_TRIAL / float((D.astype(np.float64) ** 2).sum(axis=1).max())
     mu, spent, y, t = largest, 0.0, z, 1.0
     owed = float(z.any())  # the product D z that the next gradient needs; none at z = 0
     yield z, spent
@@ -213,7 +212,9 @@ def exact_step(z: Floats, g: Floats, D: Floats, R: Penalty, largest: float, L: f
         if mu <= 1 / L:
             return new, tried, 1.0
         dz, tried = new - z, tried + 1
-        if mu * np.sum((dz @ D) ** 2) <= np.sum(dz**2):
+        with np.errstate(over="ignore"):  # atoms that nearly cancel make mu huge, and the trial is then refused
+            safe = mu * np.sum((dz @ D) ** 2) <= np.sum(dz**2)
+        if safe:
             return new, tried, 0.0
         mu = max(mu / 2, 1 / L)
 

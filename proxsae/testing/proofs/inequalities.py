@@ -55,13 +55,16 @@ def scales(o: Any, R: Any, wrong: bool = False) -> Goal:
 
 
 def falls(o: Any, R: Any, wrong: bool = False) -> Goal:
-    """|p| does not grow with lam: for u >= 0, and |prox(-u)| = |prox(u)| (the step and the others are on paper)."""
+    """|p| grows neither with the step nor with a parameter: for u >= 0, and |prox(-u)| = |prox(u)|."""
     u, more = o.reals("u more")
-    mu, (lam, *others), domain = given(o, R)
-    size, mirrored = (o.abs(R.entry_prox(o, v, mu, lam, *others)) for v in (u, -u))
-    heavier = o.abs(R.entry_prox(o, u, mu, lam + more, *others))
-    both = [(domain, o.equal(mirrored, size))]
-    return [*both, ([*domain, u >= 0, more >= 0], size <= heavier if wrong else heavier <= size)]
+    mu, parameters, domain = given(o, R)
+    weights = [mu, *parameters]
+    size, mirrored = (o.abs(R.entry_prox(o, v, *weights)) for v in (u, -u))
+    cases: list[Any] = [(domain, o.equal(mirrored, size))]
+    for i in range(len(weights)):
+        heavier = o.abs(R.entry_prox(o, u, *(w + more if i == j else w for j, w in enumerate(weights))))
+        cases.append(([*domain, u >= 0, more >= 0], size <= heavier if wrong else heavier <= size))
+    return cases
 
 
 CLAIMS = {
@@ -72,8 +75,8 @@ CLAIMS = {
     "odd": ("prop-symmetries", "prox(-u) = -prox(u)", odd, "the same of the non-negative prox"),
     "scales": ("prop-symmetries", "c u has the prox c p for lam times c (L0: c^2), c > 0", scales,
                "lam times c^2 (L0: c)"),
-    "falls": ("prop-lam-monotone", "|prox(u)| does not grow with lam", falls,
-              "|prox(u)| does not fall with lam"),
+    "falls": ("prop-lam-monotone", "|prox(u)| grows neither with the step nor with a parameter", falls,
+              "|prox(u)| falls with none of them"),
 }  # fmt: skip
 
 for _claim, (_label, _sentence, _goal, _error) in CLAIMS.items():
