@@ -7,13 +7,15 @@ torch where the operator does; neither pytest nor Hypothesis.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from proxsae.conventions import Error, is_torch
+from proxsae.conventions import Error, check_count, check_seed, is_torch
 from proxsae.testing import lattice, oracles
 from proxsae.testing.compare import assert_close, assert_same, numpy_of
 from proxsae.testing.laws import LAWS, NUMPY, Backend, Law, applied, flag, ours, rowwise, sums, torch_backends, values
@@ -110,13 +112,15 @@ class Operator:
     def _rows(self, function: Callable[[Any], Any], a: Any) -> Any:
         if self.batched or a.ndim == 1:
             return function(a)
-        out = [function(row) for row in a.reshape(-1, a.shape[-1])]
+        lead = a.shape[:-1]
+        empty = lead if function is self.value_of else a.shape
+        out = [function(row) for row in a.reshape(math.prod(lead), a.shape[-1])]
         if is_torch(a):
             import torch
 
-            out = [o if is_torch(o) else torch.as_tensor(o) for o in out]
-            return torch.stack(out).reshape(*a.shape[:-1], *out[0].shape) if out else a.new_zeros(a.shape)
-        return np.stack(out).reshape(*a.shape[:-1], *np.shape(out[0])) if out else np.zeros(a.shape, a.dtype)
+            out = [o if is_torch(o) else torch.as_tensor(o, dtype=a.dtype, device=a.device) for o in out]
+            return torch.stack(out).reshape(*lead, *out[0].shape) if out else a.new_zeros(empty)
+        return np.stack(out).reshape(*lead, *np.shape(out[0])) if out else np.zeros(empty, a.dtype)
 
 
 def operator(
@@ -175,6 +179,13 @@ def check_prox(
     True
     """
     expected = dict(expected_failures or {})
+    check_count("n", n, 1)
+    check_seed(seed)
+    if isinstance(laws, str):
+        laws = [laws]
+    if backends is not None and (not backends or not all(isinstance(b, Backend) for b in backends)):
+        msg = f"backends={backends!r} must be some of px.testing.NUMPY or px.testing.torch_backends(device)"
+        raise Error(msg)
     if on_fail not in ("raise", "collect"):
         msg = f"on_fail={on_fail!r} must be 'raise' or 'collect'"
         raise Error(msg)
@@ -298,9 +309,13 @@ def backends_of(R: Any) -> Sequence[Backend]:
         pass
     try:
         torches = torch_backends()
-        return torches if is_torch(R.prox(torches[1].make(row), 1.0)) else NUMPY
-    except Exception:
+    except ImportError:
         return NUMPY
+    fits = []
+    for backend in torches:
+        with suppress(Exception):  # a module whose parameters have the other dtype
+            fits += [backend] if is_torch(R.prox(backend.make(row.astype(backend.dtype)), 1.0)) else []
+    return tuple(fits) or NUMPY
 
 
 def _broken(law: Law, R: Any, backend: Backend, u: Any, step: float) -> LawViolation | None:

@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from proxsae.penalties.base import Penalty
+from proxsae.testing.compare import numpy_of
+
 Apply = Callable[[np.ndarray[Any, Any], float], np.ndarray[Any, Any]]
 
 WIDTHS = (0, 1, 2, 3, 5)
@@ -21,20 +24,34 @@ STEPS = (1.0, 0.3, 2.0, 5.0)
 
 def widths(R: Any) -> tuple[int, ...]:
     """The widths of rows that R is tried on: its own `widths`, the length of its lam, or multiples of its groups."""
-    lam, given, size = np.asarray(getattr(R, "lam", 1.0)), getattr(R, "widths", None), getattr(R, "size", 1)
+    given, size = getattr(R, "widths", None), getattr(R, "size", 1) if _ours(R) else 1
+    lam = _lam(R)
     return tuple(given) if given else (len(lam),) if lam.ndim else (0, size, 2 * size) if size > 1 else WIDTHS
 
 
 def thresholds(R: Any, step: float, dtype: Any) -> list[float]:
     """Magnitudes at which prox_{step R} may change its mind, by theory, rounded to dtype: for each lam of R, and 1."""
     found = {1.0}
-    for lam in np.unique(np.atleast_1d(np.asarray(getattr(R, "lam", 1.0), dtype=np.float64))):
+    for lam in {*_lam(R).ravel().tolist(), *(() if _ours(R) else (1.0,))}:
         found |= {step * lam, math.sqrt(2 * (step * lam))}
-        if hasattr(R, "gamma"):  # MCP
+        if _ours(R) and hasattr(R, "gamma"):  # MCP
             found |= {R.gamma * lam, lam * math.sqrt(R.gamma * step)}
-        if hasattr(R, "a"):  # SCAD
+        if _ours(R) and hasattr(R, "a"):  # SCAD
             found |= {(1 + step) * lam, R.a * lam, lam * (R.a + 1 + step) / 2, lam * math.sqrt(step * (R.a + 1))}
     return [float(dtype(t)) for t in sorted(found) if t > 0]
+
+
+def _ours(R: Any) -> bool:
+    return isinstance(getattr(R, "R", R), Penalty)
+
+
+def _lam(R: Any) -> np.ndarray[Any, Any]:
+    """The lam of R as one number or a vector; what somebody else calls lam and is neither counts as 1."""
+    try:
+        lam = numpy_of(getattr(R, "lam", 1.0)).astype(np.float64)
+    except (TypeError, ValueError):
+        lam = np.ones(())
+    return lam if lam.ndim <= 1 and bool((np.isfinite(lam) & (lam >= 0)).all()) else np.ones(())
 
 
 def watched(apply: Apply, step: float, dtype: Any, width: int) -> list[float]:

@@ -110,12 +110,35 @@ def symmetric(R: Any) -> bool:
 
 def values(R: Any, backend: Backend) -> Callable[[Array], Array]:
     """R.value from NumPy to NumPy, in float64."""
-    return lambda z: numpy_of(R.value(backend.make(np.asarray(z, dtype=np.float64))))
+
+    def value(z: Array) -> Array:
+        z = np.asarray(z, dtype=np.float64)
+        try:
+            total = R.value(backend.make(z))
+        except Exception:  # a module whose parameters are float32
+            total = R.value(backend.make(z.astype(backend.dtype)))
+        total = numpy_of(total).astype(np.float64)
+        if total.shape != z.shape[:-1]:
+            msg = f"value of rows {z.shape} has shape {total.shape}, but must have one number a row: {z.shape[:-1]}"
+            raise AssertionError(msg)
+        return total
+
+    return value
 
 
 def applied(R: Any, backend: Backend, u: Array, step: float) -> Array:
     """prox_{step R}(u) in float64."""
     return numpy_of(R.prox(backend.make(u), step)).astype(np.float64)
+
+
+def _equal(R: Any, got: Any, want: Any, what: str) -> None:
+    """Bit for bit for penalties of this package; to rounding for others, whose sums may run in any order."""
+    if ours(R) is not None:
+        assert_same(got, want, what)
+        return
+    eps = float(np.finfo(numpy_of(want).dtype).eps)
+    for a, b in zip(got, want, strict=True) if want.ndim > 1 else [(got, want)]:
+        assert_close(a, b, 64 * eps, what)
 
 
 @law("form", "type, shape, dtype and device are kept, the input is not written; our zeros are +0.0", specials=True)
@@ -142,7 +165,7 @@ def optimal(R: Any, backend: Backend, u: Array, step: float) -> None:
         _optimal_batches(R, backend, u, step)
     elif u.size:
         z, wide, value = applied(R, backend, u, step), u.astype(np.float64), values(R, backend)
-        _none_better(value, z, wide, step, np.finfo(u.dtype).eps, flag(R, "separable"))
+        _none_better(R, value, z, wide, step, np.finfo(u.dtype).eps)
 
 
 def _optimal_batches(R: Any, backend: Backend, u: Array, step: float) -> None:
@@ -156,13 +179,23 @@ def _optimal_batches(R: Any, backend: Backend, u: Array, step: float) -> None:
             return np.array(costs).reshape(candidates.shape[:-1])
 
         z, wide = applied(R, backend, batch, step).reshape(1, -1), batch.astype(np.float64).reshape(1, -1)
-        _none_better(value, z, wide, step, np.finfo(u.dtype).eps, separable=False)
+        _none_better(R, value, z, wide, step, np.finfo(u.dtype).eps)
 
 
-def _none_better(value: oracles.Value, z: Array, u: Array, step: float, eps: Any, separable: bool) -> None:
-    better = oracles.search(value, z, u, step, separable)
+def _none_better(R: Any, value: oracles.Value, z: Array, u: Array, step: float, eps: Any) -> None:
+    better = oracles.search(value, z, u, step, flag(R, "separable"))
     reached, best = (oracles.objectives(value, a, u, step) for a in (z, better))
-    wrong = ~(reached <= best + 64 * eps * (1 + (u**2).sum(axis=-1)))
+    slack = 64 * eps * (1 + (u**2).sum(axis=-1))
+    if ours(R) is None:
+        # A rounded answer may lie a hair outside of a domain, or past a steep kink: its neighbours count as well.
+        hair, gap = 8 * eps * (1 + np.abs(z).max(axis=-1, keepdims=True)), better - z
+        towards = z + gap * np.minimum(1, hair / np.maximum(np.abs(gap).max(axis=-1, keepdims=True), 1e-300))
+        for neighbour in (towards, z * (1 - hair)):
+            reached = np.fmin(reached, oracles.objectives(value, neighbour, u, step))
+        slack = slack + 64 * eps * np.where(np.isfinite(best), np.abs(best), 0)
+        if flag(R, "indicator"):  # whose value needs room for rounding, up to 1e-5, which the search then uses
+            slack = slack + 2e-5 * (1 + np.abs(z).sum(axis=-1)) * np.abs(z - u).sum(axis=-1)
+    wrong = ~(reached <= best + slack)
     if wrong.any():
         i = int(np.flatnonzero(wrong)[0])
         msg = f"prox({u[i]}, step={step}) = {z[i]} has objective {reached[i]}, but {better[i]} has {best[i]}"
@@ -185,9 +218,9 @@ def convention(R: Any, backend: Backend, u: Array, step: float) -> None:
 def rows_alone(R: Any, backend: Backend, u: Array, step: float) -> None:
     together = R.prox(backend.make(u), step)
     for i in range(0, len(u), 7):
-        assert_same(R.prox(backend.make(u[i]), step), together[i], f"row {i} alone")
+        _equal(R, R.prox(backend.make(u[i]), step), together[i], f"row {i} alone")
     strided = backend.make(np.repeat(u, 2, axis=1))[:, ::2]
-    assert_same(R.prox(strided, step), together, "strided rows")
+    _equal(R, R.prox(strided, step), together, "strided rows")
 
 
 @law("firm", "||p - q||^2 <= <p - q, u - v>  (thm-firmly-nonexpansive)", lambda R: flag(R, "convex") and rowwise(R))
@@ -252,14 +285,14 @@ def nonneg(R: Any, backend: Backend, u: Array, step: float) -> None:
         msg = f"nonneg: a code has the entry {numpy_of(out).min()}"
         raise AssertionError(msg)
     if even(R):
-        assert_same(R.prox(backend.make(np.maximum(u, 0) + 0), step), out, "prox(max(u, 0))")
+        _equal(R, R.prox(backend.make(np.maximum(u, 0) + 0), step), out, "prox(max(u, 0))")
 
 
 @law("projection", "prox is idempotent and free of the step for an indicator", lambda R: flag(R, "indicator"))
 def projection(R: Any, backend: Backend, u: Array, step: float) -> None:
     once = R.prox(backend.make(u), step)
-    assert_same(R.prox(once, step), once, "prox(prox(u))")
-    assert_same(R.prox(backend.make(u), 3 * step), once, "prox at three times the step")
+    _equal(R, R.prox(once, step), once, "prox(prox(u))")
+    _equal(R, R.prox(backend.make(u), 3 * step), once, "prox at three times the step")
 
 
 @law("permutation", "prox(P u) = P prox(u) where magnitudes differ, for a symmetric R  (prop-symmetries)", symmetric)
@@ -268,7 +301,7 @@ def permutation(R: Any, backend: Backend, u: Array, step: float) -> None:
     distinct = np.array([len(set(np.abs(row))) == len(row) for row in u], dtype=bool)
     straight = numpy_of(R.prox(backend.make(u[distinct]), step))
     turned = numpy_of(R.prox(backend.make(np.ascontiguousarray(u[distinct][:, order])), step))
-    assert_same(turned, straight[:, order], "prox of the reversed row")
+    _equal(R, turned, straight[:, order], "prox of the reversed row")
 
 
 @law("gradient", "that of finite differences off the kinks, and 0 where a code is 0  (thm-prox-gradient)", torch=True)
@@ -276,12 +309,14 @@ def gradient(R: Any, backend: Backend, u: Array, step: float) -> None:
     weight = np.linspace(1.0, 2.0, max(1, u.shape[1]))[: u.shape[1]]
     given = backend.make(u).requires_grad_()
     out = R.prox(given, step)
+    if ours(R) is None and not out.requires_grad:
+        return  # an operator without a backward
     (out * backend.make(np.broadcast_to(weight, u.shape).astype(u.dtype))).sum().backward()
     slope, wide = numpy_of(given.grad).astype(np.float64), u.astype(np.float64)
     if not np.isfinite(slope).all():
         msg = f"gradient: it is {slope[~np.isfinite(slope)][0]} at a finite input"
         raise AssertionError(msg)
-    if not sums(R) and (flag(R, "separable") or flag(R, "indicator")):
+    if ours(R) is not None and not sums(R) and (flag(R, "separable") or flag(R, "indicator")):
         at_zero = np.where(numpy_of(out) == 0, np.abs(slope), 0)
         assert_same(at_zero, np.zeros_like(at_zero), "the gradient where the code is 0")
     if not rowwise(R):

@@ -19,6 +19,7 @@ from proxsae.penalties import L0, L1, MCP, BatchKSparse, ElasticNet, GroupL2, KS
 Array = np.ndarray[Any, Any]
 Value = Callable[[Array], Array]
 
+LARGEST_SEARCH = 2**22  # numbers in one call of `value`
 LARGEST_SUPPORT = 10  # entries whose supports are enumerated
 
 
@@ -29,15 +30,23 @@ def objectives(value: Value, z: Array, u: Array, step: float) -> Array:
 
 def search(value: Value, z: Array, u: Array, step: float, separable: bool, seed: int = 0) -> Array:
     """For each row of u (n, P) the best point found, starting from the answers z (n, P)."""
-    return _search_entries(value, z, u, step) if separable else _search_rows(value, z, u, step, seed)
+    width = u.shape[1]
+    each = 124 * width * width if separable else 8 * 2 ** min(width, LARGEST_SUPPORT) * width
+    some = max(1, LARGEST_SEARCH // max(1, each))  # rows at a time, for memory
+    parts = [slice(i, i + some) for i in range(0, max(1, len(u)), some)]
+    found = [
+        _search_entries(value, z[p], u[p], step) if separable else _search_rows(value, z[p], u[p], step, seed)
+        for p in parts
+    ]
+    return np.concatenate(found)
 
 
 def _search_entries(value: Value, z: Array, u: Array, step: float) -> Array:
     width = u.shape[1]
-    alone = np.eye(width)[:, None, :]  # one entry at a time, the others 0
+    alone = np.eye(width, dtype=bool)[:, None, None, :]  # one entry at a time, the others as they are in z
 
     def best_of(tries: Array) -> Array:
-        at = np.moveaxis(tries, -1, 0)[..., None] * alone[:, None]  # (P, T, n, P)
+        at = np.where(alone, np.moveaxis(tries, -1, 0)[..., None], z)  # (P, T, n, P)
         cost = step * np.asarray(value(at), dtype=np.float64) + 0.5 * (np.moveaxis(tries - u, -1, 0)) ** 2
         return np.take_along_axis(tries, np.moveaxis(cost.argmin(axis=1), 0, -1)[None], axis=0)[0]
 
