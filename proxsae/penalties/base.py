@@ -49,9 +49,9 @@ class Penalty(ABC):
         wide = np.result_type(z.dtype, np.float32)  # half precision accumulates in float32
         with np.errstate(invalid="ignore", over="ignore"):  # 0 times infinity is NaN, and says so
             total = self._value(z.astype(wide, copy=False))
-        if self.nonneg:
-            total = np.where((z < 0).any(axis=-1), np.inf, total)
-        return np.asarray(total).astype(z.dtype)
+            if self.nonneg:
+                total = np.where((z < 0).any(axis=-1), np.inf, total)
+            return np.asarray(total).astype(z.dtype)
 
     @torch_twin("proxsae.functional")
     def prox(self, u: Any, step: Any = 1.0) -> Any:

@@ -152,7 +152,13 @@ def operator(
     True
     """
     claims = (convex, separable, indicator, nonneg, even, symmetric, rowwise, batched)
-    return Operator(prox, value, *claims, tuple(widths), name or str(getattr(prox, "__name__", "operator")))
+    return Operator(
+        prox,
+        value,
+        *claims,
+        tuple(check_count("widths", w, 0) for w in widths),
+        name or str(getattr(prox, "__name__", "operator")),
+    )
 
 
 def check_prox(
@@ -181,8 +187,8 @@ def check_prox(
     expected = dict(expected_failures or {})
     check_count("n", n, 1)
     check_seed(seed)
-    if isinstance(laws, str):
-        laws = [laws]
+    laws = [laws] if isinstance(laws, str) else None if laws is None else list(laws)
+    backends = (backends,) if isinstance(backends, Backend) else backends
     if backends is not None and (not backends or not all(isinstance(b, Backend) for b in backends)):
         msg = f"backends={backends!r} must be some of px.testing.NUMPY or px.testing.torch_backends(device)"
         raise Error(msg)
@@ -197,6 +203,11 @@ def check_prox(
         elif result.violation is not None and on_fail == "raise":
             raise result.violation
         done.append(found)
+    reached = {result.law for result in done}
+    idle = [name for name in (*(laws or ()), *expected) if name not in reached]
+    if idle or not done:
+        msg = f"nothing was checked for {', '.join(idle) or 'laws=[]'}: {op} does not claim what that law needs"
+        raise Error(msg)
     for name, reason in expected.items():
         if not any(r.law == name and r.violation is not None for r in done):
             msg = f"{op}: the law {name!r} was expected to fail ({reason}), but it holds"
@@ -224,7 +235,7 @@ def results(
 def violation(law: Law, R: Any, backend: Backend, n: int = 20, seed: int = 0) -> LawViolation | None:
     """The first violation of a law on the lattice of R, or None."""
     apply = None if ours(R) is not None else lambda u, step: applied(R, backend, u, step)
-    for step in lattice.STEPS:
+    for step in lattice.STEPS if apply is None else (*lattice.STEPS, 0.01, 30.0):
         for u in lattice.rows(R, step, backend.dtype, n, seed, law.specials and apply is None, apply):
             found = _broken(law, R, backend, u, step)
             if found is not None:
@@ -239,13 +250,16 @@ def check_law(name: str, R: Any, u: Any, step: float = 1.0, backend: str | Backe
     >>> check_law("optimal", L1(0.5), np.array([1.0, -0.5]), step=2.0)
     """
     if isinstance(backend, str):
-        library, *device, _ = backend.split("-")
-        known = {b.name: b for b in (NUMPY if library == "numpy" else torch_backends("".join(device)))}
+        library, *device = backend.split("-")
+        known = {b.name: b for b in (torch_backends("-".join(device[:-1])) if library == "torch" else NUMPY)}
         if backend not in known:
             msg = f"backend={backend!r} must be one of {', '.join(known)}"
             raise Error(msg)
         backend = known[backend]
     rows = np.asarray(u, dtype=backend.dtype)
+    if not rows.ndim or not _law(name).applies(R, backend):
+        msg = f"the law {name!r} cannot be checked on {R} and u of shape {rows.shape}: it must apply, and u be rows"
+        raise Error(msg)
     found = _broken(_law(name), R, backend, rows if rows.ndim > 1 else rows[None], step)
     if found is not None:
         raise found
@@ -345,6 +359,8 @@ def _detail(law: Law, R: Any, backend: Backend, u: Any, step: float) -> str | No
         law.check(R, backend, u, step)
     except AssertionError as broken:
         return str(broken)
+    except MemoryError:
+        raise
     except Exception as problem:
         return f"it raised {type(problem).__name__}: {problem}"
     return None

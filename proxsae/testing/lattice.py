@@ -18,7 +18,7 @@ from proxsae.testing.compare import numpy_of
 
 Apply = Callable[[np.ndarray[Any, Any], float], np.ndarray[Any, Any]]
 
-WIDTHS = (0, 1, 2, 3, 5)
+WIDTHS = (1, 2, 3, 5, 0)
 STEPS = (1.0, 0.3, 2.0, 5.0)
 
 
@@ -26,7 +26,7 @@ def widths(R: Any) -> tuple[int, ...]:
     """The widths of rows that R is tried on: its own `widths`, the length of its lam, or multiples of its groups."""
     given, size = getattr(R, "widths", None), getattr(R, "size", 1) if _ours(R) else 1
     lam = _lam(R)
-    return tuple(given) if given else (len(lam),) if lam.ndim else (0, size, 2 * size) if size > 1 else WIDTHS
+    return tuple(given) if given else (len(lam),) if lam.ndim else (size, 2 * size, 0) if size > 1 else WIDTHS
 
 
 def thresholds(R: Any, step: float, dtype: Any) -> list[float]:

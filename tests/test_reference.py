@@ -1,0 +1,118 @@
+"""Edges of the oracle that laws and the comparison with torch do not reach; a mutation run of its code found them."""
+
+import numpy as np
+import pytest
+
+import proxsae as px
+from proxsae import reference
+from proxsae import testing as pt
+
+f16, f32 = np.float16, np.float32
+
+
+def problem(n=6, d=16, P=40):
+    rng = np.random.default_rng(0)
+    D = rng.standard_normal((P, d))
+    return 3 * rng.standard_normal((n, d)), D / np.linalg.norm(D, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("dtype", [f32, np.float64])
+@pytest.mark.parametrize("R", [px.L1(0.5), px.KSparse(4), px.ElasticNet(0.5, 0.5)], ids=repr)
+def test_a_solution_has_the_shape_of_its_batch(R, dtype):
+    x, D = problem()
+    s = px.solve(x.reshape(2, 3, -1).astype(dtype), D.astype(dtype), R)
+    assert s.codes.shape == (2, 3, 40)
+    assert s.codes.dtype == dtype
+    assert s.gap.shape == s.steps.shape == s.converged.shape == (2, 3)
+    assert s.steps.dtype.kind == "i"
+    assert s.converged.dtype == bool
+    assert s.converged.all()
+
+
+def test_max_steps_is_the_number_of_steps():
+    x, D = problem()
+    for most in (0, 3):
+        s = px.solve(x, D, px.L1(0.5), max_steps=most)
+        assert s.steps.tolist() == [most] * 6
+        assert not s.converged.any()
+        assert (s.gap > 0).all()
+    assert not px.solve(x, D, px.L1(0.5), max_steps=0).codes.any()
+
+
+def test_default_tolerance_and_restarts():
+    x, D = problem()
+    R = px.L1(0.5)
+    s = px.solve(x, D, R)
+    assert (s.gap <= 1e-6 * (0.5 * ((x - s.codes @ D) ** 2).sum(-1) + R.value(s.codes))).all()
+    s = px.solve(x[:2], D, px.L1(0.1), tol=1e-10, max_steps=1500)  # without restarts it takes more than that
+    assert s.converged.all()
+    assert s.steps.max() < 1200
+
+
+def test_float32_codes_stop_where_rounding_is_all_that_is_left():
+    x, D = (a.astype(f32) for a in problem())
+    s = px.solve(x, D, px.L1(0.5), tol=1e-12, max_steps=5000)
+    assert not s.converged.any()
+    assert s.steps.max() < 5000
+    for R in (px.KSparse(4), px.L0(0.5)):
+        assert px.solve(x, D, R).converged.all()
+        assert px.solve(x, D, R, tol=1e-9, max_steps=300).steps.max() < 300
+
+
+@pytest.mark.parametrize("R", ["l1", px.L1, px.BatchKSparse(2), px.L1(np.ones(3))], ids=repr)
+def test_solve_refuses_what_is_no_penalty_of_rows(R):
+    with pytest.raises(px.Error):
+        px.solve(*problem(), R)
+
+
+def test_certify_asks_for_a_last_move_that_is_short_and_accepts_the_bound():
+    x, D = problem()
+    L, R = px.lipschitz(D), px.KSparse(4)
+    z = px.solve(x, D, R, tol=1e-10).codes
+    assert reference.certify(x, D, z, z, R, 1e-6, L)[1].all()
+    assert not reference.certify(x, D, z, z + 1e-4 * (z != 0), R, 1e-6, L)[1].any()
+    gap, good = reference.certify(0 * x, D, 0 * z, 0 * z, R, 1e-6, L)  # a gap of 0 is <= 0
+    assert good.all()
+    assert not gap.any()
+    assert reference.certify(np.zeros((1, 2)), np.eye(2), np.zeros((1, 2)), np.zeros((1, 2)), px.L1(1.0), 1e-6, 1.0)[1]
+
+
+def test_products_are_counted_at_a_fixed_point():
+    D = np.eye(4, 3) + 0.1
+    for rule in (px.Backtracking(), px.ExactStep(), px.Refit()):
+        assert px.ista(np.zeros(3), D, px.KSparse(2), 3, rule).products.tolist() == [0, 2, 4, 6]
+
+
+def test_an_exact_step_that_keeps_the_support_and_flips_a_sign_costs_no_trial():
+    D, start = np.array([[1.0, 0], [0, 2]]), np.array([1.0, 0])
+    trace = px.ista(np.array([-3.0, 0]), D, px.KSparse(1), 1, px.ExactStep(), z0=start)
+    assert trace.products.tolist() == [0, 3]
+    assert trace.codes.tolist() == [-3.0, 0]
+
+
+def test_an_exact_step_of_l1_over_a_sign_change_descends():
+    x, D, start = np.array([4.9, 2.1]), np.array([[-2.4, 2.8], [-1.8, 1.2]]), np.array([-0.2, -0.5])
+    objective = px.ista(x, D, px.L1(0.5), 1, px.ExactStep(), z0=start).objective
+    assert objective[1] <= objective[0]
+
+
+def test_no_start_is_a_start_at_zero():
+    x, D = (a.astype(f32) for a in problem())
+    for R in (px.L1(0.5), px.KSparse(4)):
+        pt.assert_same(px.ista(x, D, R, 5).codes, px.ista(x, D, R, 5, z0=np.zeros((6, 40), f32)).codes)
+    with pytest.raises(px.Error, match="z0 has shape"):
+        px.ista(np.ones((2, 3)), np.eye(3), px.L1(0.1), 1, z0=np.zeros((3, 3)))
+    assert px.ista(np.ones(3), np.eye(3), px.L1(0.1), 2).steps is None
+
+
+def test_half_precision_adds_up_wide():
+    assert px.ElasticNet(0.0, 0.5).value(np.array([300.0], f16)) == 22500
+    trace = px.ista(np.full(4096, 4, f16), np.full((1, 4096), 0.5, f16), px.L1(1.0), 0)
+    assert trace.objective.tolist() == [32768]
+    px.ista(np.ones(3, f16), (np.eye(4, 3) + 0.1).astype(f16), px.KSparse(2), 2, px.Refit())
+
+
+def test_small_print_of_the_penalties():
+    assert px.SCAD(0.5, 2.5).prox(np.array([1.97]), 4.4)[0] == 1.97
+    assert px.L1(1.0).prox(np.array([3.0])).tolist() == [2.0]  # the step is 1 by default
+    assert len({hash(px.L1(1.0)), hash(px.L0(1.0)), hash(px.L1(1.0, True))}) == 3
