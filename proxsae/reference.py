@@ -4,7 +4,7 @@
     z+ = prox_{mu R}(z - mu g),   g = D^T (D z + b - x)                                              (def-ista)
 
 In code a dictionary holds atoms as rows, so D z is `z @ D` and D^T r is `D @ r`.  Torch tensors go to `unroll.py`,
-which shares no arithmetic with this file; the tests hold the two against each other.
+which shares no step with this file, only `how_to_solve` and `certify`; the tests hold the two against each other.
 """
 
 from __future__ import annotations

@@ -116,3 +116,118 @@ def test_small_print_of_the_penalties():
     assert px.SCAD(0.5, 2.5).prox(np.array([1.97]), 4.4)[0] == 1.97
     assert px.L1(1.0).prox(np.array([3.0])).tolist() == [2.0]  # the step is 1 by default
     assert len({hash(px.L1(1.0)), hash(px.L0(1.0)), hash(px.L1(1.0, True))}) == 3
+
+
+def test_an_exact_step_of_l1_accepts_a_trial_at_equality():
+    D, start = np.diag([1.0, 2]), np.array([1.0, 0])
+    trace = px.ista(np.array([-3.0, 0]), D, px.L1(0.5), 1, px.ExactStep(), z0=start)
+    assert trace.codes.tolist() == [-2.5, 0]
+    assert trace.products.tolist() == [0, 4]
+
+
+def test_a_refit_compares_atoms_by_direction():
+    x, R = np.array([1.0, 1]), px.KSparse(2)
+    short = px.ista(x, np.array([[1.0, 0], [0, 1e-7]]), R, 1, px.Refit()).codes
+    pt.assert_close(short, np.array([1, 1e7]), 1e-9)
+    nearly_parallel = px.ista(x, np.array([[1.0, 0], [1, 1e-7]]), R, 1, px.Refit()).codes
+    assert np.abs(nearly_parallel).max() < 2
+    zero = px.ista(x, np.array([[1.0, 0], [0, 0]]), R, 2, px.Refit(), z0=np.array([0.0, 5])).codes
+    assert np.isfinite(zero).all()
+    assert zero[0] == 1
+
+
+def test_solve_restarts_its_momentum_as_torch_does():
+    import torch
+
+    x, D = problem()
+    R = px.ElasticNet(0.5, 0.5)
+    ours, theirs = px.solve(x, D, R).steps, px.solve(torch.tensor(x), torch.tensor(D), R).steps
+    assert ours.tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize("R", [px.L1(0.5), px.KSparse(4)], ids=repr)
+def test_the_certificate_is_good_up_to_its_tolerance_row_by_row(R):
+    x, D = problem()
+    x, L = x * np.geomspace(0.01, 10, len(x))[:, None], px.lipschitz(D)
+    z = px.ista(x, D, R, 60, px.ExactStep()).codes
+    gap, _ = reference.certify(x, D, z, z, R, 1.0, L)
+    if isinstance(R, px.L1):
+        size = 0.5 * ((x - z @ D) ** 2).sum(-1) + R.value(z)
+    else:
+        size = np.linalg.norm(z, axis=-1)
+        gap = np.maximum(gap, 1e-300)
+    for i in range(len(x)):
+        row = (x[i : i + 1], D, z[i : i + 1], z[i : i + 1], R)
+        assert reference.certify(*row, 1.01 * gap[i] / size[i], L)[1].all()
+        assert not reference.certify(*row, 0.99 * gap[i] / size[i], L)[1].any() or gap[i] < 1e-200
+    if isinstance(R, px.KSparse):
+        before = z.copy()
+        before[0] += 1
+        good = reference.certify(x, D, px.solve(x, D, R, tol=1e-10).codes, before * 0 + 1, R, 1e-6, L)[1]
+        assert not good.any()
+
+
+def test_one_row_outside_the_domain_costs_only_itself():
+    R = px.L1(1.0, nonneg=True)
+    assert R.value(np.array([[1.0, 2], [-1, 0]])).tolist() == [3, np.inf]
+
+
+def test_groups_at_their_threshold_go_to_zero():
+    assert px.GroupL2(0.0, 2).prox(np.array([0.0, 0, 3, 4])).tolist() == [0, 0, 3, 4]
+    assert not px.GroupL2(1 / 3, 2).prox(np.array([np.float32(1 / 3), 0], f32)).any()
+
+
+def test_dtypes_stay():
+    x, D = (a.astype(f32) for a in problem())
+    R = px.L1(np.full(40, 0.5))
+    trace = px.ista(x, D, R, 3)
+    assert trace.codes.dtype == trace.objective.dtype == R.value(trace.codes).dtype == R.slope(trace.codes).dtype == f32
+
+
+def test_parameters_are_kept_as_plain_numbers_or_read_only_float64():
+    families = [px.L1, px.L0, lambda lam: px.ElasticNet(lam, 1), px.MCP, px.SCAD, px.SortedL1]
+    for make in families:
+        assert type(make(1).lam) is float
+        for lam in ([2, 1], np.array([2, 1], f32)):
+            R = make(lam)
+            assert R.lam.dtype == np.float64
+            assert not R.lam.flags.writeable
+    assert type(px.GroupL2(1, 2).lam) is float
+    for number in (px.ElasticNet(1, 1).alpha, px.MCP(1, 2).gamma, px.SCAD(1, 3).a):
+        assert type(number) is float
+    for R in (px.KSparse(np.int64(2)), px.BatchKSparse(np.int64(2))):
+        assert type(R.k) is int
+    assert type(px.GroupL2(1, np.int64(2)).size) is int
+    with pytest.raises(px.Error, match="bandwidth=inf"):
+        px.L0(1.0, bandwidth=np.inf)
+
+
+def test_values_beyond_the_floats_are_infinite_or_nan_and_warn_nobody():
+    assert px.ElasticNet(1.0, 1.0).value(np.array([1e200])) == np.inf
+    assert np.isnan(px.L1(0.0).value(np.array([np.inf])))
+    assert px.ElasticNet(0.5, 1.0).value(np.array([6e4, 1], f16)) == np.inf
+
+
+def test_equality_of_penalties_with_a_tensor_is_identity():
+    import torch
+
+    t = torch.tensor(1.0)
+    assert px.L1(t) == px.L1(t) != px.L1(t.clone())
+    assert px.L1(t) != px.L1(1.0)
+
+
+def test_flags_are_what_is_proved():
+    """A flag that claims too little takes its laws away, and no law would see that."""
+    names = ("convex", "separable", "indicator", "affine", "rowwise")
+    flags = {family.__name__: [getattr(family, name) for name in names] for family in px.penalties.FAMILIES.values()}
+    assert flags == {
+        "L1": [True, True, False, True, True],
+        "L0": [False, True, False, True, True],
+        "KSparse": [False, False, True, True, True],
+        "ElasticNet": [True, True, False, False, True],
+        "MCP": [False, True, False, False, True],
+        "SCAD": [False, True, False, False, True],
+        "GroupL2": [True, False, False, False, True],
+        "SortedL1": [True, False, False, False, True],
+        "BatchKSparse": [False, False, True, False, False],
+    }

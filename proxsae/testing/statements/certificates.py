@@ -11,7 +11,7 @@ import numpy as np
 from proxsae import certificates
 from proxsae.penalties import L1
 from proxsae.testing.compare import assert_close
-from proxsae.testing.statements.registry import Kit, plant, statement
+from proxsae.testing.statements.registry import Kit, insist, plant, statement
 
 PAGE = "certificates"
 
@@ -61,12 +61,6 @@ def violation(c: Any, D: Any, z: Any, lam: Any, nonneg: bool) -> Any:
     s = D @ (c - z @ D)
     at_zero = np.maximum((s if nonneg else abs(s)) - lam, 0)
     return np.where(z != 0, abs(s - lam * np.sign(z)), at_zero)
-
-
-def insist(holds: Any, message: str) -> None:
-    """Raise AssertionError with a message unless all of `holds` is true."""
-    if not np.all(holds):
-        raise AssertionError(message)
 
 
 @statement(

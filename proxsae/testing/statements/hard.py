@@ -11,8 +11,8 @@ import numpy as np
 from proxsae import certificates
 from proxsae.penalties import L0, L1, KSparse
 from proxsae.testing.compare import assert_close
-from proxsae.testing.statements.certificates import insist, squared_norm
-from proxsae.testing.statements.registry import Kit, plant, statement
+from proxsae.testing.statements.certificates import squared_norm
+from proxsae.testing.statements.registry import Kit, insist, plant, statement
 
 PAGE = "hard"
 

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from proxsae import penalties
 from proxsae.testing.compare import assert_close
-from proxsae.testing.statements.registry import Kit, plant, statement
+from proxsae.testing.statements.registry import Kit, insist, plant, planted, statement
 
 PAGE = "proximal"
 
 BECK = "Beck 2017"
-
-
-def fail_unless(holds: Any, msg: str) -> None:
-    """Raise AssertionError unless all of `holds` is true."""
-    if not np.all(holds):
-        raise AssertionError(msg)
-
-
-def planted(R: Any, prox: Callable[..., Any]) -> Any:
-    """A copy of the penalty R whose `prox(u, step)` is another function."""
-    wrong = replace(R)
-    object.__setattr__(wrong, "prox", prox)
-    return wrong
 
 
 def keep(u: Any, key: Any, k: int) -> Any:
@@ -79,7 +65,7 @@ def splits(kit: Kit, rng: np.random.Generator) -> None:
                 z = R.prox(u, step)
                 reached = step * size(z) @ lam + 0.5 * ((z - u) ** 2).sum(axis=-1)
                 best = step * size(plane) @ lam + 0.5 * ((plane - u[:, None]) ** 2).sum(axis=-1)
-                fail_unless(reached <= best.min(axis=-1) + 1e-12, f"{R}: prox({u}) = {z} is above the joint minimum")
+                insist(reached <= best.min(axis=-1) + 1e-12, f"{R}: prox({u}) = {z} is above the joint minimum")
                 alone = [family(float(lam[i])).prox(u[:, i : i + 1], step) for i in range(2)]
                 assert_close(z, np.concatenate(alone, axis=1), 0.0, "one latent at a time")
     u, steps = rng.normal(size=(5, 6)), np.array([1.0, 0.5, 2.0, 0.1, 1.0])
@@ -252,7 +238,7 @@ def moreau_decomposition(kit: Kit, rng: np.random.Generator) -> None:
             p = kit.SortedL1(weights).prox(u, step)
             rest = u - p
             largest, bound = np.cumsum(-np.sort(-np.abs(rest), axis=-1), axis=-1), step * np.cumsum(weights)
-            fail_unless(largest <= bound + 1e-12, "u - prox(u) leaves the dual set")
+            insist(largest <= bound + 1e-12, "u - prox(u) leaves the dual set")
             value = step * (-np.sort(-np.abs(p), axis=-1) @ weights)
             assert_close((rest * p).sum(axis=-1), value, 1e-12, "<u - prox(u), prox(u)>")
 
@@ -361,10 +347,10 @@ def keeps_enough(kit: Kit, rng: np.random.Generator) -> None:
                     parts = (code**2).sum(axis=-1) + ((a - code) ** 2).sum(axis=-1)
                     assert_close(parts, (a**2).sum(axis=-1), 1e-14, "Pythagoras")
                 share = min(k, P) / P * (seen**2).sum(axis=-1)
-                fail_unless((code**2).sum(axis=-1) >= share - 1e-12, f"k={k} of {P} keep too little")
+                insist((code**2).sum(axis=-1) >= share - 1e-12, f"k={k} of {P} keep too little")
                 if k:
                     error, bound = np.linalg.norm(seen - code, axis=-1), np.abs(seen).sum(axis=-1) / (2 * np.sqrt(k))
-                    fail_unless(error <= bound + 1e-12, f"k={k} of {P}: the error {error} exceeds {bound}")
+                    insist(error <= bound + 1e-12, f"k={k} of {P}: the error {error} exceeds {bound}")
     for k in (1, 2, 3):
         row = rng.choice([-1.0, 1.0], size=2 * k)
         error = np.linalg.norm(row - kit.KSparse(k).prox(row))
@@ -409,7 +395,7 @@ def nested(kit: Kit, rng: np.random.Generator) -> None:
             for k, small in enumerate(codes):
                 for more, large in enumerate(codes[k:], start=k):
                     on = small != 0
-                    fail_unless(large[on] == small[on], f"k={k} and k={more} differ where both should not")
+                    insist(large[on] == small[on], f"k={k} and k={more} differ where both should not")
                     assert_close(operators[k].prox(large), small, 0.0, f"H_{k} H_{more} u")
                     assert_close(operators[more].prox(small), small, 0.0, f"H_{more} H_{k} u")
 

@@ -84,6 +84,19 @@ def plant(name: str, killed_by: str, **functions: Any) -> None:
     PLANTED.append(Planted(name, killed_by, functions))
 
 
+def insist(holds: Any, message: str) -> None:
+    """Raise AssertionError with a message unless all of `holds` is true."""
+    if not np.all(holds):
+        raise AssertionError(message)
+
+
+def planted(R: Any, prox: Callable[..., Any]) -> Any:
+    """A copy of the penalty R whose `prox(u, step)` is another function."""
+    wrong = replace(R)
+    object.__setattr__(wrong, "prox", prox)
+    return wrong
+
+
 def problem(label: str, planted: dict[str, Any] | None = None, seed: int = 0) -> str | None:
     """What the check of a statement says, with some functions replaced: None where it passes."""
     try:

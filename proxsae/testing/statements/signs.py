@@ -11,22 +11,9 @@ import numpy as np
 
 from proxsae import penalties, reference
 from proxsae.testing.compare import assert_close
-from proxsae.testing.statements.registry import Kit, plant, statement
+from proxsae.testing.statements.registry import Kit, insist, plant, planted, statement
 
 PAGE = "signs"
-
-
-def fail_unless(holds: Any, msg: str) -> None:
-    """Raise AssertionError unless all of `holds` is true."""
-    if not np.all(holds):
-        raise AssertionError(msg)
-
-
-def planted(R: Any, prox: Callable[..., Any]) -> Any:
-    """A copy of the penalty R whose `prox(u, step)` is another function."""
-    wrong = replace(R)
-    object.__setattr__(wrong, "prox", prox)
-    return wrong
 
 
 def kept(key: Any, k: int) -> Any:
@@ -76,14 +63,14 @@ def closer(kit: Kit, rng: np.random.Generator) -> None:
             far = []
             for nonneg in (False, True):
                 code = kit.KSparse(k, nonneg).prox(u)
-                fail_unless((code != 0).sum(axis=-1) <= k, f"a code of k={k} has more non-zeros")
-                fail_unless(code >= (0 if nonneg else -np.inf), "a code of TopK is negative")
+                insist((code != 0).sum(axis=-1) <= k, f"a code of k={k} has more non-zeros")
+                insist(code >= (0 if nonneg else -np.inf), "a code of TopK is negative")
                 far.append(((u - code) ** 2).sum(axis=-1))
                 supported = few * (np.maximum(u, 0) if nonneg else u)[:, None]
                 best = ((u[:, None] - supported) ** 2).sum(axis=-1).min(axis=-1)
                 assert_close(far[-1], best, 1e-13, f"the distance for k={k}, nonneg={nonneg}")
             largest, positive = (-np.sort(-v, axis=-1)[:, :k] for v in (np.abs(u), np.maximum(u, 0)))
-            fail_unless(far[0] <= far[1] + 1e-12, f"AbsTopK of k={k} is farther than TopK")
+            insist(far[0] <= far[1] + 1e-12, f"AbsTopK of k={k} is farther than TopK")
             assert_close(far[1] - far[0], (largest**2 - positive**2).sum(axis=-1), 1e-13, "the difference")
 
 
@@ -142,11 +129,11 @@ def splits_codes(kit: Kit, rng: np.random.Generator) -> None:
         opposite = (u[:, :, None] < 0) & (u[:, :, None] == -u[:, None, :]) & after
         excepted = (opposite & on[:, :, None] & ~on[:, None, :]).any(axis=(1, 2))
         agree = (w == parts(z)).all(axis=-1)
-        fail_unless(agree == ~excepted, f"k={k}: wrong at {u[agree == excepted][:1]}")
-        fail_unless((w >= 0) & (np.count_nonzero(w, axis=-1) <= k)[:, None], f"k={k}: not a non-negative k-sparse code")
+        insist(agree == ~excepted, f"k={k}: wrong at {u[agree == excepted][:1]}")
+        insist((w >= 0) & (np.count_nonzero(w, axis=-1) <= k)[:, None], f"k={k}: not a non-negative k-sparse code")
         folded = w[:, :4] - w[:, 4:]
         assert_close(((folded - u) ** 2).sum(-1), ((z - u) ** 2).sum(-1), 1e-14, f"the distance of p - q for k={k}")
-    fail_unless(excepted.sum() == 0, "k >= P has no exception")
+    insist(excepted.sum() == 0, "k >= P has no exception")
     lam = np.array([0.5, 0.0, 1.0, 0.125])
     both = np.concatenate([lam, lam])
     for step in (0.5, 1.0, 2.0, 4.0):
@@ -217,9 +204,9 @@ def same_optima(kit: Kit, rng: np.random.Generator) -> None:
         assert_close(F2.min(), F.min(), 1e-9, f"the optimum of {R}")
         best = positive[F2.argmin()]
         folded = best[:P] - best[P:]
-        fail_unless(loss(folded, D) + R.value(folded) <= F.min() + 1e-9, f"{R}: p - q is not optimal")
+        insist(loss(folded, D) + R.value(folded) <= F.min() + 1e-9, f"{R}: p - q is not optimal")
         unfolded = parts(signed[F.argmin()])
-        fail_unless(loss(unfolded, E) + split.value(unfolded) <= F2.min() + 1e-9, f"{R}: (z_+, z_-) is not optimal")
+        insist(loss(unfolded, E) + split.value(unfolded) <= F2.min() + 1e-9, f"{R}: (z_+, z_-) is not optimal")
 
     lasso = R, split = kit.L1(lam), kit.L1(both, nonneg=True)
     z, w = kit.solve(x, D, R, tol=1e-9, bias=bias).codes, kit.solve(x, E, split, tol=1e-9, bias=bias).codes
@@ -243,8 +230,8 @@ def same_optima(kit: Kit, rng: np.random.Generator) -> None:
         (kit.SCAD(lam, 3.0), kit.SCAD(both, 3.0, nonneg=True)),
     ):
         apart = split.value(np.concatenate([p, q], axis=1))
-        fail_unless(R.value(p - q) <= apart + 1e-12, f"{R} rises where p, q become p - q")
-        fail_unless((R.value(p - q) < apart) | ~((p > 0) & (q > 0)).any(axis=1), f"{R} loses nothing on p, q > 0")
+        insist(R.value(p - q) <= apart + 1e-12, f"{R} rises where p, q become p - q")
+        insist((R.value(p - q) < apart) | ~((p > 0) & (q > 0)).any(axis=1), f"{R} loses nothing on p, q > 0")
         assert_close(split.value(parts(z)), R.value(z), 1e-14, f"{R} of (z_+, z_-)")
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from proxsae.iteration import FixedStep, Lipschitz, Trace
 from proxsae.penalties import L1, KSparse
 from proxsae.reference import ista
-from proxsae.testing.statements.certificates import coherence_mean, coherence_signed, insist, l1_optimum, squared_norm
+from proxsae.testing.statements.certificates import coherence_mean, coherence_signed, l1_optimum, squared_norm
 from proxsae.testing.statements.hard import restricted_lipschitz
-from proxsae.testing.statements.registry import Kit, plant, statement
+from proxsae.testing.statements.registry import Kit, insist, plant, statement
 
 PAGE = "steps"
 SHORT = 1 - 2.0**-12
