@@ -209,12 +209,16 @@ def _prox_scad(R: SCAD, u: Tensor, mu: float | Tensor) -> Tensor:
 
 
 def _prox_group(R: GroupL2, u: Tensor, mu: float | Tensor) -> Tensor:
-    groups = u.double().unflatten(-1, (-1, R.size)) if u.shape[-1] else u.double()[..., None]
+    groups = _groups(R, u)
     norms = group_norms(groups)
     t = (mu * _lam(R, u)).to(u.dtype).double()
     alive = ~(norms <= t)
     shrink = 1 - t / torch.where(alive, norms, 1)
     return torch.where(alive[..., None], groups * shrink[..., None], 0).reshape(u.shape).to(u.dtype) + 0
+
+
+def _groups(R: GroupL2, a: Tensor) -> Tensor:
+    return a.double().unflatten(-1, (a.shape[-1] // R.size, R.size))
 
 
 def group_norms(groups: Tensor) -> Tensor:
@@ -285,8 +289,7 @@ def _value_scad(R: SCAD, z: Tensor) -> Tensor:
 
 
 def _value_group(R: GroupL2, z: Tensor) -> Tensor:
-    groups = z.double().unflatten(-1, (-1, R.size)) if z.shape[-1] else z.double()[..., None]
-    return (_lam(R, z) * group_norms(groups).sum(-1)).to(z.dtype)
+    return (_lam(R, z) * group_norms(_groups(R, z)).sum(-1)).to(z.dtype)
 
 
 def _value_batch(R: BatchKSparse, z: Tensor) -> Tensor:

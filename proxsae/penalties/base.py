@@ -126,10 +126,10 @@ def check_parameter(name: str, value: Any, bound: float, or_equal: bool = False)
     return float(value)
 
 
-def rounded(t: Any, u: Floats) -> Floats:
-    """A threshold worked out in float64, rounded once to the dtype of `u`: both backends compare with one number."""
+def rounded(t: Any, dtype: Any) -> Floats:
+    """A threshold worked out in float64, rounded once: both backends compare with one number."""
     with np.errstate(over="ignore"):
-        return np.asarray(t, dtype=np.float64).astype(u.dtype)
+        return np.asarray(t, dtype=np.float64).astype(dtype)
 
 
 def _per_row(step: float | Floats) -> float | Floats:

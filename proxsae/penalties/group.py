@@ -52,7 +52,7 @@ class GroupL2(Penalty):
 
     def _prox(self, u: Floats, step: float | Floats) -> Floats:
         groups = self._groups(u)
-        norms, t = group_norms(groups), rounded(step * self.lam, u).astype(np.float64)
+        norms, t = group_norms(groups), rounded(step * self.lam, u.dtype).astype(np.float64)
         with np.errstate(all="ignore"):  # 0 / 0 in groups that go to 0
             shrunk = np.where((norms <= t)[..., None], 0, groups * (1 - t / norms)[..., None])
         return shrunk.reshape(u.shape).astype(u.dtype) + 0  # an underflow is not -0.0

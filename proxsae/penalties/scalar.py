@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from proxsae.penalties.base import Floats, Penalty
+from proxsae.penalties.base import Floats, Penalty, rounded
 
 
 class FloatArithmetic:
@@ -26,8 +26,8 @@ class FloatArithmetic:
         self.dtype = dtype
 
     def rounded(self, t: Any) -> Any:
-        """A threshold worked out in float64, rounded once: both backends compare with one number."""
-        return np.asarray(t, dtype=np.float64).astype(self.dtype)
+        """A threshold, rounded once to the dtype of u."""
+        return rounded(t, self.dtype)
 
 
 class Separable(Penalty):

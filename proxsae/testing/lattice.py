@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from proxsae.penalties.base import Penalty
 from proxsae.testing.compare import numpy_of
+from proxsae.testing.laws import ours
 
 Apply = Callable[[np.ndarray[Any, Any], float], np.ndarray[Any, Any]]
 
@@ -24,25 +24,20 @@ STEPS = (1.0, 0.3, 2.0, 5.0)
 
 def widths(R: Any) -> tuple[int, ...]:
     """The widths of rows that R is tried on: its own `widths`, the length of its lam, or multiples of its groups."""
-    given, size = getattr(R, "widths", None), getattr(R, "size", 1) if _ours(R) else 1
-    lam = _lam(R)
+    given, size, lam = getattr(R, "widths", None), getattr(ours(R), "size", 1), _lam(R)
     return tuple(given) if given else (len(lam),) if lam.ndim else (size, 2 * size, 0) if size > 1 else WIDTHS
 
 
 def thresholds(R: Any, step: float, dtype: Any) -> list[float]:
     """Magnitudes at which prox_{step R} may change its mind, by theory, rounded to dtype: for each lam of R, and 1."""
     found = {1.0}
-    for lam in {*_lam(R).ravel().tolist(), *(() if _ours(R) else (1.0,))}:
+    for lam in {*_lam(R).ravel().tolist(), *((1.0,) if ours(R) is None else ())}:
         found |= {step * lam, math.sqrt(2 * (step * lam))}
-        if _ours(R) and hasattr(R, "gamma"):  # MCP
+        if hasattr(ours(R), "gamma"):  # MCP
             found |= {R.gamma * lam, lam * math.sqrt(R.gamma * step)}
-        if _ours(R) and hasattr(R, "a"):  # SCAD
+        if hasattr(ours(R), "a"):  # SCAD
             found |= {(1 + step) * lam, R.a * lam, lam * (R.a + 1 + step) / 2, lam * math.sqrt(step * (R.a + 1))}
     return [float(dtype(t)) for t in sorted(found) if t > 0]
-
-
-def _ours(R: Any) -> bool:
-    return isinstance(getattr(R, "R", R), Penalty)
 
 
 def _lam(R: Any) -> np.ndarray[Any, Any]:

@@ -131,6 +131,17 @@ def applied(R: Any, backend: Backend, u: Array, step: float) -> Array:
     return numpy_of(R.prox(backend.make(u), step)).astype(np.float64)
 
 
+def assert_agrees(R: Any, backend: Backend, out: Any, want: Array, what: str) -> None:
+    """Fail unless rows `out` of a backend are the NumPy rows `want`: bit for bit, or to 16 eps where R adds entries."""
+    if not sums(R):
+        assert_same(out, backend.make(want), what)
+        return
+    lost, got = np.isnan(want), numpy_of(out)
+    assert_same(np.isnan(got), lost, f"the NaN entries of {what}")
+    for a, b in zip(np.where(lost, 0, got), np.where(lost, 0, want), strict=True):
+        assert_close(a, b, 16 * float(np.finfo(want.dtype).eps), what)
+
+
 def _equal(R: Any, got: Any, want: Any, what: str) -> None:
     """Bit for bit for penalties of this package; to rounding for others, whose sums may run in any order."""
     if ours(R) is not None:
@@ -165,7 +176,7 @@ def optimal(R: Any, backend: Backend, u: Array, step: float) -> None:
         _optimal_batches(R, backend, u, step)
     elif u.size:
         z, wide, value = applied(R, backend, u, step), u.astype(np.float64), values(R, backend)
-        _none_better(R, value, z, wide, step, np.finfo(u.dtype).eps)
+        _none_better(R, value, z, wide, step, u.dtype)
 
 
 def _optimal_batches(R: Any, backend: Backend, u: Array, step: float) -> None:
@@ -179,23 +190,30 @@ def _optimal_batches(R: Any, backend: Backend, u: Array, step: float) -> None:
             return np.array(costs).reshape(candidates.shape[:-1])
 
         z, wide = applied(R, backend, batch, step).reshape(1, -1), batch.astype(np.float64).reshape(1, -1)
-        _none_better(R, value, z, wide, step, np.finfo(u.dtype).eps)
+        _none_better(R, value, z, wide, step, u.dtype)
 
 
-def _none_better(R: Any, value: oracles.Value, z: Array, u: Array, step: float, eps: Any) -> None:
+def judged(R: Any, value: oracles.Value, z: Array, u: Array, step: float, dtype: Any) -> tuple[Array, ...]:
+    """Which answers z to rows u in `dtype` are wrong; the best points found; the objectives of z and of those."""
+    eps = np.finfo(dtype).eps
     better = oracles.search(value, z, u, step, flag(R, "separable"))
     reached, best = (oracles.objectives(value, a, u, step) for a in (z, better))
-    slack = 64 * eps * (1 + (u**2).sum(axis=-1))
+    allowed, slack = reached, 64 * eps * (1 + (u**2).sum(axis=-1))
     if ours(R) is None:
         # A rounded answer may lie a hair outside of a domain, or past a steep kink: its neighbours count as well.
         hair, gap = 8 * eps * (1 + np.abs(z).max(axis=-1, keepdims=True)), better - z
         towards = z + gap * np.minimum(1, hair / np.maximum(np.abs(gap).max(axis=-1, keepdims=True), 1e-300))
         for neighbour in (towards, z * (1 - hair)):
-            reached = np.fmin(reached, oracles.objectives(value, neighbour, u, step))
+            allowed = np.fmin(allowed, oracles.objectives(value, neighbour, u, step))
         slack = slack + 64 * eps * np.where(np.isfinite(best), np.abs(best), 0)
         if flag(R, "indicator"):  # whose value needs room for rounding, up to 1e-5, which the search then uses
             slack = slack + 2e-5 * (1 + np.abs(z).sum(axis=-1)) * np.abs(z - u).sum(axis=-1)
-    wrong = ~(reached <= best + slack) | ~np.isfinite(reached)  # an answer outside of the domain
+    wrong = ~(allowed <= best + slack) | ~np.isfinite(allowed)  # an answer outside of the domain
+    return wrong, better, reached, best
+
+
+def _none_better(R: Any, value: oracles.Value, z: Array, u: Array, step: float, dtype: Any) -> None:
+    wrong, better, reached, best = judged(R, value, z, u, step, dtype)
     if wrong.any():
         i = int(np.flatnonzero(wrong)[0])
         msg = f"prox({u[i]}, step={step}) = {z[i]} has objective {reached[i]}, but {better[i]} has {best[i]}"
@@ -204,14 +222,8 @@ def _none_better(R: Any, value: oracles.Value, z: Array, u: Array, step: float, 
 
 @law("convention", "ties, NaN, infinities and signed zeros come out as named, bit for bit", ours, specials=True)
 def convention(R: Any, backend: Backend, u: Array, step: float) -> None:
-    want, out = oracles.plain_prox(ours(R), u, step), R.prox(backend.make(u), step)
-    if not sums(R):
-        assert_same(out, backend.make(want), f"prox at step {step}")
-        return
-    lost, got = np.isnan(want), numpy_of(out)
-    assert_same(np.isnan(got), lost, "the entries that are NaN")
-    for a, b in zip(np.where(lost, 0, got), np.where(lost, 0, want), strict=True):
-        assert_close(a, b, 16 * float(np.finfo(u.dtype).eps), f"prox at step {step}")
+    want = oracles.plain_prox(ours(R), u, step)
+    assert_agrees(R, backend, R.prox(backend.make(u), step), want, f"prox at step {step}")
 
 
 @law("rows", "rows do not see each other, and memory layout does not matter", rowwise)
@@ -238,7 +250,7 @@ def monotone(R: Any, backend: Backend, u: Array, step: float) -> None:
         _none_above(-((p - q) * (wide - v)).sum(-1), u, "-<p - q, u - v> is positive")
 
 
-@law("step", "R(prox) does not rise as the step grows  (lem-prox-monotone)", lambda R: rowwise(R))
+@law("step", "R(prox) does not rise as the step grows  (lem-prox-monotone)", rowwise)
 def longer_step(R: Any, backend: Backend, u: Array, step: float) -> None:
     value = values(R, backend)
     short, long = (value(applied(R, backend, u, s)) for s in (step, 1.5 * step))
@@ -249,9 +261,10 @@ def longer_step(R: Any, backend: Backend, u: Array, step: float) -> None:
 @law("shrinks", "|prox(u)| <= |u|, with the sign of u  (lem-shrinks)", even)
 def shrinks(R: Any, backend: Backend, u: Array, step: float) -> None:
     p, wide = applied(R, backend, u, step), u.astype(np.float64)
-    if not (np.abs(p) <= np.abs(wide) * (1 + 4 * np.finfo(u.dtype).eps)).all() or not (p * wide >= 0).all():
-        at = np.argwhere(~((np.abs(p) <= np.abs(wide) * (1 + 4 * np.finfo(u.dtype).eps)) & (p * wide >= 0)))[0]
-        msg = f"shrinks: the entry {wide[tuple(at)]} of {u[at[0]]} became {p[tuple(at)]}"
+    wrong = ~((np.abs(p) <= np.abs(wide) * (1 + 4 * np.finfo(u.dtype).eps)) & (p * wide >= 0))
+    if wrong.any():
+        row, entry = np.argwhere(wrong)[0]
+        msg = f"shrinks: the entry {wide[row, entry]} of {u[row]} became {p[row, entry]}"
         raise AssertionError(msg)
 
 

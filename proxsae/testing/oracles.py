@@ -28,17 +28,14 @@ def objectives(value: Value, z: Array, u: Array, step: float) -> Array:
     return step * np.asarray(value(z), dtype=np.float64) + 0.5 * ((z - u) ** 2).sum(axis=-1)
 
 
-def search(value: Value, z: Array, u: Array, step: float, separable: bool, seed: int = 0) -> Array:
+def search(value: Value, z: Array, u: Array, step: float, separable: bool) -> Array:
     """For each row of u (n, P) the best point found, starting from the answers z (n, P)."""
     width = u.shape[1]
     each = 124 * width * width if separable else 8 * 2 ** min(width, LARGEST_SUPPORT) * width
     some = max(1, LARGEST_SEARCH // max(1, each))  # rows at a time, for memory
     parts = [slice(i, i + some) for i in range(0, max(1, len(u)), some)]
-    found = [
-        _search_entries(value, z[p], u[p], step) if separable else _search_rows(value, z[p], u[p], step, seed)
-        for p in parts
-    ]
-    return np.concatenate(found)
+    one = _search_entries if separable else _search_rows
+    return np.concatenate([one(value, z[p], u[p], step) for p in parts])
 
 
 def _search_entries(value: Value, z: Array, u: Array, step: float) -> Array:
@@ -59,8 +56,8 @@ def _search_entries(value: Value, z: Array, u: Array, step: float) -> Array:
     return found
 
 
-def _search_rows(value: Value, z: Array, u: Array, step: float, seed: int) -> Array:
-    rng, width = np.random.default_rng(seed), u.shape[1]
+def _search_rows(value: Value, z: Array, u: Array, step: float) -> Array:
+    rng, width = np.random.default_rng(0), u.shape[1]
     if not width or not len(u):
         return z
 
@@ -73,7 +70,6 @@ def _search_rows(value: Value, z: Array, u: Array, step: float, seed: int) -> Ar
     masks = np.concatenate([masks, np.ones((len(masks), width - masks.shape[1]))], axis=1)[:, None]
     scaled = [s * masks * part for s in (1.0, 0.75, 0.5, 0.25) for part in (u, np.maximum(u, 0))]
     found = best_of(np.concatenate([z[None], *scaled]))
-    found = best_of(np.stack([z, found]))
     size = 1 + np.abs(u).max(axis=-1, keepdims=True)
     for reach in (0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4):
         moves = np.concatenate([np.eye(width), -np.eye(width), rng.standard_normal((12, width))])[:, None]

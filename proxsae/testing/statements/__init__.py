@@ -13,7 +13,7 @@ from proxsae.testing.statements import (  # noqa: F401, I001  (in the order of t
     false,
 )
 from proxsae.testing.statements.registry import PLANTED, STATEMENTS, Kit, Planted, Statement, problem, run
-from proxsae.testing.statements.table import box, caught, checked_by, details, machine, markdown, proof_status, rows
+from proxsae.testing.statements.table import box, caught, checked_by, details, machine, markdown, proof_status
 
 __all__ = [
     "PLANTED",
@@ -29,6 +29,5 @@ __all__ = [
     "markdown",
     "problem",
     "proof_status",
-    "rows",
     "run",
 ]

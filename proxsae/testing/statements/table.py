@@ -52,29 +52,13 @@ def proof_status(s: Statement) -> str:
     return f"machine: {', '.join(proofs)}" if proofs else f"on paper ({s.on_paper})"
 
 
-def rows() -> list[dict[str, Any]]:
-    """One row a statement, in the order of the docs."""
-    return [
-        {
-            "label": s.label,
-            "claim": s.claim,
-            "page": s.page,
-            "code": list(s.code),
-            "checked by": checked_by(s) or [f"not checked: {s.no_check}"],
-            "catches": caught(s),
-            "proof": proof_status(s),
-        }
-        for s in STATEMENTS.values()
-    ]
-
-
 def box(s: Statement) -> str:
     """The box under a statement in docs/theory."""
     lines = [
         f"**Implemented by** {_code(s.code) or 'nothing: it is about those that are'}.",
         f"**Checked by** {_checks(s)}.",
         f"**Errors that the check must catch:** {'; '.join(caught(s)) or 'none'}.",
-        f"**Machine proof:** {_code(machine(s)) or _why(s)}.",
+        f"**Machine proof:** {_code(machine(s)) or f'none ({s.on_paper})'}.",
     ]
     if s.label.startswith("false-"):
         lines = [f"**About** {_code(s.code)}." if s.code else "", "**The counterexample is checked** by its own check."]
@@ -84,7 +68,6 @@ def box(s: Statement) -> str:
 
 def markdown() -> str:
     """docs/statements.md: all statements in one table, with links to their proofs."""
-    table = rows()
     proved = sum(bool(machine(s)) for s in STATEMENTS.values())
     lines = [
         "# Statements",
@@ -93,7 +76,7 @@ def markdown() -> str:
         "the hypotheses and the full proof; its check is run by `proxsae laws` and by the tests; a machine proof holds",
         "over all reals, for the formula that NumPy runs (`proxsae statements --prove`).",
         "",
-        f"{len(table)} statements, {proved} of them with {len(PROOFS)} machine proofs, and "
+        f"{len(STATEMENTS)} statements, {proved} of them with {len(PROOFS)} machine proofs, and "
         f"{len(PLANTED) + len(MUTANTS)} planted errors that the checks must catch.",
     ]
     page = ""
@@ -146,7 +129,3 @@ def _checks(s: Statement) -> str:
     laws = f"{'law' if len(s.laws) == 1 else 'laws'} {_code(s.laws)}" if s.laws else ""
     own = "its own check" if s.check else ""
     return " and ".join(filter(None, (laws, own))) or f"nothing: {s.no_check}"
-
-
-def _why(s: Statement) -> str:
-    return f"none ({s.on_paper})"
