@@ -105,6 +105,20 @@ def _parser() -> argparse.ArgumentParser:
     statements.add_argument(
         "--prove", action="store_true", help="run the machine proofs, refute their planted errors, and print the times"
     )
+
+    bench = _command(
+        commands,
+        "bench",
+        _bench,
+        "say how a k-sparse encoder would be run here and why, and time it: ratios to the product x W_enc",
+        "proxsae bench --d-in 2304 --d-sae 65536 --k 64 --rows 1000000 --steps 16 --explain",
+    )
+    sizes = (("d-in", 768), ("d-sae", 16384), ("k", 32), ("rows", 1024), ("steps", 4))
+    for name, default in sizes:
+        bench.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"(default: {default})")
+    bench.add_argument("--explain", action="store_true", help="print the choices and their reasons, and time nothing")
+    bench.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    bench.add_argument("--seed", type=int, default=0, help="seed of rows and weights (default: 0)")
     return parser
 
 
@@ -287,6 +301,33 @@ def _prove(chosen: list[Any]) -> int:
         print(f"{proof.name:36}{proof.statement:30}{seconds:8.2f}  {proof.wrong_name}: {against}", flush=True)
     print(f"\n{len(chosen)} proofs, {failures} failed, {total:.1f} s of proving")
     return 1 if failures else 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    for name in ("d_in", "d_sae", "k", "rows", "steps"):
+        check_count(f"--{name.replace('_', '-')}", getattr(arguments, name), 1)
+    check_seed(arguments.seed)
+    device = _device(arguments.device)
+
+    import torch
+
+    from proxsae.encoder import free_bytes
+    from proxsae.kernels.dispatch import kind_of, plan
+    from proxsae.studies.cost import cost
+
+    d_in, d_sae, k, rows, steps = (getattr(arguments, name) for name in ("d_in", "d_sae", "k", "rows", "steps"))
+    kind = kind_of(torch.device(device).type, 4)
+    chosen = plan(rows, d_in, d_sae, min(k, d_sae), steps, kind=kind, free_bytes=free_bytes(torch.device(device)))
+    print(f"{rows} rows of {d_in}, {d_sae} latents, k = {k}, {steps} steps, float32, weights frozen")
+    print(*(f"  {reason}" for reason in chosen.reasons), sep="\n")
+    if arguments.explain:
+        return 0
+    print(f"\ntimes over that of the product x W_enc, {torch.get_num_threads()} threads, {_machine()}")
+    print(f"{'':50} {'median':>7} {'quartiles':>14} {'model':>7}")
+    for row in cost(d_in, d_sae, k, rows, steps, device, seed=arguments.seed):
+        spread = f"{row.low:.2f} to {row.high:.2f}"
+        print(f"{row.name:50} {row.median:7.2f} {spread:>14} {row.model:7.2f}")
+    return 0
 
 
 def _verdict(cell: str | None) -> str:

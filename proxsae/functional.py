@@ -17,6 +17,7 @@ from torch import Tensor
 
 from proxsae.conventions import check_floats, check_step
 from proxsae.penalties import L0, L1, MCP, SCAD, BatchKSparse, ElasticNet, GroupL2, KSparse, Penalty, SortedL1
+from proxsae.selection import top_k
 
 
 def soft_threshold(u: Tensor, threshold: Tensor) -> Tensor:
@@ -73,41 +74,6 @@ def k_sparse(u: Tensor, k: int) -> Tensor:
     indices = top_k(u, k)
     values = u.gather(-1, indices)
     return torch.zeros_like(u).scatter(-1, indices, torch.where(values != 0, values, 0))
-
-
-@torch.no_grad()
-def top_k(u: Tensor, k: int) -> Tensor:
-    """Indices (..., min(k, P)) of the k largest |u|, ascending; ties go to the lowest index, NaN above everything.
-
-    torch.topk has no tie rule, but its values are right, and so are all indices above the boundary value.  So the k+1
-    largest are asked for, and only where the k-th and (k+1)-th value are equal are those at the boundary chosen anew.
-    """
-    P = u.shape[-1]
-    if k >= P or k == 0:
-        return torch.arange(min(k, P), device=u.device).expand(*u.shape[:-1], -1)
-    size = u.abs().reshape(-1, P)
-    largest, indices = size.topk(k + 1, dim=-1)
-    largest, next_one, indices = largest[:, :k], largest[:, k], indices[:, :k]
-    boundary = largest[:, -1]
-    tied = (boundary == next_one) | next_one.isnan()  # NaN sorts first, so a NaN at k+1 means NaN at k too
-    if bool(tied.any()):
-        indices[tied] = _lowest_first(size[tied], largest[tied], indices[tied])
-    return indices.sort(dim=-1).values.reshape(*u.shape[:-1], k)
-
-
-def _lowest_first(size: Tensor, largest: Tensor, indices: Tensor) -> Tensor:
-    """`indices` (n, k) with those at the boundary value, the last ones, replaced by the first columns that have it."""
-    edge = largest[:, -1:]
-    at, wanted = size == edge, largest == edge
-    if bool(edge.isnan().any()):
-        at, wanted = at | (size.isnan() & edge.isnan()), wanted | (largest.isnan() & edge.isnan())
-    row, column = at.nonzero(as_tuple=True)  # in the order of rows, and of columns within a row
-    count, need = at.sum(dim=-1), wanted.sum(dim=-1)
-    rank = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-    first = rank < need[row]
-    row, column, rank = row[first], column[first], rank[first]
-    indices[row, indices.shape[1] - need[row] + rank] = column
-    return indices
 
 
 def prox(R: Penalty, u: Tensor, step: float | Tensor = 1.0) -> Tensor:

@@ -19,11 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from proxsae import checkpoints
+from proxsae import checkpoints, encoder
 from proxsae.certificates import lipschitz
+from proxsae.certified import certified_top_k
 from proxsae.conventions import Error, check_count, check_finite, check_floats
-from proxsae.functional import prox, top_k
+from proxsae.functional import prox
 from proxsae.iteration import RULES, FixedStep, Lipschitz, StepRule, check_rule
+from proxsae.kernels.dispatch import Plan, kind_of, plan
 from proxsae.penalties import FAMILIES, L0, L1, KSparse, Penalty
 from proxsae.sparse import SparseCodes, sparse_decode, sparsify
 from proxsae.unroll import Point, iterate
@@ -62,10 +64,10 @@ class SAE(nn.Module):
         if isinstance(lam, Tensor):  # an SAE trains its threshold or nothing: a lam of the caller's stays outside
             penalty = replace(cast(Any, penalty), lam=lam.detach().cpu().double().numpy())
         self.W_dec = nn.Parameter(atoms)
-        self.W_enc = nn.Parameter(atoms.T.clone(memory_format=torch.contiguous_format))
+        self.W_enc = nn.Parameter(atoms.clone().T)  # in memory one latent a row, as W_dec: what supports gather
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(self.d_in))
-        self._shared = {"penalty": penalty}  # by `unrolled`, as the weights are
+        self._shared: dict[str, Any] = {"penalty": penalty}  # by `unrolled`, as the weights are
         if isinstance(penalty, L0):
             theta = torch.tensor(np.sqrt(2 * np.asarray(penalty.lam)))
             self.threshold = nn.Parameter(theta.expand(self.d_sae).to(atoms.dtype).clone())
@@ -110,13 +112,16 @@ class SAE(nn.Module):
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """u = (x - b_dec) W_enc + b_enc: (..., d_in) -> (..., d_sae)."""
+        return (self._checked(x) - self.b_dec) @ self.W_enc + self.b_enc
+
+    def _checked(self, x: Tensor) -> Tensor:
         x = check_floats("x", x)
         if not isinstance(x, Tensor) or x.dtype != self.W_enc.dtype or x.shape[-1] != self.d_in:
             given = f"{type(x).__name__} {tuple(x.shape)} of {x.dtype}"
             msg = f"x is {given}, but this SAE needs a torch tensor (..., {self.d_in}) of {self.W_enc.dtype}"
             raise Error(msg)
         check_finite("x", x)
-        return (x - self.b_dec) @ self.W_enc + self.b_enc
+        return x
 
     def rows(self, activations: Any) -> Tensor:
         """Activations (n, d_in), from NumPy or torch, as a finite tensor of this SAE's dtype and device, or `Error`."""
@@ -131,26 +136,98 @@ class SAE(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Dense codes z_T: (..., d_in) -> (..., d_sae).  Raises `Error` for NaN or infinite x, and shape or dtype."""
+        if self._on_supports():
+            return self.encode_sparse(x).to_dense()
         return self.refine(x, prox(self.penalty, self.pre_activations(x)))
 
     def refine(self, x: Tensor, z: Tensor) -> Tensor:
-        """Steps 2 ... T from the first code z (..., d_sae) of x (..., d_in)."""
+        """Steps 2 ... T from the first code z (..., d_sae) of x (..., d_in), all of them dense."""
         if self.steps == 1:
             return z
         for last in self._points(x, z):  # noqa: B007  (only the last is kept in memory)
             pass
         return last.z.reshape(z.shape)
 
-    def encode_sparse(self, x: Tensor) -> SparseCodes:
-        """The same codes as `SparseCodes`: k entries a row for KSparse, else the largest support in the batch."""
+    def encode_sparse(self, x: Tensor, exact: str | None = None) -> SparseCodes:
+        """The same codes as `SparseCodes`: k entries a row for KSparse, else the largest support in the batch.
+
+        KSparse codes are never dense, nor is what their backward pass keeps (thm-sparse-gradient).  Trial steps look at
+        2k candidates a row (lem-step-candidates), and constant ones may read Gram rows (prop-gram-step).
+        exact="certified" gives the float32 code of one KSparse step whatever the order of any sum, from a half-precision
+        product and a proof (thm-certified-topk): for GPUs whose float32 units are slow.  It has no gradient.
+        """
         R = self.penalty
-        if self.steps > 1 or not isinstance(R, KSparse):
-            return sparsify(self.encode(x), min(R.k, self.d_sae) if isinstance(R, KSparse) else None)
-        u = self.pre_activations(x)
-        u = torch.relu(u) if R.nonneg else u
-        indices = top_k(u, R.k)
-        values = u.gather(-1, indices)
-        return SparseCodes(indices, torch.where(values != 0, values, 0), self.d_sae)
+        if exact is not None:
+            return self._certified(x, exact)
+        if self._on_supports():
+            return self._encode(x, decode=False)[0]
+        return sparsify(self.encode(x), min(R.k, self.d_sae) if isinstance(R, KSparse) else None)
+
+    def _certified(self, x: Tensor, exact: str) -> SparseCodes:
+        R = self._shared["penalty"]
+        if exact != "certified" or self.steps != 1 or not isinstance(R, KSparse):
+            msg = f"exact={exact!r} with {R!r} and steps={self.steps} must be 'certified', for one step of KSparse"
+            raise Error(msg)
+        rows = self._checked(x).reshape(-1, self.d_in) - self.b_dec
+        indices, values, _ = certified_top_k(rows, self.W_enc.T, self.b_enc, R.k, R.nonneg)
+        shape = (*x.shape[:-1], indices.shape[-1])
+        return SparseCodes(indices.reshape(shape), values.reshape(shape), self.d_sae)
+
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, SparseCodes]:
+        """decode(encode_sparse(x)) and the codes; for KSparse one forward and one backward pass for both.
+
+        Its gradient is thm-sparse-gradient.
+        """
+        if self._on_supports():
+            codes, xhat = self._encode(x, decode=True)
+            return cast(Tensor, xhat), codes
+        z = self.encode(x)
+        return self.decode(z), sparsify(z)
+
+    def _on_supports(self) -> bool:
+        """Whether encoder.py has these steps: k-sparse ones, by the dictionary, with a rule that needs no refit."""
+        lean = self.steps == 1 or (self.analysis == "dictionary" and isinstance(self.step, encoder.RULES))
+        return lean and isinstance(self._shared["penalty"], KSparse)
+
+    def _encode(self, x: Tensor, decode: bool) -> tuple[SparseCodes, Tensor | None]:
+        rows = self._checked(x).reshape(-1, self.d_in)
+        L = 1.0
+        if self.steps > 1:
+            L = self._lipschitz()
+            check_rule(self.step, None, "last", self.penalty, L)
+        weights = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        keep = torch.is_grad_enabled() and any(a.requires_grad for a in (rows, *weights))
+        how = encoder.Steps(
+            cast(KSparse, self.penalty), self.steps, self.step, L, self.plan(len(rows), frozen=not keep), decode, keep
+        )
+        indices, values, xhat = encoder.Encode.apply(rows, *weights, how)
+        k = values.shape[-1]
+        codes = SparseCodes(indices.reshape(*x.shape[:-1], k), values.reshape(*x.shape[:-1], k), self.d_sae)
+        return codes, None if xhat is None else xhat.reshape(x.shape)
+
+    def _lipschitz(self) -> float:
+        """||W_dec||^2, kept while W_dec stays the same: working it out costs what a step of some d_in rows costs.
+
+        Weights may change in place, unseen, so what is compared is one sum of all atoms, each with a weight of its own.
+        """
+        with torch.no_grad():
+            places = torch.arange(1, self.d_sae + 1, device=self.W_dec.device)
+            mark = (places / self.d_sae).sqrt().to(self.W_dec.dtype) @ self.W_dec
+            known, L = self._shared.get("lipschitz", (None, 0.0))
+            if known is None or known.dtype != mark.dtype or not torch.equal(known.to(mark.device), mark):
+                L = lipschitz(self.W_dec)
+                self._shared["lipschitz"] = mark, L
+        return L
+
+    def plan(self, rows: int, frozen: bool = True) -> Plan:
+        """How that many rows would be encoded, and in `.reasons` why.  `frozen` says that no gradient is asked for."""
+        W, R = self.W_dec, self.penalty
+        k = min(R.k, self.d_sae) if isinstance(R, KSparse) else self.d_sae
+        return plan(
+            rows, self.d_in, self.d_sae, k, self.steps,
+            kind=kind_of(W.device.type, W.element_size()), bytes_per_number=W.element_size(), frozen=frozen,
+            constant_step=isinstance(self.step, (Lipschitz, FixedStep)), free_bytes=encoder.free_bytes(W.device),
+        )  # fmt: skip
 
     def decode(self, z: Tensor | SparseCodes) -> Tensor:
         """z W_dec + b_dec: dense codes (..., d_sae) or `SparseCodes` -> (..., d_in); `Error` for others."""
@@ -162,7 +239,7 @@ class SAE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The reconstruction decode(encode(x))."""
-        return self.decode(self.encode(x))
+        return self.reconstruct(x)[0] if self._on_supports() else self.decode(self.encode(x))
 
     def walk(self, x: Tensor) -> Iterator[Point]:
         """Yield the points z_1, z_2, ... z_T of x, rows flattened: codes, residuals, and products spent so far."""
@@ -174,7 +251,7 @@ class SAE(nn.Module):
         if self.analysis == "encoder":
             walk = self._encoder_walk(Point(first, c, self.W_dec, c.new_ones(len(c), dtype=torch.float64)), R)
         else:
-            L = lipschitz(self.W_dec)
+            L = self._lipschitz()
             check_rule(self.step, None, "last", R, L)
             walk = iterate(c, self.W_dec, R, self.step, None, first, L, spent=1.0)
         for _, point in zip(range(self.steps), walk, strict=False):

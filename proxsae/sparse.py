@@ -1,14 +1,25 @@
-"""k-sparse codes as indices and values, and their decoder: nothing of size B x P is made."""
+"""k-sparse codes as indices and values, and the three products with them; nothing of size B x P is made.
+
+    decode      sum_j z_j w_j                        gathers k rows a code
+    dots        <w_j, g> for j in the support         its transpose
+    outer       sum of z_j g over the codes with j    the gradient of w_j: codes sorted by latent
+
+W holds one latent a row, (P, d).  Half precision accumulates in float32.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
-from proxsae.functional import top_k
+from proxsae.selection import top_k
+
+BLOCK = 2**20  # entries of the weights' gradient that are summed before they are added
 
 
 @dataclass(frozen=True)
@@ -39,13 +50,102 @@ def sparsify(z: Tensor, width: int | None = None) -> SparseCodes:
 def sparse_decode(codes: SparseCodes, W_dec: Tensor) -> Tensor:
     """D z, that is sum_j z_j d_j: codes with s entries and W_dec (P, d) give (..., d).
 
-    Differentiable in the values and in W_dec.  Half precision accumulates in float32.
+    Differentiable once, in the values and in W_dec (thm-sparse-gradient).
     """
-    values, W = codes.values, W_dec
-    if W.dtype in (torch.float16, torch.bfloat16):
-        values, W = values.float(), W.float()
-    if values.shape[-1] == 0 or values.numel() == 0:
-        return W_dec.new_zeros(*values.shape[:-1], W_dec.shape[1])
-    flat = (codes.indices.reshape(-1, values.shape[-1]), values.reshape(-1, values.shape[-1]))
-    decoded = embedding_bag(flat[0], W, per_sample_weights=flat[1], mode="sum")
-    return decoded.reshape(*values.shape[:-1], W_dec.shape[1]).to(W_dec.dtype)
+    lead, s = codes.values.shape[:-1], codes.values.shape[-1]
+    flat = (lead.numel(), s)
+    decoded = _Decode.apply(codes.values.reshape(flat), W_dec, codes.indices.reshape(flat))
+    return decoded.reshape(*lead, W_dec.shape[1]).to(W_dec.dtype)
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, W: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(values, W, indices)
+        return decode(indices, values, W)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        values, W, indices = ctx.saved_tensors
+        to_values = to_W = None
+        if ctx.needs_input_grad[0]:
+            to_values = dots(indices, W, grad).to(values.dtype)
+        if ctx.needs_input_grad[1]:
+            to_W = outer(indices, values, grad, len(W)).to(W.dtype)
+        return to_values, to_W, None
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums of `dtype` are kept."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def decode(indices: Tensor, values: Tensor, W: Tensor) -> Tensor:
+    """sum_j values_j W[indices_j]: indices and values (n, s), W (P, d) -> (n, d), in the accumulator's dtype."""
+    wide = accumulator(W.dtype)
+    if not values.numel():
+        return torch.zeros(len(values), W.shape[1], dtype=wide, device=W.device)
+    return embedding_bag(indices, W.to(wide), per_sample_weights=values.to(wide), mode="sum")
+
+
+def decode_dense(indices: Tensor, values: Tensor, W: Tensor) -> Tensor:
+    """`decode` as a product of dense codes (n, P), for codes that are hardly sparse."""
+    dense = SparseCodes(indices, values, len(W)).to_dense()
+    return (dense @ W).to(accumulator(W.dtype))
+
+
+def dots(indices: Tensor, W: Tensor, g: Tensor) -> Tensor:
+    """<W[indices_j], g>: indices (n, s), W (P, d), g (n, d) -> (n, s), in the accumulator's dtype.
+
+    It is the derivative of `decode` in the values, and torch's own, for on a CPU that is the one gathered product which
+    makes no copy of the rows.
+    """
+    wide = accumulator(W.dtype)
+    if not indices.numel():
+        return torch.zeros(indices.shape, dtype=wide, device=W.device)
+    with torch.enable_grad():
+        values = torch.ones(indices.shape, dtype=wide, device=W.device, requires_grad=True)
+        decoded = embedding_bag(indices, W.detach().to(wide), per_sample_weights=values, mode="sum")
+        return torch.autograd.grad(decoded, values, g.to(wide))[0]
+
+
+def outer(indices: Tensor, values: Tensor, g: Tensor, P: int) -> Tensor:
+    """The gradient (P, d) of P latents: row j sums values_bj g_b over the rows b with j in their support; g (n, d).
+
+    Codes are sorted by latent, stably, and the rows of g that belong to a latent are summed in one order: no atomics,
+    so the same result every time.
+    """
+    if not values.numel():
+        return torch.zeros(P, g.shape[1], dtype=accumulator(g.dtype), device=g.device)
+    rows, weights, edges, source = _by_latent(indices, values, g, P)
+    return embedding_bag(rows, source, edges, mode="sum", per_sample_weights=weights, include_last_offset=True)
+
+
+def add_outer(out: Tensor, indices: Tensor, values: Tensor, g: Tensor) -> None:
+    """Add `outer` to out (P, d), a block of latents at a time, so that no second gradient is in memory."""
+    if not values.numel():
+        return
+    P, d = out.shape
+    rows, weights, edges, source = _by_latent(indices, values, g, P)
+    block = max(1, BLOCK // d)
+    for start in range(0, P, block):
+        ends = edges[start : start + block + 1]
+        part = slice(int(ends[0]), int(ends[-1]))
+        if part.start < part.stop:
+            out[start : start + block] += embedding_bag(
+                rows[part],
+                source,
+                ends - part.start,
+                mode="sum",
+                per_sample_weights=weights[part],
+                include_last_offset=True,
+            )
+
+
+def _by_latent(indices: Tensor, values: Tensor, g: Tensor, P: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The codes sorted by latent: their rows, their values, where each latent's begin (P + 1,), and g, wide."""
+    wide = accumulator(g.dtype)
+    latents, order = indices.reshape(-1).sort(stable=True)
+    edges = torch.searchsorted(latents, torch.arange(P + 1, device=g.device))
+    return order // indices.shape[1], values.reshape(-1)[order].to(wide), edges, g.to(wide)

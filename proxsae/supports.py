@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from proxsae.functional import slope, top_k
+from proxsae.functional import slope
 from proxsae.iteration import REFIT_RTOL
 from proxsae.penalties import Penalty
+from proxsae.selection import top_k
 
 REFIT_ROWS = 256  # rows whose supports are refitted together: the gather of their atoms is what takes memory
 

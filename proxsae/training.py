@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 from proxsae.conventions import Error, check_count, check_seed
 from proxsae.functional import count_above, k_sparse, prox
-from proxsae.penalties import L0
+from proxsae.penalties import L0, KSparse
 from proxsae.sae import SAE
 
 WARM_UP, DECAY = 0.05, 0.2  # shares of the run in which the learning rate rises from 0, and falls to 0
@@ -116,16 +116,22 @@ def _loop(
 
 def _loss(sae: SAE, batch: Tensor, lam: float, dead: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The training loss of a batch; its error xhat - x, without gradient; and how often each latent fired."""
-    R, u = sae.penalty, sae.pre_activations(batch)
-    z = sae.refine(batch, prox(R, u))
-    error = sae.decode(z) - batch
-    loss = 0.5 * error.square().sum(dim=1).mean() + AUX_SHARE * _revival(sae, u, error.detach(), dead)
-    if isinstance(R, L0):
-        signed = torch.relu(u) if R.nonneg else u
-        loss = loss + lam * count_above(signed, sae.threshold, R.bandwidth).mean()
-    elif not R.indicator:
-        loss = loss + R.value(z).mean()
-    return loss, error.detach(), (z != 0).sum(dim=0)
+    R, penalty = sae.penalty, batch.new_zeros(())
+    if isinstance(R, KSparse):
+        xhat, codes = sae.reconstruct(batch)
+        error = xhat - batch
+        fired = torch.bincount(codes.indices[codes.values != 0], minlength=sae.d_sae)
+    else:
+        u = sae.pre_activations(batch)
+        z = sae.refine(batch, prox(R, u))
+        error, fired = sae.decode(z) - batch, (z != 0).sum(dim=0)
+        if isinstance(R, L0):
+            signed = torch.relu(u) if R.nonneg else u
+            penalty = lam * count_above(signed, sae.threshold, R.bandwidth).mean()
+        elif not R.indicator:
+            penalty = R.value(z).mean()
+    revival = AUX_SHARE * _revival(sae, batch, error.detach(), dead)
+    return 0.5 * error.square().sum(dim=1).mean() + revival + penalty, error.detach(), fired
 
 
 def _mean_lam(sae: SAE) -> float:
@@ -140,12 +146,13 @@ def _adjust(sae: SAE, lam: float, ratio: float) -> float:
     return lam * factor
 
 
-def _revival(sae: SAE, u: Tensor, error: Tensor, dead: Tensor) -> Tensor:
+def _revival(sae: SAE, batch: Tensor, error: Tensor, dead: Tensor) -> Tensor:
     """AuxK: 1/2 ||e - ehat||^2, ehat made of the largest pre-activations of dead latents, by magnitude if signed."""
-    if not bool(dead.any()):
+    (latents,) = dead.nonzero(as_tuple=True)
+    if not len(latents):
         return error.new_zeros(())
-    candidates = torch.where(dead, torch.relu(u) if sae.penalty.nonneg else u, 0)
-    ehat = k_sparse(candidates, max(1, sae.d_in // 2)) @ sae.W_dec
+    u = (batch - sae.b_dec) @ sae.W_enc[:, latents] + sae.b_enc[latents]
+    ehat = k_sparse(torch.relu(u) if sae.penalty.nonneg else u, max(1, sae.d_in // 2)) @ sae.W_dec[latents]
     return 0.5 * (ehat + error).square().sum(dim=1).mean()  # `error` is xhat - x
 
 

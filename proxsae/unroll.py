@@ -30,8 +30,10 @@ from proxsae.iteration import (
     check_rule,
     check_tol,
 )
-from proxsae.penalties import L1, Penalty
+from proxsae.kernels.dispatch import gather_cost, kind_of
+from proxsae.penalties import L1, KSparse, Penalty
 from proxsae.reference import certify, how_to_solve
+from proxsae.sparse import sparse_decode, sparsify
 from proxsae.supports import implicit, refit
 
 CHECK_EVERY = 5  # steps of `solve` between certificates, each of which costs about one step
@@ -109,15 +111,20 @@ def _solve(
 
 
 class Point:
-    """One iterate: the code z (B, P), the products spent per row, and its residual D z - c, computed once if asked."""
+    """One iterate: the code z (B, P), the products spent per row, and its residual D z - c, computed once if asked.
 
-    def __init__(self, z: Tensor, c: Tensor, D: Tensor, spent: Tensor, residual: Tensor | None = None) -> None:
-        self.z, self.c, self.D, self.spent, self._residual = z, c, D, spent, residual
+    `width` is a number of non-zeros that no row exceeds, where the penalty sets one.
+    """
+
+    def __init__(
+        self, z: Tensor, c: Tensor, D: Tensor, spent: Tensor, residual: Tensor | None = None, width: int | None = None
+    ) -> None:
+        self.z, self.c, self.D, self.spent, self._residual, self._width = z, c, D, spent, residual, width
 
     def residual(self) -> Tensor:
         """D z - c, shape (B, d)."""
         if self._residual is None:
-            self._residual = self.z @ self.D - self.c
+            self._residual = _times(self.z, self.D, self._width) - self.c
         return self._residual
 
     def objective(self, R: Penalty) -> Tensor:
@@ -142,7 +149,8 @@ def iterate(
     """
     largest = FIRST_TRIAL / float(D.detach().double().square().sum(dim=1).max())  # as in reference.iterate
     count = torch.full((len(c),), spent, dtype=torch.float64, device=c.device)
-    point = Point(z, c, D, count, None if bool(z.any()) else -c)
+    width = R.k if isinstance(R, KSparse) else None
+    point = Point(z, c, D, count, None if bool(z.any()) else -c)  # of any number of non-zeros
     owed = (z != 0).any(dim=-1).double()
     mu = torch.full_like(count, largest)
     t = torch.ones_like(count)
@@ -166,7 +174,7 @@ def iterate(
                 size = (new != 0).sum(dim=-1).double()
                 count, owed = count + owed + size * (size + 2) / len(D), torch.zeros_like(owed)
                 new, residual = refit(new, c, D, R), None
-        previous, before, point = point, y, Point(new, c, D, count, residual)
+        previous, before, point = point, y, Point(new, c, D, count, residual, width)
         yield point
         y, r = new, point.residual()
         if momentum is not None:
@@ -236,6 +244,13 @@ def _exact_step(
         mu = torch.where(mu.isfinite(), mu, largest).clamp(min=1 / L)
     new, residual, _, tried, owed = _safe_step(z, r, g, D, R, mu, L, face.detach(), face_move)
     return new, residual, tried + 1, owed
+
+
+def _times(z: Tensor, D: Tensor, width: int | None) -> Tensor:
+    """D z, by its support where no row has more than `width` non-zeros and gathering is cheaper."""
+    if width is None or gather_cost(width, len(D), kind_of(D.device.type, D.element_size())) >= 1:
+        return z @ D
+    return sparse_decode(sparsify(z, width), D)
 
 
 def _square(a: Tensor) -> Tensor:

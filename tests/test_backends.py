@@ -7,7 +7,8 @@ from hypothesis import given, settings
 
 import proxsae as px
 from proxsae import testing as pt
-from proxsae.functional import k_sparse, top_k
+from proxsae.functional import k_sparse
+from proxsae.selection import top_k
 from proxsae.testing import strategies
 
 

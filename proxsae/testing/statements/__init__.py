@@ -9,6 +9,8 @@ from proxsae.testing.statements import (  # noqa: F401, I001  (in the order of t
     hard,
     steps,
     gradients,
+    sparse_steps,
+    mixed_precision,
     more_steps,
     false,
 )

@@ -21,6 +21,8 @@ TITLES = {
     "hard": "Hard thresholding",
     "steps": "Step rules",
     "gradients": "Gradients",
+    "sparse_steps": "Sparse steps",
+    "mixed_precision": "Certified mixed precision",
     "more_steps": "More steps",
     "false": "False statements",
 }

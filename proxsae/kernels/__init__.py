@@ -1,0 +1,5 @@
+"""CUDA kernels in Triton, and the cost model that chooses between ways to multiply.
+
+Nothing here loads Triton: the modules that hold kernels (`topk`, `decode`, `gradients`, `encode`) import it, and their
+callers import them on first use, for CUDA tensors.  Each kernel is deterministic: no atomics, sums in a fixed order.
+"""

@@ -1,0 +1,95 @@
+"""The k largest magnitudes of a row: exact, with the tie rule, and with little more than one look at the row."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proxsae.kernels.dispatch import has_kernels
+
+GROUP = 32  # latents a group: a reduction over 32 contiguous floats runs at the speed of memory
+
+
+@torch.no_grad()
+def top_k(u: Tensor, k: int, nonneg: bool = False) -> Tensor:
+    """Indices (..., min(k, P)) of the k largest |u|, of the k largest max(u, 0) if `nonneg`, ascending: u (..., P).
+
+    Ties go to the lowest index; NaN ranks above everything.  Long rows are first reduced to the maxima of groups of
+    neighbours: the k groups with the largest maxima, lowest first among ties, hold the k largest entries, since an
+    entry outside them has k better ones, one in each (lem-group-maxima).  What is below the smallest of these k maxima
+    is dropped too.  On CUDA a Triton kernel does the same in one read, where Triton is installed.
+    """
+    P = u.shape[-1]
+    if k >= P or k == 0:
+        return torch.arange(min(k, P), device=u.device).expand(*u.shape[:-1], -1)
+    rows = u.reshape(-1, P)
+    if has_kernels(u.device.type) and _kernel().supports(rows, k):
+        indices = _kernel().top_k(rows, k, positive=nonneg)
+    elif P % GROUP == 0 and 4 * k * GROUP <= P:
+        indices = _by_groups(rows, k, nonneg)
+    else:
+        indices = largest(_size(rows, nonneg), k)
+    return indices.reshape(*u.shape[:-1], k)
+
+
+def _kernel() -> Any:
+    return importlib.import_module("proxsae.kernels.topk")
+
+
+def _size(u: Tensor, nonneg: bool) -> Tensor:
+    return torch.relu(u) if nonneg else u.abs()
+
+
+def _by_groups(u: Tensor, k: int, nonneg: bool) -> Tensor:
+    n, P = u.shape
+    grouped = u.contiguous().view(n, P // GROUP, GROUP)
+    best = grouped.amax(dim=-1)
+    best = torch.relu(best) if nonneg else torch.maximum(best, grouped.amin(dim=-1).neg_())
+    groups = largest(best, k)
+    floor = best.gather(-1, groups).amin(dim=-1, keepdim=True)
+    start = torch.arange(0, n * best.shape[1], best.shape[1], device=u.device)[:, None]
+    near = _size(grouped.view(-1, GROUP).index_select(0, (groups + start).view(-1)), nonneg).view(n, k * GROUP)
+    kept = ~(near < floor)  # a NaN keeps everything
+    count = kept.sum(dim=-1, keepdim=True)
+    place = torch.arange(int(count.max()) if n else k, device=u.device) < count
+    at = kept.nonzero()[:, 1]  # in the order of rows, and of columns within a row: that of their indices
+    sizes = near.new_full(place.shape, -1).masked_scatter_(place, near[kept])
+    columns = at.new_zeros(place.shape).masked_scatter_(place, at)
+    column = columns.gather(-1, largest(sizes, k))
+    return groups.gather(-1, column // GROUP) * GROUP + column % GROUP
+
+
+@torch.no_grad()
+def largest(size: Tensor, k: int) -> Tensor:
+    """Indices (n, k), ascending, of the k largest of size (n, P), k <= P; ties to the lowest index, NaN on top.
+
+    torch.topk has no tie rule, but its values are right, and so are all indices above the boundary value.  So the k+1
+    largest are asked for, and only where the k-th and (k+1)-th value are equal are those at the boundary chosen anew.
+    """
+    if k in (0, size.shape[-1]):
+        return torch.arange(k, device=size.device).expand(len(size), k)
+    best, indices = size.topk(k + 1, dim=-1)
+    best, next_one, indices = best[:, :k], best[:, k], indices[:, :k]
+    boundary = best[:, -1]
+    tied = (boundary == next_one) | next_one.isnan()  # NaN sorts first, so a NaN at k+1 means NaN at k too
+    if bool(tied.any()):
+        indices[tied] = _lowest_first(size[tied], best[tied], indices[tied])
+    return indices.sort(dim=-1).values
+
+
+def _lowest_first(size: Tensor, best: Tensor, indices: Tensor) -> Tensor:
+    """`indices` (n, k) with those at the boundary value, the last ones, replaced by the first columns that have it."""
+    edge = best[:, -1:]
+    at, wanted = size == edge, best == edge
+    if bool(edge.isnan().any()):
+        at, wanted = at | (size.isnan() & edge.isnan()), wanted | (best.isnan() & edge.isnan())
+    row, column = at.nonzero(as_tuple=True)  # in the order of rows, and of columns within a row
+    count, need = at.sum(dim=-1), wanted.sum(dim=-1)
+    rank = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    first = rank < need[row]
+    row, column, rank = row[first], column[first], rank[first]
+    indices[row, indices.shape[1] - need[row] + rank] = column
+    return indices

@@ -1,0 +1,81 @@
+"""What the k-sparse encoder costs on this machine, beside what the cost model of `kernels/dispatch.py` says.
+
+Every time is divided by that of the product x W_enc of the same round; the model counts flops and bytes and knows
+nothing of caches, page faults or launches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from proxsae.iteration import ExactStep
+from proxsae.kernels.dispatch import RHO_S, gather_cost, kind_of
+from proxsae.penalties import KSparse
+from proxsae.sae import SAE
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One row: what was timed, the median and quartiles of its ratio to the product, and the model's ratio."""
+
+    name: str
+    median: float
+    low: float
+    high: float
+    model: float
+
+
+def cost(
+    d_in: int, d_sae: int, k: int, rows: int, steps: int, device: str = "cpu", rounds: int = 9, seed: int = 0
+) -> Iterator[Cost]:
+    """Encoding, a further step and a training step of an AbsTopK SAE in float32, timed over `rounds` rounds."""
+    torch.manual_seed(seed)
+    x = torch.randn(rows, d_in, device=device)
+    sae = SAE(d_in, d_sae, KSparse(k)).to(device)
+    W = sae.W_enc.detach()
+    deep = {"": sae.unrolled(steps), ", ExactStep": sae.unrolled(steps, ExactStep())}
+
+    def train() -> None:
+        sae.zero_grad()
+        (sae(x) - x).square().sum().backward()
+
+    def encode(sae: SAE) -> None:
+        with torch.no_grad():
+            sae.encode_sparse(x)
+
+    calls: list[Callable[[], object]] = [lambda: x @ W, lambda: encode(sae), train]
+    if steps > 1:
+        calls += [partial(encode, each) for each in deep.values()]
+    for call in calls:
+        call()
+    times = np.array([[_seconds(call, device) for call in calls] for _ in range(rounds)])
+    ratios = times / times[:, :1]
+    kind = kind_of(x.device.type, x.element_size())
+    look, gather, write = RHO_S[kind] / d_in, gather_cost(k, d_sae, kind), RHO_S[kind] / rows
+    looks = 1 if kind != "cpu" else 2  # torch has no maximum of magnitudes: the largest, and the smallest
+    encoding = 1 + (looks + 2) * look  # b_enc is written first, and the product adds to it
+    yield _row("encode: product and top-k", ratios[:, 1], encoding)
+    gathers = 5 * gather + 2 * write  # decode, dots with the decoding that it repeats, two gradients
+    yield _row("training step: forward, backward, four gradients", ratios[:, 2], encoding + gathers)
+    for i, name in enumerate(deep if steps > 1 else ()):
+        further = (ratios[:, 3 + i] - ratios[:, 1]) / (steps - 1)
+        yield _row(f"a further step{name}", further, 1 + looks * look + (5 if name else 1) * gather)
+
+
+def _row(name: str, ratios: np.ndarray, model: float) -> Cost:
+    median, low, high = np.quantile(ratios, (0.5, 0.25, 0.75))
+    return Cost(name, float(median), float(low), float(high), model)
+
+
+def _seconds(call: Callable[[], object], device: str) -> float:
+    start = time.perf_counter()
+    call()
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
