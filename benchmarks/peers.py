@@ -46,7 +46,7 @@ def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
     made = torch.compile(call)
     try:
         made()
-    except Exception as problem:  # noqa: BLE001  (whatever the compiler lacks)
+    except Exception as problem:  # whatever the compiler lacks
         print(f"torch.compile does not work here ({type(problem).__name__}): the plain call stands in its place")
         return call
     return made

@@ -39,7 +39,8 @@ def main() -> None:
         how = encoder.Steps(sae.penalty, T, px.Lipschitz(), L, chosen, decode=False, keep=False)
         return lambda: encoder.Encode.apply(x, W, b, D, sae.b_dec, how, gram if product == "gram" else None)
 
-    quick = compiled(lambda z=torch.zeros(len(x), given.d_sae).to(x): dense_step(x, z, D, 1 / L, given.k))
+    codes = sae.encode(x)
+    quick = compiled(lambda: dense_step(x, codes, D, 1 / L, given.k))
     calls = {
         "product x W_enc": lambda: x @ W,
         "1 step": lambda: sae.encode_sparse(x),

@@ -11,6 +11,7 @@ from torch import Tensor
 from proxsae.kernels.dispatch import has_kernels
 
 GROUP = 32  # latents a group: a reduction over 32 contiguous floats runs at the speed of memory
+CACHED = 2**19  # numbers that a core's cache holds
 
 
 @torch.no_grad()
@@ -19,8 +20,8 @@ def top_k(u: Tensor, k: int, nonneg: bool = False) -> Tensor:
 
     Ties go to the lowest index; NaN ranks above everything.  Long rows are first reduced to the maxima of groups of
     neighbours: the k groups with the largest maxima, lowest first among ties, hold the k largest entries, since an
-    entry outside them has k better ones, one in each (lem-group-maxima).  What is below the smallest of these k maxima
-    is dropped too.  On CUDA a Triton kernel does the same in one read, where Triton is installed.
+    entry outside them has k better ones, one in each (lem-group-maxima).  On CUDA a Triton kernel does the same in one
+    read, where Triton is installed.
     """
     P = u.shape[-1]
     if k >= P or k == 0:
@@ -46,20 +47,23 @@ def _size(u: Tensor, nonneg: bool) -> Tensor:
 def _by_groups(u: Tensor, k: int, nonneg: bool) -> Tensor:
     n, P = u.shape
     grouped = u.contiguous().view(n, P // GROUP, GROUP)
-    best = grouped.amax(dim=-1)
-    best = torch.relu(best) if nonneg else torch.maximum(best, grouped.amin(dim=-1).neg_())
-    groups = largest(best, k)
-    floor = best.gather(-1, groups).amin(dim=-1, keepdim=True)
-    start = torch.arange(0, n * best.shape[1], best.shape[1], device=u.device)[:, None]
-    near = _size(grouped.view(-1, GROUP).index_select(0, (groups + start).view(-1)), nonneg).view(n, k * GROUP)
-    kept = ~(near < floor)  # a NaN keeps everything
-    count = kept.sum(dim=-1, keepdim=True)
-    place = torch.arange(int(count.max()) if n else k, device=u.device) < count
-    at = kept.nonzero()[:, 1]  # in the order of rows, and of columns within a row: that of their indices
-    sizes = near.new_full(place.shape, -1).masked_scatter_(place, near[kept])
-    columns = at.new_zeros(place.shape).masked_scatter_(place, at)
-    column = columns.gather(-1, largest(sizes, k))
+    groups = largest(_maxima(grouped, nonneg), k)
+    start = torch.arange(0, n * grouped.shape[1], grouped.shape[1], device=u.device)[:, None]
+    near = grouped.view(-1, GROUP).index_select(0, (groups + start).view(-1)).view(n, k * GROUP)
+    column = largest(_size(near, nonneg), k)  # groups ascend, so columns are in the order of their indices
     return groups.gather(-1, column // GROUP) * GROUP + column % GROUP
+
+
+def _maxima(grouped: Tensor, nonneg: bool) -> Tensor:
+    """max |u| of each group, or max(u, 0): grouped (n, groups, GROUP) -> (n, groups)."""
+    if nonneg:
+        return torch.relu(grouped.amax(dim=-1))
+    best = grouped.new_empty(grouped.shape[:-1])
+    pieces = 1 if grouped.is_cuda else -(-grouped.numel() // CACHED)  # |u| of a piece stays in the cache
+    rows = max(1, len(grouped) // max(1, pieces))
+    for part, out in zip(grouped.split(rows), best.split(rows), strict=True):
+        torch.amax(part.abs(), dim=-1, out=out)
+    return best
 
 
 @torch.no_grad()

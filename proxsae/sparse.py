@@ -9,6 +9,7 @@ W holds one latent a row, (P, d).  Half precision accumulates in float32.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
+from proxsae.kernels.dispatch import has_kernels
 from proxsae.selection import top_k
 
 BLOCK = 2**20  # entries of the weights' gradient that are summed before they are added
@@ -76,6 +78,13 @@ class _Decode(torch.autograd.Function):
         return to_values, to_W, None
 
 
+def _kernels(name: str, a: Tensor) -> Any:
+    """The module of Triton kernels of that name where they run on `a`, else None."""
+    if a.dtype == torch.float64 or not has_kernels(a.device.type):
+        return None
+    return importlib.import_module(f"proxsae.kernels.{name}")
+
+
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which sums of `dtype` are kept."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
@@ -86,6 +95,9 @@ def decode(indices: Tensor, values: Tensor, W: Tensor) -> Tensor:
     wide = accumulator(W.dtype)
     if not values.numel():
         return torch.zeros(len(values), W.shape[1], dtype=wide, device=W.device)
+    if (kernels := _kernels("decode", W)) is not None:
+        gathered: Tensor = kernels.decode(indices, values, W, out_dtype=wide)
+        return gathered
     return embedding_bag(indices, W.to(wide), per_sample_weights=values.to(wide), mode="sum")
 
 
@@ -104,6 +116,9 @@ def dots(indices: Tensor, W: Tensor, g: Tensor) -> Tensor:
     wide = accumulator(W.dtype)
     if not indices.numel():
         return torch.zeros(indices.shape, dtype=wide, device=W.device)
+    if (kernels := _kernels("decode", W)) is not None:
+        found: Tensor = kernels.gather_dot(indices, W, g)
+        return found
     with torch.enable_grad():
         values = torch.ones(indices.shape, dtype=wide, device=W.device, requires_grad=True)
         decoded = embedding_bag(indices, W.detach().to(wide), per_sample_weights=values, mode="sum")
@@ -118,6 +133,9 @@ def outer(indices: Tensor, values: Tensor, g: Tensor, P: int) -> Tensor:
     """
     if not values.numel():
         return torch.zeros(P, g.shape[1], dtype=accumulator(g.dtype), device=g.device)
+    if (kernels := _kernels("gradients", g)) is not None:
+        summed: Tensor = kernels.weight_gradient(indices, values, g, P)
+        return summed
     rows, weights, edges, source = _by_latent(indices, values, g, P)
     return embedding_bag(rows, source, edges, mode="sum", per_sample_weights=weights, include_last_offset=True)
 

@@ -1,5 +1,7 @@
 """Options and fixtures: `pytest --device cuda` runs the same tests on a GPU."""
 
+import os
+
 import pytest
 import torch
 
@@ -11,6 +13,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if config.getoption("--device") == "cpu":  # read when Triton is imported: its kernels run in its interpreter
+        os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(1)  # small problems: more threads only wait for each other
     torch.zeros(1, device=config.getoption("--device"))  # a device that was asked for and is absent is a failure
 

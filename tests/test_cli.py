@@ -149,7 +149,7 @@ def test_a_disk_that_fills_at_the_end_leaves_no_half_report(place, capsys, monke
     assert contents(place) == before
 
 
-@pytest.mark.parametrize("command", [[], ["depth"], ["rates"], ["laws"], ["statements"]], ids=str)
+@pytest.mark.parametrize("command", [[], ["depth"], ["rates"], ["laws"], ["statements"], ["bench"]], ids=str)
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
@@ -288,3 +288,35 @@ def test_too_little_memory_is_one_sentence(place, capsys, monkeypatch):
     monkeypatch.setattr("proxsae.studies.depth.train", hungry)
     assert depth() == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("proxsae: not enough memory")
+
+
+def test_bench_explains_its_choices_and_times_nothing(capsys, monkeypatch):
+    from proxsae.studies import cost
+
+    monkeypatch.setattr(cost, "cost", lambda *_, **__: pytest.fail("nothing is to be timed"))
+    assert main(["bench", "--d-in", "2304", "--k", "64", "--rows", "1000", "--steps", "16", "--explain"]) == 0
+    first, *reasons = capsys.readouterr().out.splitlines()
+    assert first == "1000 rows of 2304, 16384 latents, k = 64, 16 steps, float32, weights frozen"
+    assert [line.split(":")[0].strip() for line in reasons] == ["rows", "decode", "further steps"]
+
+
+def test_bench_prints_ratios_beside_the_model(capsys, device):
+    sizes = ["--d-in", "16", "--d-sae", "256", "--k", "2", "--rows", "20", "--steps", "3"]
+    assert main(["bench", *sizes, "--device", device]) == 0
+    rows = capsys.readouterr().out.splitlines()[-4:]
+    assert [row.split("  ")[0].split(":")[0] for row in rows] == [
+        "encode",
+        "training step",
+        "a further step",
+        "a further step, ExactStep",
+    ]
+    for row in rows:
+        median, low, _, high, model = row[50:].split()
+        assert float(low) <= float(median) <= float(high)
+        assert float(model) > 1
+
+
+@pytest.mark.parametrize("size", ["--d-in", "--d-sae", "--k", "--rows", "--steps"])
+def test_bench_refuses_sizes_below_one(size, capsys):
+    assert main(["bench", size, "0"]) == 2
+    assert capsys.readouterr().err == f"proxsae: {size}=0 must be a whole number >= 1\n"

@@ -73,8 +73,8 @@ def plan(
 ) -> Plan:
     """The cheapest way to take `steps` k-sparse steps on `rows` rows, by the cost model above, with its reasons.
 
-    What a step by Gram rows is and costs: prop-gram-step.  kind is a key of `RHO_S`.  A Gram matrix serves constant steps on frozen weights only, and only if its d_sae^2 numbers
-    fit in MEMORY_SHARE of `free_bytes`.
+    What a step by Gram rows is and costs: prop-gram-step.  kind is a key of `RHO_S`.  A Gram matrix serves constant
+    steps on frozen weights only, and only if its d_sae^2 numbers fit in MEMORY_SHARE of `free_bytes`.
     """
     piece = max(1, min(rows, max(MIN_ROWS, AREA // d_sae)))
     reasons = [f"rows: {piece} at a time, a work area of {piece * d_sae * bytes_per_number / 2**20:.0f} MiB"]

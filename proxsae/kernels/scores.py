@@ -4,6 +4,8 @@ Products of float32 numbers are exact in float64, so that a fused multiply-add c
 products l, l + 128, ... in order, the lanes are folded in halves, and the bias comes last.
 """
 
+# mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False, disallow-incomplete-defs=False
+
 from __future__ import annotations
 
 import torch

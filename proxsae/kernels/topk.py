@@ -25,9 +25,9 @@ from proxsae.conventions import Error
 from proxsae.kernels.launch import FLOATS, on, rows_of
 
 GROUPS = (8, 16, 32, 64, 128)  # entries a group
-TILES = {1024: 4, 2048: 4, 4096: 8, 8192: 16}  # entries that one selection holds in registers: warps
-CHUNKS = {2: 8192, 4: 4096}  # bytes an entry: entries that one step of the pass holds
-REGISTERS = {4: 128, 8: 128}  # warps: the budget a thread, so that four and two rows share a multiprocessor
+CHUNKS = {2: 8192, 4: 4096}  # bytes an entry: entries that one step of the pass holds, 64 or more bytes a thread
+TILES = {1024: (4, 72), 2048: (8, 72), 4096: (8, 128), 8192: (16, 128)}  # entries that one selection holds: warps, and
+# the budget of registers a thread: seven, three, two and one rows share a multiprocessor
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ def plan(P: int, k: int, group: int | None = None) -> Plan | None:
     fits = [(tile, -(-P // g), g) for need, g in sizes if group in (None, g) for tile in TILES if need <= tile]
     if not fits:
         return None
-    tile, _, g = min(fits)
-    return Plan(g, tile, TILES[tile])
+    tile, _, g = min(fits)  # of the groups that need the same tile, the largest: the fewest maxima
+    return Plan(g, tile, TILES[tile][0])
 
 
 def unsupported(u: Tensor, k: int) -> str:

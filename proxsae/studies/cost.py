@@ -58,14 +58,13 @@ def cost(
     ratios = times / times[:, :1]
     kind = kind_of(x.device.type, x.element_size())
     look, gather, write = RHO_S[kind] / d_in, gather_cost(k, d_sae, kind), RHO_S[kind] / rows
-    looks = 1 if kind != "cpu" else 2  # torch has no maximum of magnitudes: the largest, and the smallest
-    encoding = 1 + (looks + 2) * look  # b_enc is written first, and the product adds to it
+    encoding = 1 + 3 * look  # the top-k's, and b_enc, which is written before the product adds to it
     yield _row("encode: product and top-k", ratios[:, 1], encoding)
     gathers = 5 * gather + 2 * write  # decode, dots with the decoding that it repeats, two gradients
     yield _row("training step: forward, backward, four gradients", ratios[:, 2], encoding + gathers)
     for i, name in enumerate(deep if steps > 1 else ()):
         further = (ratios[:, 3 + i] - ratios[:, 1]) / (steps - 1)
-        yield _row(f"a further step{name}", further, 1 + looks * look + (5 if name else 1) * gather)
+        yield _row(f"a further step{name}", further, 1 + look + (5 if name else 1) * gather)
 
 
 def _row(name: str, ratios: np.ndarray, model: float) -> Cost:
