@@ -89,8 +89,10 @@ def ista(
 def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000, bias: Any = None) -> Solution:
     """Iterate until a certificate says enough: duality gap <= tol * objective for L1, else ||z - T(z)|| <= tol ||z||.
 
-    A convex R runs FISTA with restarts.  L0 and KSparse run `Refit` steps from z = 0 until they move nothing, other
-    non-convex R plain steps of 1/L; their limit depends on that start (the best k-sparse code is NP-hard to find).
+    A convex R runs FISTA with restarts; torch takes L1 by working sets instead, many rows at once, where `steps` counts
+    products with D^T and a row leaves when it is certified.  L0 and KSparse run `Refit` steps from z = 0 until they
+    move nothing, other non-convex R plain steps of 1/L; their limit depends on that start (the best k-sparse code is
+    NP-hard to find).
     Work is in float64, codes come back in the dtype of x; the certificate is of the codes that are returned, and a row
     that did not reach it has converged = False.  Rounding codes to float32 alone can cost a gap of some 1e-7 of the
     objective, and of far more where lam is tiny.

@@ -27,7 +27,7 @@ from proxsae.functional import prox
 from proxsae.iteration import RULES, FixedStep, Lipschitz, StepRule, check_rule
 from proxsae.kernels.dispatch import Plan, kind_of, plan
 from proxsae.penalties import FAMILIES, L0, L1, KSparse, Penalty
-from proxsae.sparse import SparseCodes, sparse_decode, sparsify
+from proxsae.sparse import SparseCodes, accumulator, sparse_decode, sparsify
 from proxsae.unroll import Point, iterate
 
 
@@ -153,8 +153,8 @@ class SAE(nn.Module):
 
         KSparse codes are never dense, nor is what their backward pass keeps (thm-sparse-gradient).  Trial steps look at
         2k candidates a row (lem-step-candidates), and constant ones may read Gram rows (prop-gram-step).
-        exact="certified" gives the float32 code of one KSparse step whatever the order of any sum, from a half-precision
-        product and a proof (thm-certified-topk): for GPUs whose float32 units are slow.  It has no gradient.
+        exact="certified" gives the float32 code of one KSparse step whatever the order of any sum, from a product in
+        half precision and a proof (thm-certified-topk): for GPUs whose float32 units are slow.  It has no gradient.
         """
         R = self.penalty
         if exact is not None:
@@ -208,13 +208,14 @@ class SAE(nn.Module):
     def _lipschitz(self) -> float:
         """||W_dec||^2, kept while W_dec stays the same: working it out costs what a step of some d_in rows costs.
 
-        Weights may change in place, unseen, so what is compared is one sum of all atoms, each with a weight of its own.
+        Weights may change in place, unseen, so what is compared are the sum and the norm of every atom: two reads of
+        W_dec, each row summed in one order.
         """
         with torch.no_grad():
-            places = torch.arange(1, self.d_sae + 1, device=self.W_dec.device)
-            mark = (places / self.d_sae).sqrt().to(self.W_dec.dtype) @ self.W_dec
+            wide = accumulator(self.W_dec.dtype)
+            mark = torch.stack([self.W_dec.sum(1, dtype=wide), torch.linalg.vector_norm(self.W_dec, dim=1, dtype=wide)])
             known, L = self._shared.get("lipschitz", (None, 0.0))
-            if known is None or known.dtype != mark.dtype or not torch.equal(known.to(mark.device), mark):
+            if known is None or known.device != mark.device or not torch.equal(known, mark):
                 L = lipschitz(self.W_dec)
                 self._shared["lipschitz"] = mark, L
         return L

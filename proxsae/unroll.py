@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from proxsae import lasso
 from proxsae.certificates import lipschitz
 from proxsae.conventions import Error, check_count, check_problem
 from proxsae.functional import prox, slope, value
@@ -36,6 +37,7 @@ from proxsae.reference import certify, how_to_solve
 from proxsae.sparse import sparse_decode, sparsify
 from proxsae.supports import implicit, refit
 
+LEFT_ENTRIES = 2**24  # codes iterated together where working sets failed: 128 MiB each of a few copies
 CHECK_EVERY = 5  # steps of `solve` between certificates, each of which costs about one step
 
 
@@ -88,6 +90,24 @@ def solve(
 def _solve(
     c: Tensor, D: Tensor, R: Penalty, tol: float, max_steps: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if not isinstance(R, L1):
+        return _iterate_to_certificate(c, D, R, tol, max_steps, dtype)
+    codes, gap, taken, converged, left = lasso.solve(c, D, R, tol, max_steps, dtype)
+    # rows too degenerate for working sets start anew; a step is one more product with D either way
+    for rows in left.nonzero()[:, 0].split(max(1, LEFT_ENTRIES // len(D))):
+        if not len(rows):
+            break
+        used = int(taken[rows].max())
+        codes[rows], gap[rows], more, converged[rows] = _iterate_to_certificate(
+            c[rows], D, R, tol, max_steps - used, dtype
+        )
+        taken[rows] += more
+    return codes, gap, taken, converged
+
+
+def _iterate_to_certificate(
+    c: Tensor, D: Tensor, R: Penalty, tol: float, max_steps: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rule, momentum = how_to_solve(R)
     every = CHECK_EVERY if isinstance(R, L1) else 1  # other certificates compare with the step before
     L = lipschitz(D)
@@ -107,7 +127,7 @@ def _solve(
             break
     rounded = codes.to(dtype).double()
     gap, good = certify(c, D, rounded, codes, R, tol, L)
-    return rounded, gap, taken, good & ~open_rows
+    return rounded.to(dtype), gap, taken, good & ~open_rows
 
 
 class Point:

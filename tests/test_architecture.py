@@ -15,8 +15,8 @@ PACKAGE = Path(px.__file__).parent
 # A room may import the rooms above it in this list, and nothing below.
 ROOMS = [
     "conventions", "iteration", "penalties", "theory", "certificates", "reference", "data",
-    "kernels", "selection", "functional", "sparse", "certified", "supports", "unroll", "encoder", "checkpoints", "sae",
-    "metrics", "training", "studies", "report", "testing", "cli", "__main__",
+    "kernels", "selection", "functional", "sparse", "certified", "gram_lasso", "lasso", "supports", "unroll", "encoder",
+    "checkpoints", "sae", "metrics", "training", "studies", "report", "testing", "cli", "__main__",
 ]  # fmt: skip
 NUMPY_FLOOR = {"conventions", "iteration", "penalties", "theory", "certificates", "reference", "data"}
 RUN_TIME = {"numpy", "scipy", "torch", "proxsae", *sys.stdlib_module_names}

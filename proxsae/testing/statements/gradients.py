@@ -414,8 +414,10 @@ def envelope(kit: Kit, rng: np.random.Generator) -> None:
     slopes(branch, rng, [c, 0 * c, D], found, "k-sparse: the gradient along the branch")
 
 
-def _early(x: Any, D: Any, R: Any, **given: Any) -> Any:
-    return solve(x, D, R, **{**given, "max_steps": 2})
+def _early(x: Any, D: Any, R: Any, bias: Any = None, **given: Any) -> Any:
+    from proxsae.reference import ista
+
+    return ista(x, D, R, 2, bias=bias)
 
 
 def _uncentred(x: Any, D: Any, R: Any, **given: Any) -> Any:

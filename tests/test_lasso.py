@@ -1,0 +1,198 @@
+"""Working sets against coordinate descent in plain NumPy and the KKT conditions, on ordinary and awkward rows."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+import proxsae as px
+from proxsae import lasso
+from proxsae import testing as pt
+from tests.test_unroll import problem, tensors
+
+
+def coordinate_descent(x, D, lam, nonneg, sweeps):
+    """One row, one coordinate at a time, until nothing moves; an upper bound on the optimum before that."""
+    z, r, lam = np.zeros(len(D)), x.copy(), np.broadcast_to(lam, len(D))
+    for _ in range(sweeps):
+        largest = 0.0
+        for j, d in enumerate(D):
+            square = d @ d
+            if square:
+                u = z[j] + d @ r / square
+                new = max(u - lam[j] / square, 0) if nonneg else np.sign(u) * max(abs(u) - lam[j] / square, 0)
+                r, largest, z[j] = r - (new - z[j]) * d, max(largest, abs(new - z[j])), new
+        if largest < 1e-13:
+            break
+    return z
+
+
+def kkt_violation(x, D, z, lam, nonneg):
+    """How far D^T r is from lam_j sign(z_j) on the support and from [-lam_j, lam_j] off it, worst entry of each row."""
+    slope, lam = (x - z @ D) @ D.T, np.broadcast_to(lam, z.shape)
+    off = np.maximum((slope if nonneg else np.abs(slope)) - lam, 0)
+    return np.where(z != 0, np.abs(slope - lam * np.sign(z)), off).max(axis=-1)
+
+
+def run(x, D, R, device="cpu", tol=1e-9, max_steps=1000, dtype=torch.float64):
+    codes, gap, steps, converged, left = lasso.solve(*tensors(device, x, D), R, tol, max_steps, dtype)
+    return codes, gap, steps, converged, left
+
+
+def atoms(name, rng, d=12, P=30):
+    D = rng.standard_normal((P, d))
+    D /= np.linalg.norm(D, axis=1, keepdims=True)
+    if name == "duplicates":
+        D[P // 2 :], D[0] = D[: P - P // 2], 0.0
+    elif name == "opposites":
+        D[P // 2 :] = -D[: P - P // 2]
+    elif name == "scaled":
+        D *= np.exp(rng.uniform(-5, 3, (P, 1)))
+    elif name == "coherent":
+        D = 0.05 * D + D[0]
+    elif name == "few":
+        D = D[:5]
+    elif name == "one dimension":
+        D = D[:, :1]
+    elif name == "rank two":
+        D = rng.standard_normal((P, 2)) @ rng.standard_normal((2, d))
+    return D
+
+
+KINDS = ["plain", "duplicates", "opposites", "scaled", "coherent", "few", "one dimension", "rank two"]
+
+
+@pytest.fixture(params=["gram", "products"])
+def way(request, monkeypatch):
+    """Both ways to a Gram matrix: of the whole dictionary, with float64 products, or row by row, with float32 ones."""
+    monkeypatch.setattr(lasso, "GRAM_ATOMS", 0 if request.param == "products" else 10**9)
+    monkeypatch.setattr(lasso, "FIRST", 3 if request.param == "products" else 100)
+    return request.param
+
+
+@pytest.mark.parametrize("nonneg", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_solutions_fulfil_kkt_and_are_as_good_as_coordinate_descent(kind, nonneg, way, device):
+    rng = np.random.default_rng(KINDS.index(kind))
+    D = atoms(kind, rng)
+    x = rng.standard_normal((7, D.shape[1])) * np.exp(rng.uniform(-2, 2, (7, 1)))
+    x[0] = 0
+    top = np.abs(x @ D.T).max(axis=1)
+    for lam in (0.05 * np.median(top), 0.4 * np.median(top), np.full(len(D), 0.1) * np.arange(1, len(D) + 1)):
+        R = px.L1(lam, nonneg)
+        codes, gap, steps, converged, left = run(x, D, R, device)
+        pt.assert_same(left, ~converged)
+        assert kind == "coherent" or bool(converged.all())  # atoms 3 degrees apart are left to the general iteration
+        z, done = codes.cpu().numpy(), converged.cpu().numpy()
+        objective = 0.5 * ((x - z @ D) ** 2).sum(-1) + R.value(z)
+        oracle = np.stack([coordinate_descent(row, D, lam, nonneg, 100) for row in x])
+        assert (objective <= 0.5 * ((x - oracle @ D) ** 2).sum(-1) + R.value(oracle) + 1e-9 * objective)[done].all()
+        assert (kkt_violation(x, D, z, lam, nonneg) <= 1e-4 * np.max(lam))[done].all()
+        pt.assert_close(gap.cpu().numpy(), px.duality_gap(x, D, z, R), 1e-10)
+        assert not z[0].any()
+        assert ((steps >= 1) & (steps <= lasso.ROUNDS)).all()
+
+
+def test_codes_equal_coordinate_descent_where_they_are_unique(way, device):
+    x, D, _ = problem(n=3, d=20, P=60)
+    for lam, nonneg in ((0.5, False), (0.5, True), (np.linspace(0.2, 1.5, 60), False)):
+        codes = run(x, D, px.L1(lam, nonneg), device, tol=1e-12)[0]
+        oracle = np.stack([coordinate_descent(row, D, lam, nonneg, 2000) for row in x])
+        pt.assert_close(codes, torch.tensor(oracle, device=device), 1e-6)
+
+
+def test_float32_certificates_are_true_and_of_the_returned_codes(way, device):
+    """The float32 product only selects: a gap that it hides would show in `duality_gap`, worked out in float64."""
+    rng = np.random.default_rng(3)
+    D = atoms("plain", rng, 64, 600)
+    x = rng.standard_t(2, (200, 64))
+    x, D = x.astype(np.float32).astype(np.float64), D.astype(np.float32).astype(np.float64)
+    R = px.L1(0.3 * float(np.median(px.lambda_max(x, D))))
+    codes, gap, steps, converged, _ = run(x, D, R, device, 1e-6, dtype=torch.float32)
+    z = codes.cpu().numpy().astype(np.float64)
+    assert codes.dtype == torch.float32
+    assert bool(converged.all())
+    exact = px.duality_gap(x, D, z, R)
+    pt.assert_close(gap.cpu().numpy(), exact, 1e-12)
+    assert (exact <= 1e-6 * (0.5 * ((x - z @ D) ** 2).sum(-1) + R.value(z))).all()
+    assert 1 < float(steps.double().mean()) < 6
+
+
+def test_zero_lam_of_independent_atoms_is_least_squares(device):
+    """A gap is no use there, so that no row is certified; the code must be right all the same."""
+    rng = np.random.default_rng(0)
+    D, x = rng.standard_normal((5, 12)), rng.standard_normal((4, 12))
+    codes, _, _, _, left = run(x, D, px.L1(0.0), device)
+    pt.assert_close(codes, torch.tensor(np.linalg.lstsq(D.T, x.T, rcond=None)[0].T, device=device), 1e-9)
+    assert bool(left.all())
+    bounded = run(x, D, px.L1(0.0), device, max_steps=5)
+    assert not bounded[3].any()
+    assert not bounded[4].any()
+    assert bounded[2].tolist() == [5] * 4
+
+
+def test_steps_bound_the_work_and_unfinished_rows_say_so(way, device):
+    x, D, _ = problem(n=6, d=16, P=40)
+    R = px.L1(0.5)
+    before = np.full(6, np.inf)
+    for max_steps in range(4):
+        codes, gap, steps, converged, left = run(x, D, R, device, max_steps=max_steps)
+        assert int(steps.max()) <= max_steps
+        assert not left.any()
+        z = codes.cpu().numpy()
+        pt.assert_close(gap.cpu().numpy(), px.duality_gap(x, D, z, R), 1e-12)
+        objective = 0.5 * ((x - z @ D) ** 2).sum(-1) + R.value(z)
+        assert (objective <= before + 1e-12).all()
+        before = objective
+        if max_steps == 0:
+            assert not codes.any()
+            assert not converged.any()
+    none = run(x, D, px.L1(1e3), device, max_steps=0)
+    assert bool(none[3].all())
+    assert none[2].tolist() == [0] * 6
+
+
+def test_empty_batches_pieces_and_threads_change_nothing(monkeypatch, device):
+    x, D, _ = problem(n=40, d=16, P=40)
+    R = px.L1(0.4)
+    assert run(x[:0], D, R, device)[0].shape == (0, 40)
+    whole = run(x, D, R, device)
+    monkeypatch.setattr(lasso, "FEW_ROWS", 7)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        parts = run(x, D, R, device)
+        with ThreadPoolExecutor(1) as pool:  # a thread started later gets what the process was set to
+            assert torch.get_num_threads() == pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(threads)
+    monkeypatch.setattr(lasso, "PIECE", 200)
+    monkeypatch.setattr(lasso, "GROUP", 64)
+    monkeypatch.setattr(lasso, "CHUNK", 64)
+    monkeypatch.setattr(lasso, "PRODUCT_ROWS", 1)
+    small = run(x, D, R, device)
+    for other in (parts, small):
+        pt.assert_close(other[0], whole[0], 1e-7)
+        assert bool(other[3].all())
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_units_do_not_matter(scale, way, device):
+    x, D, _ = problem(n=5, d=16, P=40)
+    want = run(x, D, px.L1(0.4), device)[0]
+    codes, _, _, converged, _ = run(scale * x, D, px.L1(0.4 * scale), device)
+    assert bool(converged.all())
+    pt.assert_close(codes / scale, want, 1e-7)
+    codes, _, _, converged, _ = run(x, scale * D, px.L1(0.4 * scale), device)
+    assert bool(converged.all())
+    pt.assert_close(codes * scale, want, 1e-7)
+
+
+def test_hopeless_tolerance_ends_where_only_rounding_is_left(device):
+    x, D, _ = problem(n=5, d=16, P=40)
+    x, D = x.astype(np.float32).astype(np.float64), D.astype(np.float32).astype(np.float64)
+    _, _, steps, converged, left = run(x, D, px.L1(0.5), device, 1e-12, dtype=torch.float32)
+    assert not converged.any()
+    assert not left.any()
+    assert int(steps.max()) < lasso.ROUNDS
