@@ -230,8 +230,7 @@ def _safe_step(
         a.gather(-1, order) for a in (torch.cat([on, off], -1), torch.cat([z, torch.zeros_like(z)], -1), face)
     )
     again = torch.zeros_like(face)
-    again[:, 1:] = candidates[:, 1:] == candidates[:, :-1]  # a padded entry that is in the support already
-    along = torch.where(again, 0, along)
+    again[:, 1:] = candidates[:, 1:] == candidates[:, :-1]  # a 0 that pads `off`, and is in `at` already
     empty = ~face.any(dim=-1)
     if bool(empty.any()):  # from z = 0, the face is the support that a step opens: it may hold indices that pad z
         opened = largest(torch.where(again, -1, torch.relu(along) if R.nonneg else along.abs()), k)

@@ -196,3 +196,19 @@ def test_hopeless_tolerance_ends_where_only_rounding_is_left(device):
     assert not converged.any()
     assert not left.any()
     assert int(steps.max()) < lasso.ROUNDS
+
+
+def test_what_rounding_to_float32_costs_is_not_certified(way, device):
+    """At a tolerance between the gaps that rounding leaves, rows above it say that they have not converged."""
+    x, D, _ = problem(n=200, d=20, P=60)
+    R = px.L1(0.5)
+
+    def relative_gaps(tol):
+        codes, _, _, converged, _ = run(x, D, R, device, tol=tol, dtype=torch.float32)
+        z = codes.double().cpu().numpy()
+        return px.duality_gap(x, D, z, R) / (0.5 * ((x - z @ D) ** 2).sum(-1) + R.value(z)), converged.cpu().numpy()
+
+    tol = float(np.median(relative_gaps(1e-12)[0]))
+    gaps, converged = relative_gaps(tol)
+    assert 20 < converged.sum() < 180
+    assert (gaps[converged] <= (1 + 1e-6) * tol).all()  # one row is the median itself
