@@ -6,6 +6,7 @@ python benchmarks/step.py --rows 1024 --d-in 768 --d-sae 16384 --k 32 --steps 4 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from timing import begin, parser, ratios, rows, show
 
 import proxsae as px
 from proxsae import encoder
-from proxsae.kernels.dispatch import Plan
 
 
 def main() -> None:
@@ -34,18 +34,22 @@ def main() -> None:
             z = further(x, z, D, 1 / L, given.k)
         return z
 
-    def by(product: str) -> Callable[[], object]:
-        chosen = Plan(sae.plan(len(x)).rows, "sparse", product, ())
+    def by_gram_rows() -> None:
+        """The walk of the encoder, with the Gram matrix that a million rows would share."""
+        chosen = replace(sae.plan(len(x)), rows=256, columns=given.d_sae, product="gram")
         how = encoder.Steps(sae.penalty, T, px.Lipschitz(), L, chosen, decode=False, keep=False)
-        return lambda: encoder.Encode.apply(x, W, b, D, sae.b_dec, how, gram if product == "gram" else None)
+        area = x.new_empty(chosen.rows * given.d_sae)
+        for piece in (x - sae.b_dec).split(chosen.rows):
+            for _ in encoder._walk(piece, W, b, D, how, area, gram):
+                pass
 
     codes = sae.encode(x)
     quick = compiled(lambda: dense_step(x, codes, D, 1 / L, given.k))
     calls = {
         "product x W_enc": lambda: x @ W,
         "1 step": lambda: sae.encode_sparse(x),
-        "residuals, Lipschitz": by("residual"),
-        "Gram rows, Lipschitz (Gram matrix given)": by("gram"),
+        "residuals, Lipschitz": lambda: sae.unrolled(T).encode_sparse(x),
+        "Gram rows, Lipschitz (Gram matrix given)": by_gram_rows,
         "residuals, ExactStep": lambda: sae.unrolled(T, px.ExactStep()).encode_sparse(x),
         "residuals, Backtracking": lambda: sae.unrolled(T, px.Backtracking()).encode_sparse(x),
         "dense torch, 1 step": lambda: dense(1),

@@ -14,6 +14,9 @@ import numpy as np
 from proxsae.conventions import Error, check_finite, check_floats, check_problem, check_step, is_torch, namespace
 from proxsae.penalties import L1, Penalty
 
+UNIT = 2.0**-52  # twice the largest relative error of a float64 operation
+FAINT = 2.0**-900  # an objective below it has lost digits to underflow
+
 
 def duality_gap(x: Any, D: Any, z: Any, R: Penalty, bias: Any = None) -> Any:
     """Duality gap of z, an upper bound on F(z) - F*, for L1: shape (...).  It is 0 only at the optimum.
@@ -32,16 +35,39 @@ def duality_gap(x: Any, D: Any, z: Any, R: Penalty, bias: Any = None) -> Any:
         raise Error(msg)
     x = check_floats("x", x)
     c, D, z, _ = _problem(x, D, z, R, bias)
+    return narrow(l1_gap(c, D, z, R)[0], x)
+
+
+def l1_gap(c: Any, D: Any, z: Any, R: L1, sure: bool = False) -> tuple[Any, Any]:
+    """`duality_gap` and objective of centred float64 rows; the gap is infinite where it is no number.
+
+    With `sure` it is raised by all that rounding may hide (lem-sure-gap).
+    """
     xp = namespace(c)
     r = c - z @ D
-    slope = r @ D.T
+    slope, square = r @ D.T, (r * r).sum(-1)
     steep = slope.clip(min=0) if R.nonneg else abs(slope)
     lam = R.lam
     if not isinstance(lam, float):
         lam = xp.asarray(np.array(lam), device=c.device) if not is_torch(lam) else wide(lam).to(c.device)
+    cost, doubt = R.value(z), 0.0
+    if sure:
+        norm = _norm(D)
+        size = _norm(c) + abs(z) @ norm
+        terms = (z != 0).sum(-1)
+        slack = UNIT * (D.shape[1] + 3 * terms + 8) * size
+        steep = steep + slack[..., None] * norm
+        doubt = slack * (size + abs(z) @ norm) + UNIT * (terms + 8) * cost
     scale = xp.amin(xp.where(steep > lam, lam / xp.where(steep > 0, steep, 1.0), 1.0), -1)
-    half_square = 0.5 * ((1 - scale) ** 2) * (r * r).sum(-1)
-    return narrow(half_square + R.value(z) - scale * (z * slope).sum(-1), x)
+    gap = 0.5 * ((1 - scale) ** 2) * square + cost - scale * (z * slope).sum(-1) + doubt
+    return xp.where(xp.isfinite(gap), gap, xp.inf), 0.5 * square + cost
+
+
+def _norm(a: Any) -> Any:
+    """Lengths of rows (..., d), whose squares need not be floats."""
+    xp = namespace(a)
+    largest = xp.amax(abs(a), -1)
+    return xp.sqrt(((a / xp.where(largest > 0, largest, 1.0)[..., None]) ** 2).sum(-1)) * largest
 
 
 def fixed_point_residual(x: Any, D: Any, z: Any, R: Penalty, step: float, bias: Any = None) -> Any:

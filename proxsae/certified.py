@@ -27,11 +27,13 @@ from torch import Tensor
 from proxsae.conventions import Error, check_count
 from proxsae.kernels.dispatch import has_kernels
 from proxsae.selection import top_k
+from proxsae.sparse import full_float32
 
 LANES = 128  # of the sum in `exact_scores`; a part of its definition
 TINY = 2.0**-149  # the least positive float32
 WIDEST = 2**20  # d_in, up to which the factor SAFE covers the rounding of the bounds themselves
 SAFE = 1 + 2.0**-30
+PIECE = 2**27  # scores that are held at a time: 512 MiB of float32
 
 
 def exact_scores(x: Tensor, W: Tensor, bias: Tensor, indices: Tensor | None = None) -> Tensor:
@@ -48,8 +50,8 @@ def exact_scores(x: Tensor, W: Tensor, bias: Tensor, indices: Tensor | None = No
         return kernel
     (n, d), m = x.shape, len(W) if indices is None else indices.shape[1]
     scores = x.new_empty(n, m)
-    columns = max(1, min(m, _block(x) // d))
-    rows = max(1, _block(x) // (columns * d))
+    columns = max(1, min(m, _block(x) // max(d, LANES)))
+    rows = max(1, _block(x) // (columns * max(d, LANES)))
     for i in range(0, n, rows):
         for j in range(0, m, columns):
             pairs = slice(j, j + columns) if indices is None else indices[i : i + rows, j : j + columns]
@@ -82,6 +84,7 @@ class Rounded:
     rounding, `residual` of the difference; and for the bias `bias_max`, `bias_half`, `bias_residual`.
     """
 
+    W: Tensor  # held so that its address cannot be another's: `stamp` compares addresses
     rows: Tensor
     bias: Tensor
     half: Tensor
@@ -121,7 +124,7 @@ def round_weights(W: Tensor, bias: Tensor) -> Rounded:
     parts = half[:, d : d + 2].double()
     bias_half, bias_residual = parts.abs().sum(dim=-1).amax(), (b - parts.sum(dim=-1)).abs().amax()
     maxima = (norm, half_norm, residual, b.abs().amax(), bias_half, bias_residual)
-    return Rounded(rows, bias.detach(), half, scale, bias_scale, *maxima, _stamp(W, bias))
+    return Rounded(W.detach(), rows, bias.detach(), half, scale, bias_scale, *maxima, _stamp(W, bias))
 
 
 def _stamp(*tensors: Tensor) -> tuple[object, ...]:
@@ -184,10 +187,7 @@ def _sums_in_float32(x: Tensor) -> bool:
     """False where the user lets torch sum float16 products in float16 (CUDA), or round float32 factors (CPU)."""
     if x.is_cuda:
         return not torch.backends.cuda.matmul.allow_fp16_accumulation
-    try:
-        return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # set per backend, by the newer interface
-        return False
+    return full_float32()
 
 
 def double_product(x: Tensor, weights: Rounded) -> tuple[Tensor, Tensor, Tensor]:
@@ -251,18 +251,21 @@ def certified_top_k(
     wide = min(4 * narrow, P - 1)
     if narrow < P and len(left):
         if _sums_in_float32(x):
-            product = half_product(x, weights)
-            again = settle(product, left, narrow)
-            left, counts[0] = left[again], int(again.sum())
-            if counts[0]:
-                u, bound, unit = product
-                left = left[settle((u[again], bound[again], unit[again]), left, wide)]
-            del product
+            parts = []
+            for rows in left.split(max(1, PIECE // P)):
+                u, bound, unit = half_product(x[rows], weights)
+                again = settle((u, bound, unit), rows, narrow)
+                open_rows = rows[again]
+                if len(open_rows):
+                    open_rows = open_rows[settle((u[again], bound[again], unit[again]), open_rows, wide)]
+                counts[0] += int(again.sum())
+                parts.append(open_rows)
+            left = torch.cat(parts)
         counts[1] = len(left)
         parts = [rows[settle(double_product(x[rows], weights), rows, wide)] for rows in left.split(1024) if len(rows)]
         left = torch.cat([left[:0], *parts])
     counts[2] = len(left)
-    for rows in left.split(max(1, 2**26 // P)):
+    for rows in left.split(max(1, PIECE // P)):
         code = _code(exact_scores(x[rows], weights.rows, weights.bias), nonneg)
         indices[rows] = top_k(code, k)
         values[rows] = code.gather(-1, indices[rows])

@@ -4,7 +4,7 @@
     u_t = z_{t-1} - mu_t D^T r_{t-1},     r_t = D z_t + b_dec - x                                   (def-ista)
 
 Codes are kept as (indices, values); D z gathers k atoms, and only D^T r is a dense product, in a work area that holds
-the pre-activations of one piece of rows at a time.
+the pre-activations of some rows and, on a CPU, of some latents at a time.
 
 Backward (thm-sparse-gradient).  With S_t the support of z_t and v_t = dloss/dz_t on it, supports and steps constant:
 
@@ -28,8 +28,8 @@ from torch.autograd.function import once_differentiable
 from proxsae.iteration import FIRST_TRIAL, Backtracking, ExactStep, FixedStep, Lipschitz, StepRule
 from proxsae.kernels.dispatch import Plan
 from proxsae.penalties import KSparse
-from proxsae.selection import largest, top_k
-from proxsae.sparse import accumulator, add_outer, decode, decode_dense, dots, outer
+from proxsae.selection import largest, top_k_of_blocks
+from proxsae.sparse import Pages, accumulator, decode, decode_dense, dots, outer
 
 RULES = (Lipschitz, FixedStep, Backtracking, ExactStep)  # the others need more than the support
 
@@ -38,7 +38,8 @@ RULES = (Lipschitz, FixedStep, Backtracking, ExactStep)  # the others need more 
 class Steps:
     """What the encoder does: `steps` k-sparse steps by `rule`, L an upper bound on ||D||^2, carried out as `plan` says.
 
-    It decodes as well if `decode`, and keeps what the backward pass needs if `keep`.
+    It decodes as well if `decode`, and keeps what the backward pass needs if `keep`; `pages` is where that writes large
+    gradients.
     """
 
     penalty: KSparse
@@ -48,12 +49,14 @@ class Steps:
     plan: Plan
     decode: bool
     keep: bool
+    pages: Pages | None = None
 
 
 def free_bytes(device: torch.device) -> float:
-    """Memory that is free on the device, 0 where nobody says."""
+    """Memory that is free on the device, what torch holds in reserve included; 0 where nobody says."""
     if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + reserve)
     try:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, OSError, ValueError):
@@ -61,10 +64,7 @@ def free_bytes(device: torch.device) -> float:
 
 
 class Encode(torch.autograd.Function):
-    """x (n, d) -> the indices and values (n, k) of z_T and, if asked for, the reconstruction (n, d).
-
-    `gram` is D^T D where the caller has it already.
-    """
+    """x (n, d) -> the indices and values (n, k) of z_T and, if asked for, the reconstruction (n, d)."""
 
     @staticmethod
     def forward(
@@ -75,7 +75,6 @@ class Encode(torch.autograd.Function):
         W_dec: Tensor,
         b_dec: Tensor,
         how: Steps,
-        gram: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """All T steps, one piece of rows after the other."""
         n, k = len(x), min(how.penalty.k, len(W_dec))
@@ -84,13 +83,12 @@ class Encode(torch.autograd.Function):
         values = torch.empty(kept, n, k, dtype=x.dtype, device=x.device)
         mu = torch.empty(kept, n, dtype=torch.float64, device=x.device)
         xhat = torch.empty_like(x) if how.decode else None
-        area = x.new_empty(min(n, how.plan.rows), len(W_dec))
-        if gram is None and how.plan.product == "gram":
-            gram = W_dec @ W_dec.T
+        area = x.new_empty(min(n, how.plan.rows) * how.plan.columns)
+        gram = W_dec @ W_dec.T if how.plan.product == "gram" else None
         for start in range(0, n, max(1, how.plan.rows)):
             piece = slice(start, start + how.plan.rows)
             c = x[piece] - b_dec
-            walk = _walk(c, W_enc, b_enc, W_dec, how, area[: len(c)], gram)
+            walk = _walk(c, W_enc, b_enc, W_dec, how, area, gram)
             for t, (at, z, step) in enumerate(walk):
                 here = t if how.keep else 0
                 indices[here, piece], values[here, piece], mu[here, piece] = at, z, step
@@ -110,7 +108,7 @@ class Encode(torch.autograd.Function):
     ) -> tuple[Any, ...]:
         """The formulas at the head of this file, from the last step to the first."""
         x, W_enc, W_dec, b_dec, indices, values, mu = ctx.saved_tensors
-        wide, P = accumulator(x.dtype), len(W_dec)
+        wide, P, pages = accumulator(x.dtype), len(W_dec), ctx.how.pages
         wants_x, wants_enc, wants_b_enc, wants_dec, wants_b_dec = ctx.needs_input_grad[:5]
         to_x = torch.zeros(x.shape, dtype=wide, device=x.device) if wants_x else None
         to_b_dec = torch.zeros(b_dec.shape, dtype=wide, device=x.device)
@@ -121,17 +119,17 @@ class Encode(torch.autograd.Function):
             v = v + dots(indices[-1], W_dec, to_xhat)
             to_b_dec += to_xhat.sum(dim=0, dtype=wide)
             if wants_dec:
-                to_dec = outer(indices[-1], values[-1], to_xhat, P)
+                to_dec = outer(indices[-1], values[-1], to_xhat, P, pages=pages)
         for t in range(len(values) - 1, 0, -1):
             v = torch.where(values[t] != 0, v, 0)
             moved = -mu[t][:, None].to(wide) * v
             if wants_dec:
                 residual = decode(indices[t - 1], values[t - 1], W_dec).add_(b_dec).sub_(x)
-                to_dec = _plus(to_dec, indices[t], moved, residual, P)
+                to_dec = outer(indices[t], moved, residual, P, to_dec, pages)
                 del residual
             e = decode(indices[t], moved, W_dec)
             if wants_dec:
-                to_dec = _plus(to_dec, indices[t - 1], values[t - 1], e, P)
+                to_dec = outer(indices[t - 1], values[t - 1], e, P, to_dec, pages)
             v = _carried(v, indices[t], indices[t - 1]) + dots(indices[t - 1], W_dec, e)
             to_b_dec += e.sum(dim=0)
             to_x = None if to_x is None else to_x.sub_(e)
@@ -139,7 +137,7 @@ class Encode(torch.autograd.Function):
         v = torch.where(values[0] != 0, v, 0)
         to_enc = to_b_enc = None
         if wants_enc:
-            to_enc = outer(indices[0], v, x - b_dec, P).to(x.dtype).T
+            to_enc = outer(indices[0], v, x - b_dec, P, pages=pages).to(x.dtype).T
         if wants_b_enc:
             to_b_enc = outer(indices[0], v, v.new_ones(len(x), 1), P)[:, 0].to(x.dtype)
         if wants_x or wants_b_dec:
@@ -148,14 +146,7 @@ class Encode(torch.autograd.Function):
             to_x = None if to_x is None else to_x.add_(e).to(x.dtype)
         if wants_dec:
             to_dec = torch.zeros_like(W_dec) if to_dec is None else to_dec.to(x.dtype)
-        return to_x, to_enc, to_b_enc, to_dec, to_b_dec.to(x.dtype) if wants_b_dec else None, None, None
-
-
-def _plus(total: Tensor | None, indices: Tensor, values: Tensor, g: Tensor, P: int) -> Tensor:
-    if total is None:
-        return outer(indices, values, g, P)
-    add_outer(total, indices, values, g)
-    return total
+        return to_x, to_enc, to_b_enc, to_dec, to_b_dec.to(x.dtype) if wants_b_dec else None, None
 
 
 def _decoder(how: Steps) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -173,10 +164,9 @@ def _carried(v: Tensor, at: Tensor, before: Tensor) -> Tensor:
 def _walk(
     c: Tensor, W_enc: Tensor, b_enc: Tensor, D: Tensor, how: Steps, area: Tensor, gram: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor, float | Tensor]]:
-    """Yield (indices, values, mu) of z_1 ... z_T for centred rows c (n, d), pre-activations in `area` (n, P)."""
-    R, rule, L, times = how.penalty, how.rule, how.L, _decoder(how)
-    torch.addmm(b_enc, c, W_enc, out=area)
-    at, z = _pick(area, R)
+    """Yield (indices, values, mu) of z_1 ... z_T for centred rows c (n, d), pre-activations in `area`."""
+    R, rule, L, times, columns = how.penalty, how.rule, how.L, _decoder(how), how.plan.columns
+    at, z = _pick((u for _, u in _product(c, W_enc.T, area, columns, b_enc)), len(D), R)
     mu: float | Tensor = rule.mu if isinstance(rule, FixedStep) else 1 / L
     yield at, z, mu
     if how.steps == 1:
@@ -185,26 +175,64 @@ def _walk(
         base = (mu * c) @ D.T if gram is not None else None
         for _ in range(how.steps - 1):
             if gram is None or base is None:
-                torch.mm((mu * (c - times(at, z, D))).to(c.dtype), D.T, out=area)
+                blocks = _product((mu * (c - times(at, z, D))).to(c.dtype), D, area, columns)
             else:
-                torch.sub(base, decode(at, mu * z, gram), out=area)
-            area.scatter_add_(-1, at, z)
-            at, z = _pick(area, R)
+                blocks = iter([(0, torch.sub(base, decode(at, mu * z, gram), out=area.view(-1, len(D))[: len(c)]))])
+            at, z = _pick(_plus_codes(blocks, at, z), len(D), R)
             yield at, z, mu
         return
-    norms = torch.linalg.vector_norm(D, dim=1, dtype=accumulator(D.dtype))
+    norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
     top = FIRST_TRIAL / float(norms.max()) ** 2  # as in reference.iterate
     mu = torch.full((len(c),), top, dtype=torch.float64, device=c.device)
     for _ in range(how.steps - 1):
-        torch.mm((c - times(at, z, D)).to(c.dtype), D.T, out=area)  # -g
-        at, z, mu = _safe_step(at, z, area, D, R, rule, mu, top, L)
+        down = _product((c - times(at, z, D)).to(c.dtype), D, area, columns)  # -g
+        at, z, mu = _safe_step(at, z, down, D, R, rule, mu, top, L)
         yield at, z, mu
 
 
-def _pick(u: Tensor, R: KSparse) -> tuple[Tensor, Tensor]:
-    """The prox of u (n, P) by its support: indices and values (n, k)."""
-    at = top_k(u, R.k, R.nonneg)
-    return at, _value(u.gather(-1, at), R)
+Blocks = Iterator[tuple[int, Tensor]]  # columns of (n, P) from left to right: the first one's index, and they
+
+
+def _product(a: Tensor, W: Tensor, area: Tensor, columns: int, bias: Tensor | None = None) -> Blocks:
+    """a W^T + bias for a (n, d), W (P, d) and bias (P,), each block in the same work area."""
+    for start in range(0, len(W), columns):
+        part = W[start : start + columns]
+        block = area[: len(a) * len(part)].view(len(a), len(part))
+        if bias is None:
+            torch.mm(a, part.T, out=block)
+        else:
+            torch.addmm(bias[start : start + columns], a, part.T, out=block)
+        yield start, block
+
+
+def _here(at: Tensor, start: int, block: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of the indices `at` (n, k) lie in a block, and their columns in it (for the others, the nearest one)."""
+    last = block.shape[1] - 1
+    column = at - start
+    return (column >= 0) & (column <= last), column.clamp(0, last)
+
+
+def _plus_codes(blocks: Blocks, at: Tensor, z: Tensor) -> Iterator[Tensor]:
+    """The blocks, with the codes added."""
+    for start, block in blocks:
+        here, column = _here(at, start, block)
+        yield block.scatter_add_(-1, column, torch.where(here, z, 0))
+
+
+def _off_support(blocks: Blocks, at: Tensor, on: Tensor) -> Iterator[Tensor]:
+    """The blocks, with 0 at the support; what was there goes to `on` (n, k)."""
+    for start, block in blocks:
+        here, column = _here(at, start, block)
+        on.copy_(torch.where(here, block.gather(-1, column), on))
+        row, slot = here.nonzero(as_tuple=True)
+        block[row, column[row, slot]] = 0
+        yield block
+
+
+def _pick(blocks: Iterator[Tensor], P: int, R: KSparse) -> tuple[Tensor, Tensor]:
+    """The prox of pre-activations (n, P) by its support: indices and values (n, k)."""
+    at, u = top_k_of_blocks(blocks, P, R.k, R.nonneg)
+    return at, _value(u, R)
 
 
 def _value(u: Tensor, R: KSparse) -> Tensor:
@@ -212,18 +240,17 @@ def _value(u: Tensor, R: KSparse) -> Tensor:
 
 
 def _safe_step(
-    at: Tensor, z: Tensor, down: Tensor, D: Tensor, R: KSparse, rule: StepRule, mu: Tensor, top: float, L: float
+    at: Tensor, z: Tensor, down: Blocks, D: Tensor, R: KSparse, rule: StepRule, mu: Tensor, top: float, L: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A `Backtracking` or `ExactStep` step from codes (at, z) along -g = `down` (n, P), which is overwritten.
+    """A `Backtracking` or `ExactStep` step from codes (at, z) along the blocks of -g, `down`, which are overwritten.
 
     Off the support every step leaves the order of |g| as it is, so that the k largest there and the support itself are
     all that any trial can keep: 2k candidates a row, and a halved step costs no further look at the gradient
     (lem-step-candidates; where two different |g| round to one mu |g|, a dense step may keep the other).
     """
     k = z.shape[1]
-    on = down.gather(-1, at)
-    off_at = top_k(down.scatter_(-1, at, 0), R.k, R.nonneg)
-    off = _value(down.gather(-1, off_at), R)
+    on = torch.empty_like(z)
+    off_at, off = _pick(_off_support(down, at, on), len(D), R)
     face = torch.cat([z != 0, torch.zeros_like(off, dtype=torch.bool)], dim=-1)
     candidates, order = torch.cat([at, off_at], dim=-1).sort(dim=-1, stable=True)
     along, start, face = (

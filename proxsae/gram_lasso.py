@@ -17,9 +17,14 @@ PROX_STEPS = 8  # between Newton steps
 NEWTON_STEPS = 30
 
 
-def gap_of(z: Tensor, g: Tensor, lam: Tensor, square: Tensor, nonneg: bool) -> tuple[Tensor, Tensor]:
-    """Duality gap on the working set and objective, from slopes g and ||r||^2 = `square` (thm-duality-gap)."""
-    steep = g.clamp(min=0) if nonneg else g.abs()
+def gap_of(
+    z: Tensor, g: Tensor, lam: Tensor, square: Tensor, nonneg: bool, slack: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Duality gap on the working set and objective, from slopes g and ||r||^2 = `square` (thm-duality-gap).
+
+    With `slack` (n, 1), how far a slope may be wrong, a bound on the gap as far as slopes go (lem-sure-gap).
+    """
+    steep = (g.clamp(min=0) if nonneg else g.abs()) + slack
     scale = torch.where(steep > lam, lam / torch.where(steep > 0, steep, 1), 1).amin(dim=1)
     square, cost = square.clamp(min=0), torch.where(z != 0, lam * z.abs(), 0).sum(dim=1)
     return 0.5 * (1 - scale).square() * square + cost - scale * (z * g).sum(dim=1), 0.5 * square + cost

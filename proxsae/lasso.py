@@ -26,10 +26,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from proxsae.certificates import duality_gap
+from proxsae.certificates import FAINT, UNIT
 from proxsae.gram_lasso import gap_of
 from proxsae.gram_lasso import solve as solve_small
 from proxsae.penalties import L1
+from proxsae.reference import certify
+from proxsae.selection import place_in_row
+from proxsae.sparse import full_float32
 
 ROUNDS = 40  # products with D before a row is left to the general iteration; most rows need two or three
 FIRST = 24  # atoms that the first round may take up; later ones may triple the support
@@ -67,6 +70,7 @@ class Rows:
     z: Tensor  # (n, W)
     slope: Tensor  # (n, W), d_j^T (c - D z)
     gap: Tensor  # (n,), of the codes to return, if no atom outside the working set violates
+    drift: Tensor  # (n,), how far the residual of the codes to return may be from that of z: what rounding them moves
     enough: Tensor  # (n,), whether that gap would end the work
     proved: Tensor  # (n,), whether it is <= tol * objective
 
@@ -93,27 +97,43 @@ def solve(
         codes[rows.row[a], index] = (rows.z[a, b] / atoms.norm[index]).to(dtype)
         gap[rows.row], converged[rows.row] = rows.gap, rows.proved
 
-    @torch.no_grad()  # which a thread does not inherit
+    def judge(rows: Tensor) -> None:
+        """Work out the certificate of what was not proved on the way."""
+        for at in rows.split(max(1, CHUNK // len(D))):
+            z = codes[at].double()
+            gap[at], converged[at] = certify(c[at], D, z, z, R, tol, 1.0)
+
+    inference = torch.is_inference_mode_enabled()
+
+    @torch.no_grad()  # which a thread does not inherit, nor the other two
     def work(piece: Tensor) -> None:
-        none = c.new_zeros(len(piece), 0)
-        zero, yes = c.new_zeros(len(piece)), torch.ones(len(piece), dtype=torch.bool, device=c.device)
-        rows = Rows(piece, none.long(), none, none, zero, yes, yes)
+        with torch.inference_mode(inference), torch.autocast(c.device.type, enabled=False):
+            rounds(piece)
+
+    def rounds(piece: Tensor) -> None:
+        none, zero = c.new_zeros(len(piece), 0), c.new_zeros(len(piece))
+        # z = 0 is the solution of a row without violators; columns are written in place, so no two share memory
+        proved = _a_float(0.5 * c[piece].square().sum(dim=1)) | ~(c[piece] != 0).any(dim=1)
+        rows = Rows(piece, none.long(), none, none.clone(), zero, zero.clone(), torch.ones_like(proved), proved)
         for _ in range(min(ROUNDS, max_steps)):
             taken[rows.row] += 1
-            rows, safe = _round(rows, c, atoms, tol, dtype)
+            rows, safe, sure = _round(rows, c, atoms, tol, dtype)
             leave(rows[safe])
+            judge(rows.row[safe & ~sure])
             rows = rows[~safe]
             if not len(rows.row):
                 break
         left[rows.row] = taken[rows.row] < max_steps
         leave(rows)
-        for at in rows.row.split(max(1, CHUNK // len(D))):  # what was not proved on the way is judged as a whole
-            z = codes[at].double()
-            gap[at] = duality_gap(c[at], D, z, R)
-            converged[at] = gap[at] <= tol * (0.5 * (c[at] - z @ D).square().sum(dim=-1) + R.value(z))
+        judge(rows.row)
 
     _in_threads(work, torch.arange(len(c), device=c.device), PIECE // max(D.shape))
     return codes, gap, taken, converged, left & ~converged
+
+
+def _a_float(objective: Tensor) -> Tensor:
+    """Whether an objective has neither overflowed nor lost digits to underflow."""
+    return (objective > FAINT) & (objective < torch.inf)
 
 
 def _in_threads(work: Callable[[Tensor], None], rows: Tensor, most: int) -> None:
@@ -135,7 +155,7 @@ def _in_threads(work: Callable[[Tensor], None], rows: Tensor, most: int) -> None
 def _atoms(D: Tensor, R: L1, rows: int) -> Atoms:
     P, d = D.shape
     whole = min(GRAM_ATOMS, FIRST * math.sqrt(2 * rows)) >= P  # it costs less than one per row
-    exact = whole or torch.get_float32_matmul_precision() != "highest"
+    exact = whole or not full_float32()
     kind = torch.float64 if exact else torch.float32
     norm, unit = D.new_ones(P + 1), torch.zeros(P + 1, d, dtype=kind, device=D.device)
     lam = D.new_full((P + 1,), torch.inf)
@@ -151,24 +171,29 @@ def _atoms(D: Tensor, R: L1, rows: int) -> Atoms:
     gram = unit @ unit.T if whole else None
     least, used = lam.amin(), lam[lam < torch.inf]
     bar = least[None] if len(used) and bool(used.amax() <= (1 + 1e-6) * least) else lam
-    # d products and sums, and the rounding of unit atom, unit residual, bar and difference, each below eps
+    # d products and sums, and the rounding of unit atom, unit residual, bar and difference, each below eps (of numbers
+    # up to 1: a bar above it is never reached)
     return Atoms(D, unit, norm, lam, bar, (d + 8) * torch.finfo(kind).eps, gram, R.nonneg)
 
 
-def _round(rows: Rows, c: Tensor, atoms: Atoms, tol: float, dtype: torch.dtype) -> tuple[Rows, Tensor]:
-    """One round: the rows after it, and which of them may leave."""
+def _round(rows: Rows, c: Tensor, atoms: Atoms, tol: float, dtype: torch.dtype) -> tuple[Rows, Tensor, Tensor]:
+    """One round: the rows after it, which of them may leave, and of which of these what they say of their gap is sure.
+
+    An atom outside that only just does not violate may do so after the codes are rounded: then it is not.
+    """
     a, b = rows.z.nonzero(as_tuple=True)
     index, count = rows.index[a, b], torch.bincount(a, minlength=len(rows.row))
     weights = rows.z[a, b] / atoms.norm[index]
     residual = c[rows.row] - embedding_bag(
         index, atoms.D, count.cumsum(0) - count, mode="sum", per_sample_weights=weights
     )
+    length = torch.linalg.vector_norm(c[rows.row], dim=1)
     most = (2 * (rows.z != 0).sum(dim=1)).clamp(min=FIRST)
     row, index, slope, clear, reach = _screen(rows, residual, atoms, most)
-    safe = clear & rows.enough
+    safe, sure = clear & rows.enough, ~clear | (rows.drift <= reach)
     work = (~safe).nonzero()[:, 0]
     if not len(work):
-        return rows, safe
+        return rows, safe, sure
     size = _take_up(rows, row, index, slope, atoms)
     order = work[size[work].argsort()]
     sizes, start = size[order].tolist(), 0
@@ -179,10 +204,11 @@ def _round(rows: Rows, c: Tensor, atoms: Atoms, tol: float, dtype: torch.dtype) 
                 break
             stop += 1
         at, W = order[start:stop], max(1, sizes[stop - 1])
-        moved = _solve_group(rows, at, W, residual[at], atoms, tol, dtype)
+        moved = _solve_group(rows, at, W, residual[at], length[at], atoms, tol, dtype)
         safe[at] = rows.enough[at] & (moved <= reach[at])
+        sure[at] = True
         start = stop
-    return rows, safe
+    return rows, safe, sure
 
 
 def _screen(rows: Rows, residual: Tensor, atoms: Atoms, most: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -216,7 +242,7 @@ def _screen(rows: Rows, residual: Tensor, atoms: Atoms, most: Tensor) -> tuple[T
         allowed = most[part]
         reach[part] = torch.where(none, reach[part], torch.where(count <= allowed, (1 - WIDE) * atoms.lam.amin(), -1.0))
         if bool((count > allowed).any()):  # the worst violators first
-            excess, where = over.new_full((len(part), int(count.max())), -torch.inf), _position(a, count)
+            excess, where = over.new_full((len(part), int(count.max())), -torch.inf), place_in_row(a, count)
             excess[a, where] = over[a, b]
             best = excess.topk(min(excess.shape[1], int(allowed.max())), dim=1).indices
             ranks = torch.arange(best.shape[1], device=a.device).expand_as(best)
@@ -232,18 +258,13 @@ def _screen(rows: Rows, residual: Tensor, atoms: Atoms, most: Tensor) -> tuple[T
     return row, index, slope, clear, reach
 
 
-def _position(row: Tensor, count: Tensor) -> Tensor:
-    """The place of each entry within its row, for entries in order of rows."""
-    return torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-
-
 def _take_up(rows: Rows, row: Tensor, index: Tensor, slope: Tensor, atoms: Atoms) -> Tensor:
     """Drop from the working sets what is far from violating, add what was found; returns the sizes."""
     steep = rows.slope.clamp(min=0) if atoms.nonneg else rows.slope.abs()
     a, b = ((rows.z != 0) | (steep > NEAR * atoms.lam[rows.index])).nonzero(as_tuple=True)
     kept, added = torch.bincount(a, minlength=len(rows.row)), torch.bincount(row, minlength=len(rows.row))
     shape = (len(rows.row), max(1, int((kept + added).max())))
-    old, new = (a, _position(a, kept)), (row, kept[row] + _position(row, added))
+    old, new = (a, place_in_row(a, kept)), (row, kept[row] + place_in_row(row, added))
     columns = []
     for was, now, fill in ((rows.index, index, len(atoms.D)), (rows.z, 0.0, 0.0), (rows.slope, slope, 0.0)):
         column = was.new_full(shape, fill)
@@ -255,9 +276,12 @@ def _take_up(rows: Rows, row: Tensor, index: Tensor, slope: Tensor, atoms: Atoms
 
 
 def _solve_group(
-    rows: Rows, at: Tensor, W: int, residual: Tensor, atoms: Atoms, tol: float, dtype: torch.dtype
+    rows: Rows, at: Tensor, W: int, residual: Tensor, length: Tensor, atoms: Atoms, tol: float, dtype: torch.dtype
 ) -> Tensor:
-    """Solve rows `at` on their working sets, of at most W atoms, and judge them; returns how far residuals move."""
+    """Solve rows `at` on their working sets, of at most W atoms, and judge them; returns how far residuals move.
+
+    `length` is ||c||, in whose unit their residuals are rounded.
+    """
     index, before, slope = rows.index[at, :W], rows.z[at, :W], rows.slope[at, :W]
     if atoms.gram is not None:
         flat = index[:, :, None] * len(atoms.gram) + index[:, None, :]
@@ -272,15 +296,20 @@ def _solve_group(
     for code in (z, returned):
         move = code - before
         g = slope - (move[:, None] @ gram)[:, 0]
-        gap, objective = gap_of(code, g, lam, square - (move * (slope + g)).sum(dim=1), atoms.nonneg)
-        # slopes are brought up to date, not worked out anew: what that costs must not decide
-        doubt = (atoms.D.shape[1] + W) * 2.0**-52 * (square.sqrt() + move.abs().sum(dim=1)) * code.abs().sum(dim=1)
-        verdicts.append((gap, gap + doubt, objective, (move * (slope - g)).sum(dim=1).clamp(min=0).sqrt()))
+        after = square - (move * (slope + g)).sum(dim=1)
+        gap, objective = gap_of(code, g, lam, after, atoms.nonneg)
+        # lem-sure-gap, for atoms of length 1, with room for the products by which slopes were brought up to date
+        size = length + before.abs().sum(dim=1) + move.abs().sum(dim=1)
+        slack = (2 * atoms.D.shape[1] + 3 * W + 8) * UNIT * size
+        sure = gap_of(code, g, lam, after, atoms.nonneg, slack[:, None])[0]
+        sure = sure + slack * (size + code.abs().sum(dim=1)) + (W + 8) * UNIT * objective
+        proved = (sure <= tol * objective) & _a_float(objective)
+        verdicts.append((gap, objective, proved, (move * (slope - g)).sum(dim=1).clamp(min=0).sqrt()))
         rows.slope[at, :W] = g
-    (_, sure, objective, moved), (gap, returned_sure, returned_objective, returned_moved) = verdicts
-    rows.z[at, :W], rows.gap[at] = z, gap
-    rows.proved[at] = returned_sure <= tol * returned_objective
-    rows.enough[at] = rows.proved[at] | (sure <= tol / 10 * objective)  # what rounding costs, more work cannot mend
+    (gap, objective, _, moved), (returned_gap, _, proved, returned_moved) = verdicts
+    rows.z[at, :W], rows.gap[at], rows.drift[at] = z, returned_gap, (returned - z).abs().sum(dim=1)
+    # what rounding costs, more work cannot mend
+    rows.proved[at], rows.enough[at] = proved, proved | (gap <= tol / 10 * objective)
     return torch.maximum(moved, returned_moved)
 
 
@@ -290,7 +319,7 @@ def _gather(index: Tensor, residual: Tensor, atoms: Atoms) -> tuple[Tensor, Tens
     gram, slope = residual.new_empty(n, W, W), residual.new_empty(n, W)
     for part in torch.arange(n, device=index.device).split(max(1, CHUNK // (W * d))):
         A = atoms.D.index_select(0, index[part].clamp(max=P - 1).view(-1)).view(-1, W, d)
+        A = A * torch.where(index[part] < P, 1 / atoms.norm[index[part]], 0)[..., None]
         gram[part] = A @ A.mT
         slope[part] = (A @ residual[part, :, None])[..., 0]
-    scale = torch.where(index < P, 1 / atoms.norm[index], 0)
-    return gram * (scale[:, :, None] * scale[:, None]), slope * scale
+    return gram, slope

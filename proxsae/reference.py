@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from proxsae.certificates import duality_gap, fixed_point_residual, lipschitz
+from proxsae.certificates import FAINT, fixed_point_residual, l1_gap, lipschitz
 from proxsae.conventions import check_count, check_problem, torch_twin
 from proxsae.iteration import (
     FIRST_TRIAL,
@@ -112,8 +112,8 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
         for t, (z, _) in enumerate(iterate(row, D, R, rule, momentum, np.zeros(len(D)), L)):
             rounded = z.astype(dtype).astype(np.float64)  # judged is what will be returned
             enough = certify(row, D, rounded, codes[i], R, tol, L)[1]
-            if dtype != np.float64:  # what rounding costs, more steps cannot mend
-                enough = enough or certify(row, D, z, codes[i], R, tol / 10, L)[1]
+            if not enough:  # what rounding costs, more steps cannot mend
+                enough = certify(row, D, z, codes[i], R, tol / 10, L, sure=False)[1]
             codes[i], taken[i] = z, t
             if enough or t == max_steps:
                 break
@@ -130,15 +130,22 @@ def how_to_solve(R: Penalty) -> tuple[StepRule, str | None]:
     return (Refit() if R.affine else Lipschitz()), None
 
 
-def certify(x: Any, D: Any, z: Any, before: Any, R: Penalty, tol: float, L: float) -> tuple[Any, Any]:
+def certify(
+    x: Any, D: Any, z: Any, before: Any, R: Penalty, tol: float, L: float, sure: bool = True
+) -> tuple[Any, Any]:
     """The certificate of z and whether it is good enough, row by row: two arrays of shape (...).
 
-    For L0 and KSparse a fixed point at step 1/L is a weak thing, so the last `Refit` step, which is longer, must have
-    left its code `before` in place as well.
+    For L1 the gap must also be small with all that rounding may hide, if `sure` (lem-sure-gap).  For L0 and KSparse a
+    fixed point at step 1/L is a weak thing, so the last `Refit` step, which is longer, must have left its code `before`
+    in place as well.
     """
     if isinstance(R, L1):
-        gap = duality_gap(x, D, z, R)
-        return gap, gap <= tol * (0.5 * ((x - z @ D) ** 2).sum(-1) + R.value(z))
+        gap, objective = l1_gap(x, D, z, R)
+        good = (gap <= tol * objective) & (gap < np.inf)
+        if sure and good.any():
+            good = good & (l1_gap(x, D, z, R, sure=True)[0] <= tol * objective)
+            good = good & ((objective > FAINT) | ~(x != 0).any(-1))
+        return gap, good
     gap = fixed_point_residual(x, D, z, R, 1 / L)
     size = (z * z).sum(-1) ** 0.5
     return gap, (gap <= tol * size) & (((z - before) ** 2).sum(-1) ** 0.5 <= tol * size)

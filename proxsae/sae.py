@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from proxsae import checkpoints, encoder
 from proxsae.certificates import lipschitz
@@ -27,7 +28,7 @@ from proxsae.functional import prox
 from proxsae.iteration import RULES, FixedStep, Lipschitz, StepRule, check_rule
 from proxsae.kernels.dispatch import Plan, kind_of, plan
 from proxsae.penalties import FAMILIES, L0, L1, KSparse, Penalty
-from proxsae.sparse import SparseCodes, accumulator, sparse_decode, sparsify
+from proxsae.sparse import Pages, SparseCodes, accumulator, sparse_decode, sparsify
 from proxsae.unroll import Point, iterate
 
 
@@ -112,7 +113,7 @@ class SAE(nn.Module):
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """u = (x - b_dec) W_enc + b_enc: (..., d_in) -> (..., d_sae)."""
-        return (self._checked(x) - self.b_dec) @ self.W_enc + self.b_enc
+        return linear(self._checked(x) - self.b_dec, self.W_enc.T, self.b_enc)
 
     def _checked(self, x: Tensor) -> Tensor:
         x = check_floats("x", x)
@@ -197,10 +198,10 @@ class SAE(nn.Module):
             check_rule(self.step, None, "last", self.penalty, L)
         weights = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
         keep = torch.is_grad_enabled() and any(a.requires_grad for a in (rows, *weights))
-        how = encoder.Steps(
-            cast(KSparse, self.penalty), self.steps, self.step, L, self.plan(len(rows), frozen=not keep), decode, keep
-        )
-        indices, values, xhat = encoder.Encode.apply(rows, *weights, how)
+        chosen, pages = self.plan(len(rows), frozen=not keep), self._shared.setdefault("pages", Pages())
+        how = encoder.Steps(cast(KSparse, self.penalty), self.steps, self.step, L, chosen, decode, keep, pages)
+        with torch.autocast(x.device.type, enabled=False):  # codes must not depend on which products the plan takes
+            indices, values, xhat = encoder.Encode.apply(rows, *weights, how)
         k = values.shape[-1]
         codes = SparseCodes(indices.reshape(*x.shape[:-1], k), values.reshape(*x.shape[:-1], k), self.d_sae)
         return codes, None if xhat is None else xhat.reshape(x.shape)
@@ -208,12 +209,13 @@ class SAE(nn.Module):
     def _lipschitz(self) -> float:
         """||W_dec||^2, kept while W_dec stays the same: working it out costs what a step of some d_in rows costs.
 
-        Weights may change in place, unseen, so what is compared are the sum and the norm of every atom: two reads of
-        W_dec, each row summed in one order.
+        Weights may change in place, unseen, so what is compared are the norm of every atom and its product with one
+        vector, whose entries differ so that their order shows: two reads of W_dec, each row summed in one order.
         """
-        with torch.no_grad():
-            wide = accumulator(self.W_dec.dtype)
-            mark = torch.stack([self.W_dec.sum(1, dtype=wide), torch.linalg.vector_norm(self.W_dec, dim=1, dtype=wide)])
+        with torch.no_grad(), torch.autocast(self.W_dec.device.type, enabled=False):
+            W = self.W_dec.to(accumulator(self.W_dec.dtype))
+            vector = torch.arange(1, self.d_in + 1, device=W.device, dtype=W.dtype).cos()
+            mark = torch.stack([W @ vector, torch.linalg.vector_norm(W, dim=1)])
             known, L = self._shared.get("lipschitz", (None, 0.0))
             if known is None or known.device != mark.device or not torch.equal(known, mark):
                 L = lipschitz(self.W_dec)
@@ -224,10 +226,11 @@ class SAE(nn.Module):
         """How that many rows would be encoded, and in `.reasons` why.  `frozen` says that no gradient is asked for."""
         W, R = self.W_dec, self.penalty
         k = min(R.k, self.d_sae) if isinstance(R, KSparse) else self.d_sae
+        free = encoder.free_bytes(W.device) if self.steps > 1 and frozen else 0.0  # only a Gram matrix asks for it
         return plan(
             rows, self.d_in, self.d_sae, k, self.steps,
             kind=kind_of(W.device.type, W.element_size()), bytes_per_number=W.element_size(), frozen=frozen,
-            constant_step=isinstance(self.step, (Lipschitz, FixedStep)), free_bytes=encoder.free_bytes(W.device),
+            constant_step=isinstance(self.step, (Lipschitz, FixedStep)), free_bytes=free,
         )  # fmt: skip
 
     def decode(self, z: Tensor | SparseCodes) -> Tensor:

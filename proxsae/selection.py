@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from proxsae.kernels.dispatch import has_kernels
+from proxsae.kernels.dispatch import GROUP, has_kernels
 
-GROUP = 32  # latents a group: a reduction over 32 contiguous floats runs at the speed of memory
 CACHED = 2**19  # numbers that a core's cache holds
 
 
@@ -61,9 +62,68 @@ def _maxima(grouped: Tensor, nonneg: bool) -> Tensor:
     best = grouped.new_empty(grouped.shape[:-1])
     pieces = 1 if grouped.is_cuda else -(-grouped.numel() // CACHED)  # |u| of a piece stays in the cache
     rows = max(1, len(grouped) // max(1, pieces))
+    size = torch.empty_like(grouped[:rows])
     for part, out in zip(grouped.split(rows), best.split(rows), strict=True):
-        torch.amax(part.abs(), dim=-1, out=out)
+        torch.amax(torch.abs(part, out=size[: len(part)]), dim=-1, out=out)
     return best
+
+
+@torch.no_grad()
+def top_k_of_blocks(blocks: Iterator[Tensor], P: int, k: int, nonneg: bool = False) -> tuple[Tensor, Tensor]:
+    """`top_k` of rows (n, P) that come in blocks of columns, left to right, and the entries there: both (n, min(k, P)).
+
+    A block may lie where the one before it lay.  The k largest maxima of groups so far set a bar that k entries reach,
+    so that nothing below it is among the k first; what reaches it is kept, about k entries a row each time the number
+    of columns doubles (lem-group-maxima).  Blocks hold whole groups, the first one of several k of them or more.
+    """
+    u = next(blocks)
+    if u.shape[1] == P:
+        indices = top_k(u, k, nonneg)
+        return indices, u.gather(-1, indices)
+    n, left = len(u), 0
+    filled = torch.zeros(n, dtype=torch.int64, device=u.device)
+    best: list[Tensor] = []
+    found = []
+    for count, block in enumerate(itertools.chain([u], blocks)):
+        maxima = _maxima(block.view(n, block.shape[1] // GROUP, GROUP), nonneg)
+        best.append(maxima)
+        if count & (count - 1) == 0:  # the first block, the second, third, fifth, ninth ...
+            best = [torch.cat(best, dim=-1).topk(k, dim=-1).values]
+        row, column, value = _reaching(block, maxima, best[0][:, -1:], k, nonneg)
+        each = torch.bincount(row, minlength=n)
+        found.append((row, filled[row] + place_in_row(row, each), left + column, value))
+        filled += each
+        left += block.shape[1]
+    row, place, column, value = (torch.cat(parts) for parts in zip(*found, strict=True))
+    width = int(filled.max()) if n else k
+    flat = row * width + place
+    size = value.new_full((n * width,), -1).scatter_(0, flat, _size(value, nonneg)).view(n, width)
+    entry = torch.zeros_like(size, dtype=torch.int64).view(-1)
+    entry = entry.scatter_(0, flat, torch.arange(len(row), device=u.device)).view(n, width)
+    kept = entry.gather(-1, largest(size, k))  # entries of a row stand in the order of their indices
+    return column[kept], value[kept]
+
+
+def _reaching(u: Tensor, maxima: Tensor, bar: Tensor, k: int, nonneg: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, column and value of the entries of u (n, C) that reach bar (n, 1), or if these are many, of the k first.
+
+    They come row by row, columns ascending.  What is not below the bar reaches it, so that NaN does.
+    """
+    row, group = (~(maxima < bar)).nonzero(as_tuple=True)
+    if len(row) <= 2 * k * len(u):
+        near = u.view(-1, GROUP).index_select(0, row * maxima.shape[1] + group)
+        reaches = ~(_size(near, nonneg) < bar[row])
+        at, column = reaches.nonzero(as_tuple=True)
+        if len(at) <= 4 * k * len(u):
+            return row[at], group[at] * GROUP + column, near[reaches]
+    first = top_k(u, k, nonneg)
+    rows = torch.arange(len(u), device=u.device)[:, None].expand_as(first)
+    return rows.reshape(-1), first.reshape(-1), u.gather(-1, first).view(-1)
+
+
+def place_in_row(row: Tensor, count: Tensor) -> Tensor:
+    """The place of each entry within its row, for entries that come row by row, `count` of each."""
+    return torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
 
 
 @torch.no_grad()
@@ -92,7 +152,7 @@ def _lowest_first(size: Tensor, best: Tensor, indices: Tensor) -> Tensor:
         at, wanted = at | (size.isnan() & edge.isnan()), wanted | (best.isnan() & edge.isnan())
     row, column = at.nonzero(as_tuple=True)  # in the order of rows, and of columns within a row
     count, need = at.sum(dim=-1), wanted.sum(dim=-1)
-    rank = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    rank = place_in_row(row, count)
     first = rank < need[row]
     row, column, rank = row[first], column[first], rank[first]
     indices[row, indices.shape[1] - need[row] + rank] = column

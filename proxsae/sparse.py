@@ -10,9 +10,14 @@ W holds one latent a row, (P, d).  Half precision accumulates in float32.
 from __future__ import annotations
 
 import importlib
+import threading
+import warnings
+import weakref
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -90,80 +95,112 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+def full_float32() -> bool:
+    """Whether torch multiplies float32 matrices in float32, and not in TF32 or bfloat16."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set per backend, by the newer interface
+        return False
+
+
 def decode(indices: Tensor, values: Tensor, W: Tensor) -> Tensor:
     """sum_j values_j W[indices_j]: indices and values (n, s), W (P, d) -> (n, d), in the accumulator's dtype."""
     wide = accumulator(W.dtype)
     if not values.numel():
         return torch.zeros(len(values), W.shape[1], dtype=wide, device=W.device)
     if (kernels := _kernels("decode", W)) is not None:
-        gathered: Tensor = kernels.decode(indices, values, W, out_dtype=wide)
+        gathered: Tensor = kernels.decode(indices, values.to(wide), W, out_dtype=wide)
         return gathered
     return embedding_bag(indices, W.to(wide), per_sample_weights=values.to(wide), mode="sum")
 
 
 def decode_dense(indices: Tensor, values: Tensor, W: Tensor) -> Tensor:
     """`decode` as a product of dense codes (n, P), for codes that are hardly sparse."""
-    dense = SparseCodes(indices, values, len(W)).to_dense()
-    return (dense @ W).to(accumulator(W.dtype))
+    dense, wide = SparseCodes(indices, values, len(W)).to_dense(), accumulator(W.dtype)
+    if W.is_cuda and W.dtype != wide:
+        return torch.mm(dense.to(W.dtype), W, out_dtype=wide)
+    return dense.to(wide) @ W.to(wide)
 
 
 def dots(indices: Tensor, W: Tensor, g: Tensor) -> Tensor:
-    """<W[indices_j], g>: indices (n, s), W (P, d), g (n, d) -> (n, s), in the accumulator's dtype.
-
-    It is the derivative of `decode` in the values, and torch's own, for on a CPU that is the one gathered product which
-    makes no copy of the rows.
-    """
+    """<W[indices_j], g>: indices (n, s) without repeats, W (P, d), g (n, d) -> (n, s), in the accumulator's dtype."""
     wide = accumulator(W.dtype)
     if not indices.numel():
         return torch.zeros(indices.shape, dtype=wide, device=W.device)
     if (kernels := _kernels("decode", W)) is not None:
         found: Tensor = kernels.gather_dot(indices, W, g)
         return found
-    with torch.enable_grad():
-        values = torch.ones(indices.shape, dtype=wide, device=W.device, requires_grad=True)
-        decoded = embedding_bag(indices, W.detach().to(wide), per_sample_weights=values, mode="sum")
-        return torch.autograd.grad(decoded, values, g.to(wide))[0]
+    _announce_csr()
+    (n, s), flat = indices.shape, indices.reshape(-1)
+    begins = torch.arange(0, n * s + 1, s, device=W.device)
+    values = torch.zeros(n * s, dtype=wide, device=W.device)
+    support = torch.sparse_csr_tensor(begins, flat, values, (n, len(W)), check_invariants=False)
+    return torch.sparse.sampled_addmm(support, g.to(wide), W.to(wide).T, beta=0.0).values().view(n, s)
 
 
-def outer(indices: Tensor, values: Tensor, g: Tensor, P: int) -> Tensor:
+@cache
+def _announce_csr() -> None:
+    """Torch warns of the first CSR tensor, once, that they are beta: nothing that a user could act on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.zeros(1, 1).to_sparse_csr()
+
+
+class Pages:
+    """Memory for gradients, given out again once nobody holds what was written there before.
+
+    On a CPU fresh memory costs a page fault for every 4 KiB, which takes longer than the gradient that is written to
+    it.  At most two are kept: an SAE has two large weights.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[np.ndarray, Any]] = []
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Pages, ()  # a copy has its own
+
+    def take(self, P: int, d: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """An unfilled (P, d)."""
+        if device.type != "cpu":
+            return torch.empty(P, d, dtype=dtype, device=device)
+        kind = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
+        with self._lock:
+            self._kept = [one for one in self._kept if one[0].shape == (P, d) and one[0].dtype == kind]
+            free = [i for i, (_, given) in enumerate(self._kept) if given() is None]
+            page = self._kept.pop(free[0])[0] if free else np.empty((P, d), kind)
+            view = page[:]  # lives as long as a tensor on this memory does
+            if len(self._kept) < 2:
+                self._kept.append((page, weakref.ref(view)))
+            return torch.from_numpy(view)
+
+
+def outer(
+    indices: Tensor, values: Tensor, g: Tensor, P: int, into: Tensor | None = None, pages: Pages | None = None
+) -> Tensor:
     """The gradient (P, d) of P latents: row j sums values_bj g_b over the rows b with j in their support; g (n, d).
 
     Codes are sorted by latent, stably, and the rows of g that belong to a latent are summed in one order: no atomics,
-    so the same result every time.
+    so the same result every time.  With `into` (P, d) it is added there, a block of latents at a time, so that no
+    second gradient is in memory.  New memory comes from `pages`.
     """
+    d, wide = g.shape[1], accumulator(g.dtype)
     if not values.numel():
-        return torch.zeros(P, g.shape[1], dtype=accumulator(g.dtype), device=g.device)
+        return torch.zeros(P, d, dtype=wide, device=g.device) if into is None else into
     if (kernels := _kernels("gradients", g)) is not None:
-        summed: Tensor = kernels.weight_gradient(indices, values, g, P)
+        summed: Tensor = kernels.weight_gradient(indices, values, g, P, into)
         return summed
-    rows, weights, edges, source = _by_latent(indices, values, g, P)
-    return embedding_bag(rows, source, edges, mode="sum", per_sample_weights=weights, include_last_offset=True)
-
-
-def add_outer(out: Tensor, indices: Tensor, values: Tensor, g: Tensor) -> None:
-    """Add `outer` to out (P, d), a block of latents at a time, so that no second gradient is in memory."""
-    if not values.numel():
-        return
-    P, d = out.shape
-    rows, weights, edges, source = _by_latent(indices, values, g, P)
-    block = max(1, BLOCK // d)
-    for start in range(0, P, block):
-        ends = edges[start : start + block + 1]
-        part = slice(int(ends[0]), int(ends[-1]))
-        if part.start < part.stop:
-            out[start : start + block] += embedding_bag(
-                rows[part],
-                source,
-                ends - part.start,
-                mode="sum",
-                per_sample_weights=weights[part],
-                include_last_offset=True,
-            )
-
-
-def _by_latent(indices: Tensor, values: Tensor, g: Tensor, P: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The codes sorted by latent: their rows, their values, where each latent's begin (P + 1,), and g, wide."""
-    wide = accumulator(g.dtype)
     latents, order = indices.reshape(-1).sort(stable=True)
+    rows, weights, source = order // indices.shape[1], values.reshape(-1)[order].to(wide), g.to(wide)
     edges = torch.searchsorted(latents, torch.arange(P + 1, device=g.device))
-    return order // indices.shape[1], values.reshape(-1)[order].to(wide), edges, g.to(wide)
+    starts = range(0, P, max(1, BLOCK // d))
+    cuts = edges[[*starts, P]].tolist()
+    out = (pages or Pages()).take(P, d, wide, g.device) if into is None else into
+    for start, first, last in zip(starts, cuts, cuts[1:], strict=False):
+        part, some = slice(first, last), out[start : start + starts.step]
+        ends = edges[start : start + len(some) + 1] - first
+        sums = embedding_bag(
+            rows[part], source, ends, mode="sum", per_sample_weights=weights[part], include_last_offset=True
+        )
+        some.copy_(sums) if into is None else some.add_(sums)
+    return out

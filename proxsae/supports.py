@@ -96,11 +96,15 @@ def _support(z: Tensor, D: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _inverse(gram: Tensor, rtol: float) -> Tensor:
-    """Inverses of positive semi-definite matrices (B, s, s): by Cholesky, and pseudo-inverses where that is unsafe."""
+    """Inverses of positive semi-definite matrices (B, s, s) with unit diagonal: by Cholesky, pseudo-inverses where that
+    is unsafe.
+
+    The trace of the inverse is at least 1 / the smallest eigenvalue.  Pivots would not tell: in an unfortunate order of
+    the atoms none of a singular matrix is small.
+    """
     factor, failed = torch.linalg.cholesky_ex(gram)
-    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
-    unsafe = (failed > 0) | ~(pivots.amin(dim=-1) > rtol * pivots.amax(dim=-1)) if gram.shape[-1] else failed > 0
-    inverse = torch.cholesky_inverse(torch.where(unsafe[:, None, None], torch.eye(gram.shape[-1]).to(gram), factor))
+    inverse = torch.cholesky_inverse(torch.where(failed[:, None, None] > 0, torch.eye(gram.shape[-1]).to(gram), factor))
+    unsafe = (failed > 0) | ~(inverse.diagonal(dim1=-2, dim2=-1).sum(dim=-1) * rtol < 1)
     if bool(unsafe.any()):
         inverse[unsafe] = torch.linalg.pinv(gram[unsafe], rtol=rtol, hermitian=True)
     return inverse

@@ -75,7 +75,7 @@ def solve(
     centred, D, _, lead = check_problem(x, D, None, bias, R)
     tol, max_steps = check_tol(tol), check_count("max_steps", max_steps, 0)
     rows = centred.reshape(-1, centred.shape[-1])
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # a product in half would certify nothing
         codes, gap, taken, converged = _solve(rows.double(), D.double(), R, tol, max_steps, x.dtype)
     codes = codes.to(x.dtype)
     lam = getattr(R, "lam", None)
@@ -83,7 +83,8 @@ def solve(
         if not R.affine:
             msg = f"gradients of solve are for L1, L0 and KSparse, not {R!r}: detach its inputs (thm-implicit-gradient)"
             raise Error(msg)
-        codes = implicit(codes, rows, D, R)
+        with torch.autocast(x.device.type, enabled=False):
+            codes = implicit(codes, rows, D, R)
     return Solution(codes.reshape(*lead, len(D)), gap.reshape(lead), taken.reshape(lead), converged.reshape(lead))
 
 
@@ -98,10 +99,11 @@ def _solve(
         if not len(rows):
             break
         used = int(taken[rows].max())
-        codes[rows], gap[rows], more, converged[rows] = _iterate_to_certificate(
-            c[rows], D, R, tol, max_steps - used, dtype
-        )
+        other, its, more, good = _iterate_to_certificate(c[rows], D, R, tol, max_steps - used, dtype)
         taken[rows] += more
+        better = good | (its < gap[rows])
+        rows = rows[better]
+        codes[rows], gap[rows], converged[rows] = other[better], its[better], good[better]
     return codes, gap, taken, converged
 
 
@@ -119,8 +121,8 @@ def _iterate_to_certificate(
             z = point.z[open_rows]
             rounded, before = z.to(dtype).double(), codes[open_rows]  # judged is what will be returned
             _, good = certify(c[open_rows], D, rounded, before, R, tol, L)
-            if dtype != torch.float64:  # what rounding costs, more steps cannot mend
-                good = good | certify(c[open_rows], D, z, before, R, tol / 10, L)[1]
+            if not bool(good.all()):  # what rounding costs, more steps cannot mend
+                good = good | certify(c[open_rows], D, z, before, R, tol / 10, L, sure=False)[1]
             codes[open_rows], taken[open_rows] = z, t
             open_rows[open_rows.clone()] = ~good
         if t == max_steps or not bool(open_rows.any()):

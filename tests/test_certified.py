@@ -146,6 +146,11 @@ def test_rounded_weights_may_be_kept_until_the_weights_change(device):
     bias.mul_(2)
     with pytest.raises(Error, match="round_weights"):
         certified_top_k(x, W_enc.T, bias, 5, rounded=kept)
+    short_lived = torch.randn(64, 40000)
+    kept, place = round_weights(short_lived, torch.zeros(64)), short_lived.data_ptr()
+    del short_lived
+    assert all(torch.randn(64, 40000).data_ptr() != place for _ in range(3))  # the address cannot be given away
+    del kept
     with torch.inference_mode():
         fixed = [a.clone() for a in (x, W_enc.T, bias)]
         check(*fixed, 5, rounded=round_weights(*fixed[1:]))

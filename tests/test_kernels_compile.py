@@ -1,7 +1,8 @@
-"""Every configuration of the kernels compiles for sm_90 without a GPU: no spills, registers within the table's budget.
+"""The configurations of the kernels compile for sm_90 without a GPU: no spills, registers within the table's budget.
 
-As a program this file compiles every PARTS-th configuration, in a process without Triton's interpreter, and prints what
-the assembler says.  The tests read that.
+All tiles, groups and dtypes of the tables are here, with sizes that are multiples of 16 as far as addresses need them;
+of the variants for max(u, 0) those of one tile.  As a program this file compiles every PARTS-th configuration, in a
+process without Triton's interpreter, and prints what the assembler says.  The tests read that.
 """
 
 import json
@@ -31,11 +32,12 @@ def kernels():
             for group in topk.GROUPS:
                 if not reachable(topk.plan, tile, group):
                     continue
-                for positive in {False, (tile, group) == (2048, encode.GROUP)}:
+                for positive in sorted({False, (tile, group) == (2048, encode.GROUP)}):
                     constants = {"POSITIVE": positive, "READ": True, "GROUP": group, **fixed}
                     yield f"top_k {ty} {tile} {group} {positive}", topk._top_k, types, constants, warps, 3, budget
-            constants = {"POSITIVE": False, "READ": False, "GROUP": encode.GROUP, **fixed}
-            yield f"select {ty} {tile}", topk._top_k, types, constants, warps, 3, budget
+            for positive in sorted({False, tile == 2048}):
+                constants = {"POSITIVE": positive, "READ": False, "GROUP": encode.GROUP, **fixed}
+                yield f"select {ty} {tile} {positive}", topk._top_k, types, constants, warps, 3, budget
         for _, t in encode.TILES[size]:
             for transposed in (False, True):
                 held = (t.inner, t.columns) if transposed else (t.columns, t.inner)
@@ -45,7 +47,10 @@ def kernels():
                 constants = {"POSITIVE": False, "TRANSPOSED": transposed, "GROUP": encode.GROUP}
                 constants |= {"ROWS": t.rows, "COLUMNS": t.columns, "INNER": t.inner}
                 label = f"encode {ty} {t.rows}x{t.columns}x{t.inner} {'W_enc' if transposed else 'rows'}"
-                yield label, encode._encode, types, constants, t.warps, t.stages, t.registers
+                yield f"{label} {False}", encode._encode, types, constants, t.warps, t.stages, t.registers
+                if transposed:
+                    constants = {**constants, "POSITIVE": True}
+                    yield f"{label} {True}", encode._encode, types, constants, t.warps, t.stages, t.registers
         fixed = {"GATHER": decode.GATHER, "BLOCK": decode.BLOCKS[size]}
         types = ("*i64", "*fp32", "*" + ty, "*fp32", "*" + ty, "i32", "i32 k", "i32", "i32 k", "i32 k")
         yield f"decode {ty}", decode._decode, types, fixed, 1, 3, decode.REGISTERS
@@ -55,7 +60,9 @@ def kernels():
         types = ("*i64", "*fp32", "*" + ty, "*i32", "*i32", "*i64", "*fp32", "i32", "i32 k", "i32 k", "i32", "i32 k")
         yield f"sum_pieces {ty}", gradients._sum_pieces, types, fixed, 1, 3, gradients.REGISTERS
         types = ("*i64", "*fp32", "*" + ty, "*i32", "*i32", "*fp32", "*fp32", "i32 k", "i32 k", "i32", "i32 k")
-        yield f"sum_atoms {ty}", gradients._sum_atoms, types, fixed, 1, 3, gradients.REGISTERS
+        for add in (False, True):
+            constants = {"ADD": add, **fixed}
+            yield f"sum_atoms {ty}, ADD={add}", gradients._sum_atoms, types, constants, 1, 3, gradients.REGISTERS
 
 
 def reachable(plan, tile, group):
@@ -152,7 +159,7 @@ def test_nothing_is_atomic_nor_flushed_to_zero_and_relu_keeps_nan(made):
     for one in made:
         assert not one["atomics"], one
         assert not one["flushes"], one
-        assert one["nan_max"] == one["label"].endswith("True"), one
+        assert one["nan_max"] == one["label"].endswith(" True"), one
 
 
 if __name__ == "__main__":

@@ -212,3 +212,84 @@ def test_what_rounding_to_float32_costs_is_not_certified(way, device):
     gaps, converged = relative_gaps(tol)
     assert 20 < converged.sum() < 180
     assert (gaps[converged] <= (1 + 1e-6) * tol).all()  # one row is the median itself
+
+
+def test_no_two_columns_of_rows_share_memory(monkeypatch):
+    """A verdict that was written over another one once certified rows whose rounding cost more than tol."""
+    seen = []
+    taken = lasso._round
+    monkeypatch.setattr(lasso, "_round", lambda rows, *a: seen.append(rows) or taken(rows, *a))
+    x, D, _ = problem(n=6, d=16, P=40)
+    run(x, D, px.L1(0.5))
+    for rows in seen:
+        columns = [c.data_ptr() for c in vars(rows).values() if c.numel()]
+        assert len(set(columns)) == len(columns)
+
+
+def test_an_atom_that_only_rounding_makes_a_violator_counts(device):
+    """The code 1/2 + 3 2^-26 is rounded up to float32, and d_1^T r, which was 2^-30 below lam, rises above it."""
+    lam, up = 0.5, 2.0**-26
+    D = np.array([[1.0, 0, 0], [-0.8, 0.6, 0]])
+    r = np.array([lam, (1.8 * lam - 2.0**-30) / 0.6, 0.1])
+    x = (r + (0.5 + 3 * up) * D[0])[None]
+    tol = 1.3 * 0.5 * up / (0.5 * r @ r + 0.25)  # the gap is 1 on atom 0, and 1.8 on both, in units of up / 2
+    assert bool(run(x, D, px.L1(lam), device, tol=tol)[3].all())
+    codes, gap, _, converged, _ = run(x, D, px.L1(lam), device, tol=tol, dtype=torch.float32)
+    z = codes.double().cpu().numpy()
+    assert ((x - z @ D) @ D[1] > lam).all()
+    assert 1.7 < float(gap[0]) / (0.5 * up) < 1.9
+    pt.assert_close(gap.cpu().numpy(), px.duality_gap(x, D, z, px.L1(lam)), 1e-14)
+    assert not converged.any()
+
+
+@pytest.mark.parametrize("rows", [20, 300])
+def test_inference_mode_and_autocast_change_nothing(rows, device):
+    x, D, _ = problem(n=rows, d=16, P=200)
+    x, D = (a.float() for a in tensors(device, x, D))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        want = px.solve(x, D, px.L1(0.5))
+        with torch.inference_mode():
+            inside = px.solve(x, D, px.L1(0.5))
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            cast = px.solve(x, D, px.L1(0.5))
+    finally:
+        torch.set_num_threads(threads)
+    for other in (inside, cast):
+        pt.assert_same(other.codes.clone(), want.codes)
+        pt.assert_same(other.converged.clone(), want.converged)
+
+
+def test_precision_that_is_set_by_the_newer_interface_is_understood(device):
+    x, D, _ = problem(n=4, d=16, P=200)
+    before = torch.backends.fp32_precision
+    try:
+        torch.backends.fp32_precision = "tf32"
+        assert bool(px.solve(*tensors(device, x, D), px.L1(0.5)).converged.all())
+    finally:
+        torch.backends.fp32_precision = before
+
+
+def test_rows_beyond_the_floats_leave_the_others_alone(device):
+    """A code or objective that overflows, or is lost to underflow, is not certified and does not stop the others."""
+    x, D, _ = problem(n=5, d=16, P=40)
+    want, others = px.solve(*tensors(device, x, D), px.L1(0.5)), [0, 1, 3, 4]
+    large = x * np.array([1, 1, 1e160, 1, 1])[:, None]
+    got = px.solve(*tensors(device, large, D), px.L1(0.5), max_steps=50)
+    assert got.converged.tolist() == [True, True, False, True, True]
+    pt.assert_close(got.codes[others], want.codes[others], 1e-9)
+    faint = px.solve(*tensors(device, 1e-165 * x, D), px.L1(1e-166), max_steps=50)
+    assert not faint.converged.any()
+    half = px.solve(*(a.half() for a in tensors(device, 1e3 * x, 1e-2 * D)), px.L1(0.1), max_steps=5)
+    assert not half.codes.isfinite().all()
+    assert not half.converged[half.gap.isinf()].any()
+
+
+@pytest.mark.parametrize("P", [40, 200])
+def test_tiny_atoms_give_no_nan(P, way, device):
+    x, D, _ = problem(n=5, d=16, P=P)
+    want = run(x, D, px.L1(0.5), device)[0]
+    codes, _, _, converged, _ = run(x, 1e-160 * D, px.L1(0.5e-160), device)
+    assert bool(converged.all())
+    pt.assert_close(1e-160 * codes, want, 1e-7)

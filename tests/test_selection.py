@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from proxsae.selection import GROUP, largest, top_k
+from proxsae import selection
+from proxsae.selection import GROUP, largest, top_k, top_k_of_blocks
 from proxsae.testing import assert_same
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -61,6 +62,49 @@ def test_groups_change_no_bit_of_the_answer(device):
     u = torch.randint(-50, 51, (200, 4096), generator=torch.Generator().manual_seed(0)).float().to(device)
     assert_same(top_k(u, 16), largest(u.abs(), 16))
     assert_same(top_k(u, 16, nonneg=True), largest(u.relu(), 16))
+
+
+def in_one_place(u, width):
+    """The blocks of u from left to right, each where the one before it lay."""
+    place = u.new_empty(u.shape[0] * width)
+    for part in u.split(width, dim=1):
+        yield place[: part.numel()].view(part.shape).copy_(part)
+
+
+@pytest.mark.parametrize("nonneg", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("P", "k", "width"), [(1024, 1, 128), (4096, 7, 448), (4096, 7, 4096), (1088, 8, 256)])
+def test_rows_in_blocks_have_the_same_k_first(P, k, width, dtype, nonneg, device):
+    u = adversarial(P, k, dtype).to(device)
+    for rows in (u, u[:1], u[:0], u[[0, 13]]):
+        want = sorted_first(rows, k, nonneg).to(device)
+        indices, values = top_k_of_blocks(in_one_place(rows, width), P, k, nonneg)
+        assert_same(indices, want)
+        assert_same(values, rows.gather(-1, want))
+
+
+@pytest.mark.parametrize("nans", [1, 3, 200])
+def test_blocks_keep_nan(nans, device):
+    u = torch.randn(6, 2048, generator=torch.Generator().manual_seed(nans))
+    at = torch.stack([torch.randperm(2048, generator=torch.Generator().manual_seed(i))[:nans] for i in range(6)])
+    u = u.scatter(-1, at, torch.nan).to(device)
+    for nonneg in (False, True):
+        indices, values = top_k_of_blocks(in_one_place(u, 256), 2048, 8, nonneg)
+        want = sorted_first(u, 8, nonneg).to(device)
+        assert_same(indices, want)
+        assert_same(values.isnan(), u.gather(-1, want).isnan())
+
+
+def test_of_ordinary_rows_little_is_kept(monkeypatch):
+    """About k entries a row each time that the columns double: else blocks would save nothing."""
+    kept = []
+    reaching = selection._reaching
+    monkeypatch.setattr(selection, "_reaching", lambda *a: (r := reaching(*a), kept.append(len(r[0])))[0])
+    u = torch.randn(64, 32 * 512, generator=torch.Generator().manual_seed(0))
+    top_k_of_blocks(in_one_place(u, 512), u.shape[1], 4)
+    assert len(kept) == 32
+    assert 64 * 4 <= kept[0] < 64 * 4 * 1.3
+    assert sum(kept) < 64 * 4 * 1.3 * (1 + 5)
 
 
 @pytest.mark.parametrize("shape", [(0, 4096), (2, 0, 4096), (4096,), (2, 3, 4096)], ids=str)

@@ -1,10 +1,13 @@
 """Sparse codes and their decoder against dense codes and a matrix product, values and gradients."""
 
+import copy
+
 import pytest
 import torch
 
+import proxsae as px
 from proxsae import SparseCodes
-from proxsae.sparse import sparse_decode, sparsify
+from proxsae.sparse import Pages, sparse_decode, sparsify
 from proxsae.testing import assert_close, assert_same
 
 
@@ -93,3 +96,37 @@ def test_half_precision_accumulates_in_float32(dtype, device):
     ones = SparseCodes(torch.arange(4096, device=device), torch.ones(4096, dtype=dtype, device=device), 4096)
     W = torch.ones(4096, 1, dtype=dtype, device=device)
     assert_same(sparse_decode(ones, W), torch.tensor([4096.0], dtype=dtype, device=device))
+
+
+def test_memory_is_given_out_again_once_nobody_holds_it():
+    pages, cpu = Pages(), torch.device("cpu")
+    first, second = (pages.take(4, 3, torch.float32, cpu) for _ in range(2))
+    places = {first.data_ptr(), second.data_ptr()}
+    third = pages.take(4, 3, torch.float32, cpu)
+    assert third.data_ptr() not in places  # both are held, and no more than two are kept
+    row = first[2].fill_(7.0)
+    del first, third
+    assert pages.take(4, 3, torch.float32, cpu).data_ptr() not in places  # a view holds it as well
+    assert_same(row, torch.full((3,), 7.0))
+    del row
+    again = pages.take(4, 3, torch.float32, cpu)
+    assert again.data_ptr() in places - {second.data_ptr()}
+    assert pages.take(4, 3, torch.float64, cpu).dtype == torch.float64
+    wider = pages.take(4, 5, torch.float32, cpu)
+    assert (wider.shape, wider.dtype) == ((4, 5), torch.float32)
+    assert copy.deepcopy(pages)._kept == []
+
+
+def test_gradients_that_are_kept_are_not_written_over(device):
+    sae = px.abstopk_sae(6, 12, 3).to(device)
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0)).to(device)
+    seen = []
+    for scale in (1.0, 2.0, 3.0):
+        sae.zero_grad()
+        (scale * sae(x)).sum().backward()
+        seen.append([sae.W_dec.grad, sae.W_enc.grad[:, 1:]])
+    for scale, grads in zip((2.0, 3.0), seen[1:], strict=True):
+        for one, other in zip(grads, seen[0], strict=True):
+            assert_close(one, scale * other, 1e-6)
+    (2 * sae(x)).sum().backward()  # added to what is there
+    assert_close(sae.W_dec.grad, 5 * seen[0][0], 1e-6)

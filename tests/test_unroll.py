@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import proxsae as px
+from proxsae import supports
 from proxsae import testing as pt
 
 RULES = [px.Lipschitz(), px.FixedStep(0.1), px.Backtracking(), px.ExactStep(), px.Refit()]
@@ -306,3 +307,14 @@ def test_the_objective_never_rises_on_hard_dictionaries(rule, kind, device):
                     F = px.ista(rows, atoms, R, 12, rule, z0=z0).objective
                     assert bool(F.isfinite().all())
                     assert bool((F.diff(dim=0) <= slack * F[0]).all())
+
+
+def test_more_atoms_than_dimensions_are_never_taken_for_independent():
+    """Nine nearly parallel atoms in eight dimensions: of some no pivot of the singular Gram matrix is small."""
+    for seed in range(300):
+        generator = torch.Generator().manual_seed(seed)
+        atoms = 1 + 10.0 ** (-1 - seed % 3) * torch.randn(9, 8, generator=generator, dtype=torch.float64)
+        atoms = atoms / atoms.norm(dim=1, keepdim=True)
+        gram, code = atoms @ atoms.T, torch.randn(9, generator=generator, dtype=torch.float64)
+        found = supports._inverse(gram[None], 1000 * 2.0**-52)[0] @ (gram @ code)
+        assert float(((found - code) @ atoms).norm()) <= 1e-3 * float((code @ atoms).norm())

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from proxsae.kernels.launch import check_dtype, codes_of, on, rows_of
+from proxsae.kernels.launch import check_dtype, check_together, codes_of, indices_of, on, rows_of
 
 # bytes a number of W: columns a block (512 bytes, 16 a thread of one warp) and gathered rows in flight
 BLOCKS = {2: 256, 4: 128}
@@ -27,14 +27,15 @@ def decode(
 ) -> Tensor:
     """sum_j values_j W[indices_j] - minus: codes (n, k), W (P, d) and minus (n, d) give (n, d).
 
-    Sums in float32 in the order of the codes, rounded once to `out_dtype`, by default that of W.  Indices must lie in
-    [0, P): no check is made on the device.  Raises `Error` for other shapes and dtypes.
+    Sums in float32 in one fixed order, rounded once to `out_dtype`, by default that of W.  Indices must lie in [0, P):
+    no check is made on the device.  Raises `Error` for other shapes and dtypes, and for tensors on several devices.
     """
     check_dtype("W", W)
     W = rows_of("W", W)
     indices, values = codes_of(indices, values)
     (n, k), d = indices.shape, W.shape[1]
     given = None if minus is None else rows_of("minus", minus, d, n)
+    check_together(indices, values, W, *([] if given is None else [given]))
     out = torch.empty(n, d, dtype=out_dtype or W.dtype, device=W.device)
     block = BLOCKS[W.element_size()]
     if out.numel():
@@ -49,14 +50,16 @@ def decode(
 def gather_dot(indices: Tensor, W: Tensor, g: Tensor) -> Tensor:
     """<W[indices_j], g> for each index: indices (n, k), W (P, d) and g (n, d) give (n, k) in float32.
 
-    The adjoint of `decode` in the values.  Sums in float32.  Raises `Error` for other shapes and dtypes.
+    The adjoint of `decode` in the values.  Sums in float32.  Raises `Error` for other shapes and dtypes, and for
+    tensors on several devices.
     """
     check_dtype("W", W)
     check_dtype("g", g)
     W = rows_of("W", W)
-    indices = rows_of("indices", indices).contiguous()
+    indices = indices_of(indices)
     n, k = indices.shape
     g = rows_of("g", g, W.shape[1], n)
+    check_together(indices, W, g)
     out = torch.empty(n, k, dtype=torch.float32, device=W.device)
     if out.numel():
         with on(W):

@@ -19,8 +19,12 @@ from functools import cache
 # rho s, the multiply-adds of a product in the time that one number takes to move: two AVX-512 cores at 225 Gflop/s and
 # 14 GB/s in float32 (measured; half of each in float64); an H200 by published ceilings of copies and products.
 RHO_S = {"cpu": 32.0, "cuda float32": 25.6, "cuda half": 183.8}
-AREA = 2**24  # entries of the work area: rows are taken in pieces whose pre-activations fit, at least MIN_ROWS of them
-MIN_ROWS = 128  # below, the product reads its weights too often
+# Entries of the work area that holds pre-activations.  A GPU takes whole rows, as many as keep its product busy; a CPU
+# takes blocks of columns that stay in its cache, of ROWS rows, for memory that is fresh costs a page fault every 4 KiB.
+AREA = {"cpu": 2**22, "cuda": 2**27}
+ROWS = 1024
+MIN_ROWS = 128  # of whole rows; below, the product reads its weights too often
+GROUP = 32  # latents of which a top-k looks at the maximum first: reducing 32 floats runs at the speed of memory
 MEMORY_SHARE = 0.25  # of the memory that is free: what a Gram matrix may take
 
 
@@ -28,13 +32,15 @@ MEMORY_SHARE = 0.25  # of the memory that is free: what a Gram matrix may take
 class Plan:
     """What `plan` chose, and why.
 
-    rows     rows a piece, whose pre-activations (rows, P) are the work area
+    rows     rows that are taken together
+    columns  latents of them whose pre-activations are the work area, (rows, columns)
     decode   "sparse" or "dense": how codes are multiplied by the dictionary
     product  "residual" (decode, then multiply by D^T) or "gram" (gather rows of D^T D)
     reasons  one sentence a choice
     """
 
     rows: int
+    columns: int
     decode: str
     product: str
     reasons: tuple[str, ...]
@@ -76,11 +82,9 @@ def plan(
     What a step by Gram rows is and costs: prop-gram-step.  kind is a key of `RHO_S`.  A Gram matrix serves constant
     steps on frozen weights only, and only if its d_sae^2 numbers fit in MEMORY_SHARE of `free_bytes`.
     """
-    piece = max(1, min(rows, max(MIN_ROWS, AREA // d_sae)))
-    reasons = [f"rows: {piece} at a time, a work area of {piece * d_sae * bytes_per_number / 2**20:.0f} MiB"]
     gather = gather_cost(k, d_sae, kind)
     decode = "sparse" if gather < 1 else "dense"
-    reasons.append(f"decode: {decode}, since rho s k / P = {gather:.3g} {'<' if gather < 1 else '>='} 1 product")
+    why_decode = f"decode: {decode}, since rho s k / P = {gather:.3g} {'<' if gather < 1 else '>='} 1 product"
     product, why = _product(rows, d_in, d_sae, k, steps, RHO_S[kind], min(gather, 1.0), bytes_per_number, free_bytes)
     if steps > 1 and not constant_step:
         product, why = "residual", "step sizes differ from row to row and step to step"
@@ -88,8 +92,24 @@ def plan(
         product, why = "residual", "trained weights change their Gram matrix at every batch"
     elif steps > 1 and bytes_per_number == 2:
         product, why = "residual", "D^T x - D^T D z cancels, which half precision cannot afford"
-    reasons.append(f"further steps: {why}" if steps < 2 else f"further steps: {product}, since {why}")
-    return Plan(piece, decode, product, tuple(reasons))
+    piece, columns = _area(rows, d_sae, k, kind, whole=product == "gram")
+    reasons = (
+        f"rows: {piece} at a time, {columns} of {d_sae} latents,"
+        f" a work area of {piece * columns * bytes_per_number / 2**20:.0f} MiB",
+        why_decode,
+        f"further steps: {why}" if steps < 2 else f"further steps: {product}, since {why}",
+    )
+    return Plan(piece, columns, decode, product, reasons)
+
+
+def _area(rows: int, d_sae: int, k: int, kind: str, whole: bool) -> tuple[int, int]:
+    """Rows and columns of the work area.  Rows are cut where a block of them still has 4 k groups to select among."""
+    area = AREA["cpu" if kind == "cpu" else "cuda"]
+    piece = max(1, min(rows, ROWS))
+    columns = max(area // piece, 4 * k * GROUP) // GROUP * GROUP
+    if whole or kind != "cpu" or not k or d_sae % GROUP or columns >= d_sae:
+        return max(1, min(rows, max(MIN_ROWS, area // d_sae))), d_sae
+    return piece, columns
 
 
 def _product(

@@ -1,8 +1,8 @@
 """Encode: the product u = x W^T + b whose last step also keeps the largest key of each group, for `topk.select`.
 
 The pre-activations are written once and not read again, but for k groups a row.  Whether that beats the library's
-product followed by `topk.top_k` depends on d, for one pass over u costs rho s / d of the product: a measured table
-must say, not this file.
+product followed by `topk.top_k` depends on d, for one pass over u costs rho s / d of the product.  A measured table
+must say; until there is one, the encoder does not call this file, and `benchmarks/encode.py` measures it on a GPU.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False, disallow-incomplete-defs=False
@@ -20,7 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from proxsae.conventions import Error
 from proxsae.kernels import topk
-from proxsae.kernels.launch import FLOATS, on, rows_of
+from proxsae.kernels.launch import FLOATS, check_together, on, rows_of
 
 GROUP = 32  # entries a group
 
@@ -79,6 +79,10 @@ def encode(x: Tensor, W: Tensor, bias: Tensor, k: int, *, positive: bool = False
     x = rows_of("x", x, d)
     if why := unsupported(x, W, k):
         raise Error(why)
+    if bias.shape != (P,):
+        msg = f"bias has shape {tuple(bias.shape)}, but the kernel needs ({P},)"
+        raise Error(msg)
+    check_together(x, W, bias)
     n = len(x)
     transposed = W.stride(0) == 1 and W.stride(1) >= P
     held = W.T if transposed else rows_of("W", W)

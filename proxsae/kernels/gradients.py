@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from proxsae.conventions import Error
-from proxsae.kernels.launch import check_dtype, codes_of, on, rows_of
+from proxsae.kernels.launch import check_dtype, check_together, codes_of, on, rows_of
 
 # bytes a number of the sources: columns a block (512 bytes, 16 a thread of one warp) and gathered rows in flight
 BLOCKS = {2: 256, 4: 128}
@@ -28,13 +28,18 @@ SPLIT = 512  # entries that one program sums
 
 
 def weight_gradient(
-    indices: Tensor | Sequence[Tensor], coefs: Tensor | Sequence[Tensor], sources: Tensor | Sequence[Tensor], d_sae: int
+    indices: Tensor | Sequence[Tensor],
+    coefs: Tensor | Sequence[Tensor],
+    sources: Tensor | Sequence[Tensor],
+    d_sae: int,
+    into: Tensor | None = None,
 ) -> Tensor:
     """G[j] = sum of coefs[row, slot] sources[row] over the entries with indices[row, slot] = j: (d_sae, d), float32.
 
     Indices (n, k), coefs (n, k) and sources (n, d), or one of each a step of an unrolled encoder, all with the same k
-    and d: their sums are added.  Sums in float32 in the order of the rows, whatever the device does in parallel.
-    Indices must lie in [0, d_sae): no check is made on the device.  Raises `Error` for other shapes and dtypes.
+    and d: their sums are added.  With `into` (d_sae, d), float32, the sum is added there, and no second gradient made.
+    Sums in float32 in one fixed order, whatever the device does in parallel.  Indices must lie in [0, d_sae): no check
+    is made on the device.  Raises `Error` for other shapes and dtypes, and for tensors on several devices.
     """
     index, coef, source = (a if isinstance(a, Tensor) else torch.cat(list(a)) for a in (indices, coefs, sources))
     check_dtype("sources", source)
@@ -45,7 +50,14 @@ def weight_gradient(
     if index.numel() >= 2**31 or d_sae >= 2**31:
         msg = f"{index.numel()} entries for {d_sae} latents, but keys and positions are 32 bits wide: less than 2^31"
         raise Error(msg)
-    out = torch.zeros(d_sae, d, dtype=torch.float32, device=source.device)
+    if into is None:
+        out = torch.zeros(d_sae, d, dtype=torch.float32, device=source.device)
+    elif into.dtype != torch.float32 or into.shape != (d_sae, d) or not into.is_contiguous():
+        msg = f"into is {into.dtype} {tuple(into.shape)}, but the kernel adds to contiguous float32 ({d_sae}, {d})"
+        raise Error(msg)
+    else:
+        out = into
+    check_together(index, coef, source, out)
     if not index.numel() or not out.numel():
         return out
     keys, order = index.reshape(-1).to(torch.int32).sort(stable=True)
@@ -65,7 +77,7 @@ def weight_gradient(
                 order, coef, source, ends, first, owner, partial, most, d_sae, d, k, source.stride(0), **fixed
             )
         _sum_atoms[(d_sae * columns,)](
-            order, coef, source, ends, first, partial, out, d_sae, d, k, source.stride(0), **fixed
+            order, coef, source, ends, first, partial, out, d_sae, d, k, source.stride(0), ADD=into is not None, **fixed
         )
     return out
 
@@ -104,7 +116,7 @@ def _sum_pieces(
 @triton.jit
 def _sum_atoms(
     order, coefs, sources, ends, first, partial, out, P, d, k, stride,
-    GATHER: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr,
+    ADD: tl.constexpr, GATHER: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """One atom and one block of columns a program: its short list, or the pieces of its long one, in order."""
     atom = tl.program_id(0) % P
@@ -116,4 +128,7 @@ def _sum_atoms(
         total = tl.zeros((BLOCK,), tl.float32)
         for piece in range(tl.load(first + atom), tl.load(first + atom + 1)):
             total += tl.load(partial + tl.cast(piece, tl.int64) * d + column, mask=column < d, other=0.0)
-    tl.store(out + atom.to(tl.int64) * d + column, total, mask=column < d)
+    to = out + atom.to(tl.int64) * d + column
+    if ADD:
+        total += tl.load(to, mask=column < d, other=0.0)
+    tl.store(to, total, mask=column < d)

@@ -32,13 +32,26 @@ def check_dtype(name: str, a: Tensor) -> None:
         raise Error(msg)
 
 
+def check_together(*tensors: Tensor) -> None:
+    """Raise `Error` unless all tensors lie on one device: a kernel would read another one's addresses."""
+    devices = {str(a.device) for a in tensors}
+    if len(devices) > 1:
+        msg = f"tensors lie on {' and '.join(sorted(devices))}, but the kernel needs them on one device"
+        raise Error(msg)
+
+
+def indices_of(indices: Tensor) -> Tensor:
+    """Indices (n, k), int64, contiguous, or `Error`: narrower ones would overflow as offsets."""
+    if indices.ndim != 2 or indices.dtype != torch.int64:
+        msg = f"indices are {tuple(indices.shape)} of {indices.dtype}, but the kernel needs int64 indices (n, k)"
+        raise Error(msg)
+    return indices.contiguous()
+
+
 def codes_of(indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Indices (n, k), int64, and as many values, both contiguous, or `Error`."""
     check_dtype("values", values)
-    if indices.ndim != 2 or indices.dtype != torch.int64 or values.shape != indices.shape:
-        msg = (
-            f"indices {tuple(indices.shape)} of {indices.dtype} and values {tuple(values.shape)} are given,"
-            " but the kernel needs int64 indices (n, k) and as many values"
-        )
+    if values.shape != indices.shape:
+        msg = f"values have shape {tuple(values.shape)}, but the kernel needs one for each index {tuple(indices.shape)}"
         raise Error(msg)
-    return indices.contiguous(), values.contiguous()
+    return indices_of(indices), values.contiguous()

@@ -13,20 +13,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from proxsae.kernels.launch import on
+from proxsae.kernels.launch import check_together, indices_of, on
 
 LATENTS, WARPS = 8, 4  # latents a program, and its warps
 REGISTERS = 128  # a thread: four programs share a multiprocessor
 
 
 def exact_scores(x: Tensor, W: Tensor, bias: Tensor, indices: Tensor) -> Tensor:
-    """fl32(<x, W[indices_j]> + bias[indices_j]): x (n, d), W (P, d), indices (n, m) -> (n, m); all float32."""
+    """fl32(<x, W[indices_j]> + bias[indices_j]): x (n, d), W (P, d), bias (P,), indices (n, m) -> (n, m); float32."""
     (n, m), d = indices.shape, x.shape[1]
-    x, W, indices = x.contiguous(), W.contiguous(), indices.contiguous()
+    x, W, bias, indices = x.contiguous(), W.contiguous(), bias.contiguous(), indices_of(indices)
+    check_together(x, W, bias, indices)
     out = torch.empty(n, m, dtype=torch.float32, device=x.device)
     if n and m:
         with on(x):
-            _scores[(n, triton.cdiv(m, LATENTS))](x, W, bias, indices, out, m, d, LATENTS=LATENTS, num_warps=WARPS)
+            grid = (n * triton.cdiv(m, LATENTS),)
+            _scores[grid](x, W, bias, indices, out, m, d, LATENTS=LATENTS, num_warps=WARPS)
     return out
 
 
@@ -38,8 +40,9 @@ def _fold(a, LATENTS: tl.constexpr, LANES: tl.constexpr):
 
 @triton.jit
 def _scores(x, W, bias, indices, out, m, d, LATENTS: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    slot = tl.program_id(1) * LATENTS + tl.arange(0, LATENTS)
+    parts = tl.cdiv(m, LATENTS)
+    row = (tl.program_id(0) // parts).to(tl.int64)
+    slot = tl.program_id(0) % parts * LATENTS + tl.arange(0, LATENTS)
     real = slot < m
     latent = tl.load(indices + row * m + slot, mask=real, other=0)
     lane = tl.arange(0, 128)

@@ -15,6 +15,7 @@ its payloads are made one.  Keys are compared as integers because float maxima d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -39,6 +40,7 @@ class Plan:
     warps: int
 
 
+@cache
 def plan(P: int, k: int, group: int | None = None) -> Plan | None:
     """The plan with the smallest tile that holds both the ceil(P / group) maxima and k groups; None if none does."""
     wide = triton.next_power_of_2(k)
@@ -62,7 +64,7 @@ def unsupported(u: Tensor, k: int) -> str:
 
 
 def supports(u: Tensor, k: int) -> bool:
-    """Whether `top_k(u, k)` has a kernel: three dtypes, 1 <= k <= P/8, k P <= 2^26 for powers of 2 (`unsupported`)."""
+    """Whether `top_k(u, k)` has a kernel: three dtypes, 1 <= k <= P/8, and a `plan`, which says no for huge P or k."""
     return not unsupported(u, k)
 
 

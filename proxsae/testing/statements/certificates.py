@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from proxsae import certificates
 from proxsae.penalties import L1
+from proxsae.reference import solve
 from proxsae.testing.compare import assert_close
 from proxsae.testing.statements.registry import Kit, insist, plant, statement
 
@@ -218,6 +221,71 @@ plant(
     "gap: half of it",
     "thm-duality-gap",
     duality_gap=lambda *a, **b: certificates.duality_gap(*a, **b) / 2,
+)
+
+
+def exact_gap(c: Any, D: Any, z: Any, lam: Any) -> tuple[Fraction, Fraction]:
+    """(gap, F) of one row in exact arithmetic, by (3)."""
+    row, atoms, codes, lams = ([Fraction(float(v)) for v in np.ravel(a)] for a in (c, D, z, lam))
+    none = Fraction(0)
+    d, P = len(row), len(codes)
+    r = [row[i] - sum((codes[j] * atoms[j * d + i] for j in range(P) if codes[j]), none) for i in range(d)]
+    s = [sum((atoms[j * d + i] * r[i] for i in range(d)), none) for j in range(P)]
+    scale = min([Fraction(1), *(lams[j] / abs(s[j]) for j in range(P) if abs(s[j]) > lams[j])])
+    square, cost = sum((v * v for v in r), none), sum((lams[j] * abs(codes[j]) for j in range(P)), none)
+    inner = sum((codes[j] * s[j] for j in range(P)), none)
+    return (1 - scale) ** 2 * square / 2 + cost - scale * inner, square / 2 + cost
+
+
+@statement(
+    "lem-sure-gap",
+    "What float64 computes for gap(z), with a stated allowance for rounding, is an upper bound on F(z) - F*; so "
+    "converged from solve on L1 is true of the returned code whatever the data.",
+    page=PAGE,
+    source="own; the model of floating point is Higham 2002's",
+    code=("certificates.l1_gap",),
+    on_paper="sums of any length in floating point",
+)
+def sure_gap(kit: Kit, rng: np.random.Generator) -> None:
+    """Rows that solve calls converged, where lam is tiny, or some lam_j are, in exact arithmetic; and that some are.
+
+    A tolerance just below an exact gap is where rounding decides what the plain gap says.
+    """
+    import torch
+
+    D = rng.normal(size=(12, 8))
+    D /= np.linalg.norm(D, axis=1, keepdims=True)
+    x, some, said = rng.normal(size=(4, 8)), np.full(12, 0.3), 0
+    some[:3] = 1e-10
+    for lam, tol in ((1e-10, 1e-6), (1e-6, 1e-10), (some, 1e-6), (0.3, 1e-11)):
+        R, lams = kit.L1(lam), np.broadcast_to(lam, 12)
+        for row in x:
+            ratio = tol
+            for _ in range(2):
+                found = kit.solve(torch.tensor(row), torch.tensor(D), R, tol=ratio, max_steps=30)
+                z = found.codes.numpy()
+                gap, F = exact_gap(row, D, z, lams)
+                holds = gap <= Fraction(ratio) * F
+                insist(holds or not found.converged, f"converged at {ratio}, but the gap is {float(gap / F)} F")
+                insist(
+                    Fraction(float(certificates.l1_gap(row, D, z, R, sure=True)[0])) >= gap, "too small an allowance"
+                )
+                said += bool(found.converged)
+                ratio = 0.99 * max(float(gap / F), 1e-14)
+    insist(said >= 4, f"only {said} rows are certified: the allowance is too large")
+
+
+def _by_the_plain_gap(x: Any, D: Any, R: Any, tol: float, max_steps: int) -> Any:
+    found = solve(x, D, R, tol=tol, max_steps=max_steps)
+    gap, F = certificates.l1_gap(x, D, found.codes, R)
+    return replace(found, converged=gap <= tol * F)
+
+
+plant("solve: rounding is not allowed for", "lem-sure-gap", solve=_by_the_plain_gap)
+plant(
+    "solve: nothing is certified",
+    "lem-sure-gap",
+    solve=lambda *a, **b: replace(solve(*a, **b), converged=solve(*a, **b).converged & False),
 )
 
 

@@ -84,10 +84,11 @@ def rows(P: int, k: int, rng: np.random.Generator) -> Any:
 
 @statement(
     "lem-group-maxima",
-    "The k largest |u_i|, lowest index first among ties, lie in the k groups of neighbours with the largest maxima.",
+    "The k largest |u_i|, lowest index first among ties, lie in the k groups of neighbours with the largest maxima, "
+    "and reach the k-th largest maximum of any groups.",
     page=PAGE,
     source="own proof; the groups' maxima are the delegates of Gaihre et al. 2021",
-    code=("selection.top_k",),
+    code=("selection.top_k", "selection.top_k_of_blocks"),
     on_paper="rows of any length",
 )
 def group_maxima(kit: Kit, rng: np.random.Generator) -> None:
@@ -341,7 +342,7 @@ def gram_step(kit: Kit, rng: np.random.Generator) -> None:
             sae = load(kit.SAE(x.shape[1], len(D), R), weights).unrolled(T, rule)
             found = {}
             for way in ("gram", "residual"):
-                forced = Plan(2, "sparse", way, ())  # two rows at a time
+                forced = Plan(2, sae.d_sae, "sparse", way, ())  # two rows at a time
                 sae.plan = lambda rows, frozen=True, forced=forced: forced
                 with torch.no_grad():
                     found[way] = sae.encode_sparse(torch.tensor(x)).to_dense().numpy()
