@@ -25,7 +25,8 @@ def main() -> None:
     sae = px.SAE(given.d_in, given.d_sae, px.KSparse(given.k)).to(x).requires_grad_(False)
     W, b, D, T = sae.W_enc, sae.b_enc, sae.W_dec, given.steps
     L = px.lipschitz(D)
-    gram = D @ D.T
+    chosen = replace(sae.plan(len(x)), product="gram")
+    gram = encoder.gram_blocks(D, chosen.columns)
 
     def dense(steps: int, further: Callable[..., torch.Tensor] = dense_step) -> torch.Tensor:
         indices, values = dense_encode(x, W, b, given.k)
@@ -36,9 +37,8 @@ def main() -> None:
 
     def by_gram_rows() -> None:
         """The walk of the encoder, with the Gram matrix that a million rows would share."""
-        chosen = replace(sae.plan(len(x)), rows=256, columns=given.d_sae, product="gram")
         how = encoder.Steps(sae.penalty, T, px.Lipschitz(), L, chosen, decode=False, keep=False)
-        area = x.new_empty(chosen.rows * given.d_sae)
+        area = x.new_empty(chosen.rows * chosen.columns)
         for piece in (x - sae.b_dec).split(chosen.rows):
             for _ in encoder._walk(piece, W, b, D, how, area, gram):
                 pass

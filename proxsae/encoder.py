@@ -29,7 +29,7 @@ from proxsae.iteration import FIRST_TRIAL, Backtracking, ExactStep, FixedStep, L
 from proxsae.kernels.dispatch import Plan
 from proxsae.penalties import KSparse
 from proxsae.selection import largest, top_k_of_blocks
-from proxsae.sparse import Pages, accumulator, decode, decode_dense, dots, outer
+from proxsae.sparse import BLOCK, Pages, accumulator, decode, decode_dense, dots, outer
 
 RULES = (Lipschitz, FixedStep, Backtracking, ExactStep)  # the others need more than the support
 
@@ -84,7 +84,7 @@ class Encode(torch.autograd.Function):
         mu = torch.empty(kept, n, dtype=torch.float64, device=x.device)
         xhat = torch.empty_like(x) if how.decode else None
         area = x.new_empty(min(n, how.plan.rows) * how.plan.columns)
-        gram = W_dec @ W_dec.T if how.plan.product == "gram" else None
+        gram = gram_blocks(W_dec, how.plan.columns) if how.plan.product == "gram" else None
         for start in range(0, n, max(1, how.plan.rows)):
             piece = slice(start, start + how.plan.rows)
             c = x[piece] - b_dec
@@ -162,7 +162,7 @@ def _carried(v: Tensor, at: Tensor, before: Tensor) -> Tensor:
 
 
 def _walk(
-    c: Tensor, W_enc: Tensor, b_enc: Tensor, D: Tensor, how: Steps, area: Tensor, gram: Tensor | None
+    c: Tensor, W_enc: Tensor, b_enc: Tensor, D: Tensor, how: Steps, area: Tensor, gram: Gram | None
 ) -> Iterator[tuple[Tensor, Tensor, float | Tensor]]:
     """Yield (indices, values, mu) of z_1 ... z_T for centred rows c (n, d), pre-activations in `area`."""
     R, rule, L, times, columns = how.penalty, how.rule, how.L, _decoder(how), how.plan.columns
@@ -177,11 +177,12 @@ def _walk(
             if gram is None or base is None:
                 blocks = _product((mu * (c - times(at, z, D))).to(c.dtype), D, area, columns)
             else:
-                blocks = iter([(0, torch.sub(base, decode(at, mu * z, gram), out=area.view(-1, len(D))[: len(c)]))])
+                blocks = _gram_product(at, mu * z, base, gram, area)
             at, z = _pick(_plus_codes(blocks, at, z), len(D), R)
             yield at, z, mu
         return
-    norms = torch.linalg.vector_norm(D, dim=1, dtype=torch.float64)
+    parts = D.split(max(1, BLOCK // D.shape[1]))  # so that no float64 copy of D is made
+    norms = torch.stack([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64).amax() for part in parts])
     top = FIRST_TRIAL / float(norms.max()) ** 2  # as in reference.iterate
     mu = torch.full((len(c),), top, dtype=torch.float64, device=c.device)
     for _ in range(how.steps - 1):
@@ -191,6 +192,27 @@ def _walk(
 
 
 Blocks = Iterator[tuple[int, Tensor]]  # columns of (n, P) from left to right: the first one's index, and they
+Gram = list[list[Tensor]]  # D^T D by blocks of columns, each cut into pieces (P, width)
+GRAM_PIECE = 2**22  # entries of a piece, from which all rows gather while it lies in the cache
+
+
+def gram_blocks(D: Tensor, columns: int) -> Gram:
+    """D^T D for atoms D (P, d), cut as `_gram_product` reads it."""
+    width = max(1, GRAM_PIECE // len(D))
+    return [[D @ piece.T for piece in block.split(width)] for block in D.split(columns)]
+
+
+def _gram_product(at: Tensor, z: Tensor, base: Tensor, gram: Gram, area: Tensor) -> Blocks:
+    """base - D^T D z for base (n, P) and codes z at `at`, each block in the same work area (prop-gram-step)."""
+    start = 0
+    for pieces in gram:
+        width = sum(piece.shape[1] for piece in pieces)
+        block = area[: len(z) * width].view(len(z), width)
+        parts = zip(pieces, base[:, start : start + width].split(pieces[0].shape[1], dim=1), strict=True)
+        for (piece, part), out in zip(parts, block.split(pieces[0].shape[1], dim=1), strict=True):
+            torch.sub(part, decode(at, z, piece), out=out)
+        yield start, block
+        start += width
 
 
 def _product(a: Tensor, W: Tensor, area: Tensor, columns: int, bias: Tensor | None = None) -> Blocks:

@@ -26,7 +26,7 @@ from torch.nn.functional import embedding_bag
 from proxsae.kernels.dispatch import has_kernels
 from proxsae.selection import top_k
 
-BLOCK = 2**20  # entries of the weights' gradient that are summed before they are added
+BLOCK = 2**18  # entries of a weight, or of its gradient, that are worked on at a time
 
 
 @dataclass(frozen=True)

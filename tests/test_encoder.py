@@ -151,8 +151,13 @@ def test_latents_are_taken_in_blocks(rule, nonneg, monkeypatch):
 
 @pytest.mark.parametrize("rule", ["Lipschitz", "FixedStep"])
 @pytest.mark.parametrize("nonneg", [False, True])
-def test_gram_rows_take_the_same_steps(rule, nonneg, device, monkeypatch):
-    sae = make(2, nonneg, d=200, device=device)
+@pytest.mark.parametrize(("P", "width"), [(96, 96), (96, 10), (416, 100)])
+def test_gram_rows_take_the_same_steps(P, width, rule, nonneg, device, monkeypatch):
+    """Also in pieces of columns, and, with 416 latents, in blocks of 256 and the rest."""
+    monkeypatch.setattr(encoder, "GRAM_PIECE", P * width)
+    if P > 256:
+        monkeypatch.setitem(dispatch.AREA, "cpu", 1)
+    sae = make(2, nonneg, d=200, P=P, device=device)
     sae = sae.unrolled(6, RULES[rule](px.lipschitz(sae.W_dec)))
     x = rows(5000, 200, device=device)
     monkeypatch.setattr(encoder, "free_bytes", lambda device: 0.0)
@@ -166,7 +171,7 @@ def test_gram_rows_take_the_same_steps(rule, nonneg, device, monkeypatch):
         gathered, decode = [], encoder.decode
         monkeypatch.setattr(encoder, "decode", lambda at, z, W: gathered.append(W.shape) or decode(at, z, W))
         gram = sae.encode_sparse(x)
-    assert gathered.count((96, 96)) >= 5  # rows of D^T D, in five further steps
+    assert gathered.count((P, width)) >= 5  # rows of D^T D, in five further steps
     assert_same(gram.indices, residual.indices)
     assert_close(gram.values, residual.values, 1e-11)
 

@@ -92,7 +92,7 @@ def plan(
         product, why = "residual", "trained weights change their Gram matrix at every batch"
     elif steps > 1 and bytes_per_number == 2:
         product, why = "residual", "D^T x - D^T D z cancels, which half precision cannot afford"
-    piece, columns = _area(rows, d_sae, k, kind, whole=product == "gram")
+    piece, columns = _area(rows, d_sae, k, kind)
     reasons = (
         f"rows: {piece} at a time, {columns} of {d_sae} latents,"
         f" a work area of {piece * columns * bytes_per_number / 2**20:.0f} MiB",
@@ -102,12 +102,12 @@ def plan(
     return Plan(piece, columns, decode, product, reasons)
 
 
-def _area(rows: int, d_sae: int, k: int, kind: str, whole: bool) -> tuple[int, int]:
-    """Rows and columns of the work area.  Rows are cut where a block of them still has 4 k groups to select among."""
+def _area(rows: int, d_sae: int, k: int, kind: str) -> tuple[int, int]:
+    """Rows and columns of the work area: blocks of columns where they leave 4 k groups or more to select among."""
     area = AREA["cpu" if kind == "cpu" else "cuda"]
     piece = max(1, min(rows, ROWS))
     columns = max(area // piece, 4 * k * GROUP) // GROUP * GROUP
-    if whole or kind != "cpu" or not k or d_sae % GROUP or columns >= d_sae:
+    if kind != "cpu" or not k or d_sae % GROUP or columns >= d_sae:
         return max(1, min(rows, max(MIN_ROWS, area // d_sae))), d_sae
     return piece, columns
 

@@ -57,10 +57,11 @@ def cost(
     times = np.array([[_seconds(call, device) for call in calls] for _ in range(rounds)])
     ratios = times / times[:, :1]
     kind = kind_of(x.device.type, x.element_size())
-    look, gather, write = RHO_S[kind] / d_in, gather_cost(k, d_sae, kind), RHO_S[kind] / rows
-    encoding = 1 + 3 * look  # the top-k's, and b_enc, which is written before the product adds to it
+    gather, write = gather_cost(k, d_sae, kind), RHO_S[kind] / rows
+    look = RHO_S[kind] / d_in if kind != "cpu" else 0.0  # a CPU looks at blocks of columns, in its cache
+    encoding = 1 + look
     yield _row("encode: product and top-k", ratios[:, 1], encoding)
-    gathers = 5 * gather + 2 * write  # decode, dots with the decoding that it repeats, two gradients
+    gathers = 4 * gather + 2 * write  # decode, its transpose, two gradients
     yield _row("training step: forward, backward, four gradients", ratios[:, 2], encoding + gathers)
     for i, name in enumerate(deep if steps > 1 else ()):
         further = (ratios[:, 3 + i] - ratios[:, 1]) / (steps - 1)
