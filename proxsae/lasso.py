@@ -105,9 +105,9 @@ def solve(
 
     inference = torch.is_inference_mode_enabled()
 
-    @torch.no_grad()  # which a thread does not inherit, nor the other two
     def work(piece: Tensor) -> None:
-        with torch.inference_mode(inference), torch.autocast(c.device.type, enabled=False):
+        # none of which a thread inherits; no_grad comes after the first, which sets that too
+        with torch.inference_mode(inference), torch.no_grad(), torch.autocast(c.device.type, enabled=False):
             rounds(piece)
 
     def rounds(piece: Tensor) -> None:

@@ -261,6 +261,23 @@ def test_inference_mode_and_autocast_change_nothing(rows, device):
         pt.assert_same(other.converged.clone(), want.converged)
 
 
+@pytest.mark.parametrize("rows", [20, 300])
+def test_nothing_is_recorded_for_gradients(rows, device, monkeypatch):
+    x, D, _ = problem(n=rows, d=16, P=200)
+    x, D = (a.requires_grad_() for a in tensors(device, x, D))
+    seen = []
+    taken = lasso._round
+    monkeypatch.setattr(lasso, "_round", lambda rows, *a: seen.append(rows.z.requires_grad) or taken(rows, *a))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        px.solve(x, D, px.L1(0.5))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(seen) >= 2
+    assert not any(seen)
+
+
 def test_precision_that_is_set_by_the_newer_interface_is_understood(device):
     x, D, _ = problem(n=4, d=16, P=200)
     before = torch.backends.fp32_precision
