@@ -304,8 +304,8 @@ def _solve_group(
         sure = gap_of(code, g, lam, after, atoms.nonneg, slack[:, None])[0]
         sure = sure + slack * (size + code.abs().sum(dim=1)) + (W + 8) * UNIT * objective
         proved = (sure <= tol * objective) & _a_float(objective)
-        verdicts.append((gap, objective, proved, (move * (slope - g)).sum(dim=1).clamp(min=0).sqrt()))
-        rows.slope[at, :W] = g
+        square_move = (move * (slope - g)).sum(dim=1).clamp(min=0) + slack * move.abs().sum(dim=1)
+        verdicts.append((gap, objective, proved, square_move.sqrt()))
     (gap, objective, _, moved), (returned_gap, _, proved, returned_moved) = verdicts
     rows.z[at, :W], rows.gap[at], rows.drift[at] = z, returned_gap, (returned - z).abs().sum(dim=1)
     # what rounding costs, more work cannot mend

@@ -93,9 +93,9 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
     products with D^T and a row leaves when it is certified.  L0 and KSparse run `Refit` steps from z = 0 until they
     move nothing, other non-convex R plain steps of 1/L; their limit depends on that start (the best k-sparse code is
     NP-hard to find).
-    Work is in float64, codes come back in the dtype of x; the certificate is of the codes that are returned, and a row
-    that did not reach it has converged = False.  Rounding codes to float32 alone can cost a gap of some 1e-7 of the
-    objective, and of far more where lam is tiny.
+    Work is in float64, codes come back in the dtype of x; the certificate is of the codes that are returned, rounding
+    allowed for (lem-sure-gap), and a row that did not reach it has converged = False.  Rounding codes to float32 alone
+    can cost a gap of some 1e-7 of the objective, and of far more where lam is tiny.
     For L1, L0 and KSparse torch codes are differentiable in x, D, bias and a tensor lam by the implicit function
     theorem on the support (thm-implicit-gradient); F at the solution needs no such thing (thm-envelope).  Shapes as in
     `ista`.  Raises `Error` as `ista` does, and for tol not finite and > 0.

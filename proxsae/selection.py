@@ -105,20 +105,25 @@ def top_k_of_blocks(blocks: Iterator[Tensor], P: int, k: int, nonneg: bool = Fal
 
 
 def _reaching(u: Tensor, maxima: Tensor, bar: Tensor, k: int, nonneg: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, column and value of the entries of u (n, C) that reach bar (n, 1), or if these are many, of the k first.
+    """Row, column and value of the entries of u (n, C) that reach bar (n, 1); of a row with many of them the k first.
 
     They come row by row, columns ascending.  What is not below the bar reaches it, so that NaN does.
     """
-    row, group = (~(maxima < bar)).nonzero(as_tuple=True)
-    if len(row) <= 2 * k * len(u):
-        near = u.view(-1, GROUP).index_select(0, row * maxima.shape[1] + group)
-        reaches = ~(_size(near, nonneg) < bar[row])
-        at, column = reaches.nonzero(as_tuple=True)
-        if len(at) <= 4 * k * len(u):
-            return row[at], group[at] * GROUP + column, near[reaches]
-    first = top_k(u, k, nonneg)
-    rows = torch.arange(len(u), device=u.device)[:, None].expand_as(first)
-    return rows.reshape(-1), first.reshape(-1), u.gather(-1, first).view(-1)
+    passes = ~(maxima < bar)
+    many = passes.sum(dim=-1) > 2 * k
+    row, group = (passes & ~many[:, None]).nonzero(as_tuple=True)
+    near = u.view(-1, GROUP).index_select(0, row * maxima.shape[1] + group)
+    at, column = (~(_size(near, nonneg) < bar[row])).nonzero(as_tuple=True)
+    many |= torch.bincount(row[at], minlength=len(u)) > 4 * k
+    if not bool(many.any()):
+        return row[at], group[at] * GROUP + column, near[at, column]
+    few = ~many[row[at]]
+    at, column, crowded = at[few], column[few], many.nonzero()[:, 0]
+    first = top_k(u[crowded], k, nonneg)
+    rows = torch.cat([row[at], crowded.repeat_interleave(first.shape[1])])
+    columns = torch.cat([group[at] * GROUP + column, first.view(-1)])
+    rows, order = rows.sort(stable=True)
+    return rows, columns[order], u[rows, columns[order]]
 
 
 def place_in_row(row: Tensor, count: Tensor) -> Tensor:

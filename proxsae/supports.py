@@ -99,12 +99,12 @@ def _inverse(gram: Tensor, rtol: float) -> Tensor:
     """Inverses of positive semi-definite matrices (B, s, s) with unit diagonal: by Cholesky, pseudo-inverses where that
     is unsafe.
 
-    The trace of the inverse is at least 1 / the smallest eigenvalue.  Pivots would not tell: in an unfortunate order of
-    the atoms none of a singular matrix is small.
+    The largest eigenvalue is at most s, and the smallest at least 1 / the trace of the inverse.  Pivots would not tell:
+    in an unfortunate order of the atoms none of a singular matrix is small.
     """
     factor, failed = torch.linalg.cholesky_ex(gram)
     inverse = torch.cholesky_inverse(torch.where(failed[:, None, None] > 0, torch.eye(gram.shape[-1]).to(gram), factor))
-    unsafe = (failed > 0) | ~(inverse.diagonal(dim1=-2, dim2=-1).sum(dim=-1) * rtol < 1)
+    unsafe = (failed > 0) | ~(inverse.diagonal(dim1=-2, dim2=-1).sum(dim=-1) * gram.shape[-1] * rtol < 1)
     if bool(unsafe.any()):
         inverse[unsafe] = torch.linalg.pinv(gram[unsafe], rtol=rtol, hermitian=True)
     return inverse

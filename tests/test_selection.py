@@ -107,6 +107,27 @@ def test_of_ordinary_rows_little_is_kept(monkeypatch):
     assert sum(kept) < 64 * 4 * 1.3 * (1 + 5)
 
 
+@pytest.mark.parametrize("nonneg", [False, True])
+@pytest.mark.parametrize("odd", ["equal", "negative", "NaN", "rising", "spread"])
+def test_one_row_in_which_all_reach_the_bar_widens_no_other(odd, nonneg, monkeypatch):
+    """Of such a row the k first of each block are kept, so that the table of all rows stays narrow."""
+    P, k, width = 16384, 4, 512
+    u = torch.randn(64, P, generator=torch.Generator().manual_seed(0))
+    u[5] = {
+        "equal": torch.zeros(P),
+        "negative": -u[5].abs(),
+        "NaN": torch.where(torch.arange(P) % 40 == 0, torch.nan, u[5]),
+        "rising": torch.arange(P) / P,
+        "spread": torch.where(torch.arange(P) % 64 < 20, 9 + torch.arange(P) % 7, u[5]),
+    }[odd]
+    widths = []
+    choose = selection.largest
+    monkeypatch.setattr(selection, "largest", lambda size, k: widths.append(size.shape[1]) or choose(size, k))
+    indices, _ = top_k_of_blocks(in_one_place(u, width), P, k, nonneg)
+    assert_same(indices, sorted_first(u, k, nonneg))
+    assert widths[-1] <= 4 * k * P // width
+
+
 @pytest.mark.parametrize("shape", [(0, 4096), (2, 0, 4096), (4096,), (2, 3, 4096)], ids=str)
 def test_leading_axes_are_batch(shape, device):
     u = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)

@@ -239,8 +239,8 @@ def exact_gap(c: Any, D: Any, z: Any, lam: Any) -> tuple[Fraction, Fraction]:
 
 @statement(
     "lem-sure-gap",
-    "What float64 computes for gap(z), with a stated allowance for rounding, is an upper bound on F(z) - F*; so "
-    "converged from solve on L1 is true of the returned code whatever the data.",
+    "What float64 computes for gap(z), with a stated allowance for rounding, is an upper bound on F(z) - F* where "
+    "nothing under- or overflows; so converged from solve on L1 is true of the returned code.",
     page=PAGE,
     source="own; the model of floating point is Higham 2002's",
     code=("certificates.l1_gap",),
