@@ -206,13 +206,13 @@ def _gram_product(at: Tensor, z: Tensor, base: Tensor, gram: Gram, area: Tensor)
     """base - D^T D z for base (n, P) and codes z at `at`, each block in the same work area (prop-gram-step)."""
     start = 0
     for pieces in gram:
-        width = sum(piece.shape[1] for piece in pieces)
-        block = area[: len(z) * width].view(len(z), width)
-        parts = zip(pieces, base[:, start : start + width].split(pieces[0].shape[1], dim=1), strict=True)
-        for (piece, part), out in zip(parts, block.split(pieces[0].shape[1], dim=1), strict=True):
+        widths = [piece.shape[1] for piece in pieces]
+        block = area[: len(z) * sum(widths)].view(len(z), -1)
+        outs, parts = block.split(widths, dim=1), base[:, start : start + sum(widths)].split(widths, dim=1)
+        for piece, part, out in zip(pieces, parts, outs, strict=True):
             torch.sub(part, decode(at, z, piece), out=out)
         yield start, block
-        start += width
+        start += sum(widths)
 
 
 def _product(a: Tensor, W: Tensor, area: Tensor, columns: int, bias: Tensor | None = None) -> Blocks:

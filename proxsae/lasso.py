@@ -101,7 +101,7 @@ def solve(
         """Work out the certificate of what was not proved on the way."""
         for at in rows.split(max(1, CHUNK // len(D))):
             z = codes[at].double()
-            gap[at], converged[at] = certify(c[at], D, z, z, R, tol, 1.0)
+            gap[at], converged[at], _ = certify(c[at], D, z, z, R, tol, 1.0)
 
     inference = torch.is_inference_mode_enabled()
 

@@ -111,13 +111,14 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
     for i, row in enumerate(rows):
         for t, (z, _) in enumerate(iterate(row, D, R, rule, momentum, np.zeros(len(D)), L)):
             rounded = z.astype(dtype).astype(np.float64)  # judged is what will be returned
-            enough = certify(row, D, rounded, codes[i], R, tol, L)[1]
-            if not enough:  # what rounding costs, more steps cannot mend
-                enough = certify(row, D, z, codes[i], R, tol / 10, L, sure=False)[1]
+            _, good, settled = certify(row, D, rounded, codes[i], R, tol, L)
+            if dtype != np.float64 and not good:
+                settled = certify(row, D, z, codes[i], R, tol, L)[2]
+            enough = good or settled
             codes[i], taken[i] = z, t
             if enough or t == max_steps:
                 break
-        gaps[i], good = certify(row, D, rounded, codes[i], R, tol, L)
+        gaps[i], good, _ = certify(row, D, rounded, codes[i], R, tol, L)
         converged[i] = good and enough
     shaped = codes.astype(dtype).reshape(*lead, len(D))
     return Solution(shaped, gaps.reshape(lead), taken.reshape(lead), converged.reshape(lead))
@@ -130,25 +131,25 @@ def how_to_solve(R: Penalty) -> tuple[StepRule, str | None]:
     return (Refit() if R.affine else Lipschitz()), None
 
 
-def certify(
-    x: Any, D: Any, z: Any, before: Any, R: Penalty, tol: float, L: float, sure: bool = True
-) -> tuple[Any, Any]:
-    """The certificate of z and whether it is good enough, row by row: two arrays of shape (...).
+def certify(x: Any, D: Any, z: Any, before: Any, R: Penalty, tol: float, L: float) -> tuple[Any, Any, Any]:
+    """The certificate of z, whether it is good enough, and whether it is settled: three arrays of shape (...).
 
-    For L1 the gap must also be small with all that rounding may hide, if `sure` (lem-sure-gap).  For L0 and KSparse a
-    fixed point at step 1/L is a weak thing, so the last `Refit` step, which is longer, must have left its code `before`
-    in place as well.
+    Settled is what is within a tenth of tol, rounding left aside: what rounding costs, more steps cannot mend.  Good
+    enough for L1 is a gap that is small with all that rounding may hide (lem-sure-gap).  For L0 and KSparse a fixed
+    point at step 1/L is a weak thing, so the last `Refit` step, which is longer, must have left its code `before` in
+    place as well.
     """
     if isinstance(R, L1):
         gap, objective = l1_gap(x, D, z, R)
-        good = (gap <= tol * objective) & (gap < np.inf)
-        if sure and good.any():
+        good, settled = ((gap <= t * objective) & (gap < np.inf) for t in (tol, tol / 10))
+        if good.any():
             good = good & (l1_gap(x, D, z, R, sure=True)[0] <= tol * objective)
             good = good & ((objective > FAINT) | ~(x != 0).any(-1))
-        return gap, good
+        return gap, good, settled
     gap = fixed_point_residual(x, D, z, R, 1 / L)
-    size = (z * z).sum(-1) ** 0.5
-    return gap, (gap <= tol * size) & (((z - before) ** 2).sum(-1) ** 0.5 <= tol * size)
+    size, last = (z * z).sum(-1) ** 0.5, ((z - before) ** 2).sum(-1) ** 0.5
+    good, settled = ((gap <= t * size) & (last <= t * size) for t in (tol, tol / 10))
+    return gap, good, settled
 
 
 def iterate(

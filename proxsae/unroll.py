@@ -120,15 +120,15 @@ def _iterate_to_certificate(
         if t % every == 0 or t == max_steps:
             z = point.z[open_rows]
             rounded, before = z.to(dtype).double(), codes[open_rows]  # judged is what will be returned
-            _, good = certify(c[open_rows], D, rounded, before, R, tol, L)
-            if not bool(good.all()):  # what rounding costs, more steps cannot mend
-                good = good | certify(c[open_rows], D, z, before, R, tol / 10, L, sure=False)[1]
+            _, good, settled = certify(c[open_rows], D, rounded, before, R, tol, L)
+            if dtype != torch.float64:
+                settled = certify(c[open_rows], D, z, before, R, tol, L)[2]
             codes[open_rows], taken[open_rows] = z, t
-            open_rows[open_rows.clone()] = ~good
+            open_rows[open_rows.clone()] = ~(good | settled)
         if t == max_steps or not bool(open_rows.any()):
             break
     rounded = codes.to(dtype).double()
-    gap, good = certify(c, D, rounded, codes, R, tol, L)
+    gap, good, _ = certify(c, D, rounded, codes, R, tol, L)
     return rounded.to(dtype), gap, taken, good & ~open_rows
 
 

@@ -71,7 +71,7 @@ def test_certify_asks_for_a_last_move_that_is_short_and_accepts_the_bound():
     z = px.solve(x, D, R, tol=1e-10).codes
     assert reference.certify(x, D, z, z, R, 1e-6, L)[1].all()
     assert not reference.certify(x, D, z, z + 1e-4 * (z != 0), R, 1e-6, L)[1].any()
-    gap, good = reference.certify(0 * x, D, 0 * z, 0 * z, R, 1e-6, L)  # a gap of 0 is <= 0
+    gap, good, _ = reference.certify(0 * x, D, 0 * z, 0 * z, R, 1e-6, L)  # a gap of 0 is <= 0
     assert good.all()
     assert not gap.any()
     assert reference.certify(np.zeros((1, 2)), np.eye(2), np.zeros((1, 2)), np.zeros((1, 2)), px.L1(1.0), 1e-6, 1.0)[1]
@@ -150,7 +150,7 @@ def test_the_certificate_is_good_up_to_its_tolerance_row_by_row(R):
     x, D = problem()
     x, L = x * np.geomspace(0.01, 10, len(x))[:, None], px.lipschitz(D)
     z = px.ista(x, D, R, 6 if R.convex else 60, px.ExactStep()).codes  # gaps above what rounding may hide
-    gap, _ = reference.certify(x, D, z, z, R, 1.0, L)
+    gap, _, _ = reference.certify(x, D, z, z, R, 1.0, L)
     if isinstance(R, px.L1):
         size = 0.5 * ((x - z @ D) ** 2).sum(-1) + R.value(z)
         floor = 1e-12 * size  # rows of which 0 is the code have no gap, but for rounding
