@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxsae.certificates import coherence, duality_gap, fixed_point_residual, lambda_max, lipschitz
 from proxsae.conventions import Error
-from proxsae.iteration import Backtracking, ExactStep, FixedStep, Lipschitz, Refit, Solution, Trace
+from proxsae.iteration import Backtracking, ExactStep, FixedStep, LearnedSteps, Lipschitz, Refit, Solution, Trace
 from proxsae.penalties import L0, L1, MCP, SCAD, BatchKSparse, ElasticNet, GroupL2, KSparse, Penalty, SortedL1
 from proxsae.reference import ista, solve
 
@@ -37,6 +37,7 @@ __all__ = [  # noqa: RUF022  (grouped by what they are)
     "L1", "L0", "KSparse", "ElasticNet", "MCP", "SCAD", "GroupL2", "SortedL1", "BatchKSparse", "Penalty",
     # the iteration and its step rules
     "ista", "solve", "Trace", "Solution", "Lipschitz", "FixedStep", "Backtracking", "ExactStep", "Refit",
+    "LearnedSteps",
     # certificates
     "duality_gap", "fixed_point_residual", "lambda_max", "lipschitz", "coherence",
     # sparse autoencoders

@@ -19,7 +19,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class Steps:
     """What the encoder does: `steps` k-sparse steps by `rule`, L an upper bound on ||D||^2, carried out as `plan` says.
 
     It decodes as well if `decode`, and keeps what the backward pass needs if `keep`; `pages` is where that writes large
-    gradients.
+    gradients.  `shards` stands for the other ranks where each holds some of the latents; L is then that of all of them.
     """
 
     penalty: KSparse
@@ -50,6 +51,17 @@ class Steps:
     decode: bool
     keep: bool
     pages: Pages | None = None
+    shards: Shards | None = None
+
+
+class Shards(Protocol):
+    """The other ranks that hold latents of the same SAE: what a rank must ask of them."""
+
+    def keep(self, values: Tensor, k: int) -> Tensor:
+        """Candidates (n, s) of this rank, latents ascending, with 0 where they are not among the k largest of all."""
+
+    def total(self, a: Tensor) -> Tensor:
+        """The sum of all ranks' `a`."""
 
 
 def free_bytes(device: torch.device) -> float:
@@ -109,6 +121,7 @@ class Encode(torch.autograd.Function):
         """The formulas at the head of this file, from the last step to the first."""
         x, W_enc, W_dec, b_dec, indices, values, mu = ctx.saved_tensors
         wide, P, pages = accumulator(x.dtype), len(W_dec), ctx.how.pages
+        times = partial(_total, ctx.how, decode)
         wants_x, wants_enc, wants_b_enc, wants_dec, wants_b_dec = ctx.needs_input_grad[:5]
         to_x = torch.zeros(x.shape, dtype=wide, device=x.device) if wants_x else None
         to_b_dec = torch.zeros(b_dec.shape, dtype=wide, device=x.device)
@@ -124,10 +137,10 @@ class Encode(torch.autograd.Function):
             v = torch.where(values[t] != 0, v, 0)
             moved = -mu[t][:, None].to(wide) * v
             if wants_dec:
-                residual = decode(indices[t - 1], values[t - 1], W_dec).add_(b_dec).sub_(x)
+                residual = times(indices[t - 1], values[t - 1], W_dec).add_(b_dec).sub_(x)
                 to_dec = outer(indices[t], moved, residual, P, to_dec, pages)
                 del residual
-            e = decode(indices[t], moved, W_dec)
+            e = times(indices[t], moved, W_dec)
             if wants_dec:
                 to_dec = outer(indices[t - 1], values[t - 1], e, P, to_dec, pages)
             v = _carried(v, indices[t], indices[t - 1]) + dots(indices[t - 1], W_dec, e)
@@ -138,19 +151,25 @@ class Encode(torch.autograd.Function):
         to_enc = to_b_enc = None
         if wants_enc:
             to_enc = outer(indices[0], v, x - b_dec, P, pages=pages).to(x.dtype).T
-        if wants_b_enc:
-            to_b_enc = outer(indices[0], v, v.new_ones(len(x), 1), P)[:, 0].to(x.dtype)
-        if wants_x or wants_b_dec:
-            e = decode(indices[0], v, W_enc.T.contiguous())
-            to_b_dec -= e.sum(dim=0)
-            to_x = None if to_x is None else to_x.add_(e).to(x.dtype)
+        if wants_b_enc or wants_b_dec:
+            summed = outer(indices[0], v, v.new_ones(len(x), 1), P)
+            to_b_enc = summed[:, 0].to(x.dtype) if wants_b_enc else None
+            moved = summed.T @ W_enc.T.to(wide)  # the sum over rows of W_enc v: no gather, and d numbers to share
+            to_b_dec -= (moved if ctx.how.shards is None else ctx.how.shards.total(moved))[0]
+        if to_x is not None:
+            to_x = to_x.add_(times(indices[0], v, W_enc.T.contiguous())).to(x.dtype)
         if wants_dec:
             to_dec = torch.zeros_like(W_dec) if to_dec is None else to_dec.to(x.dtype)
         return to_x, to_enc, to_b_enc, to_dec, to_b_dec.to(x.dtype) if wants_b_dec else None, None
 
 
 def _decoder(how: Steps) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    return decode if how.plan.decode == "sparse" else decode_dense
+    return partial(_total, how, decode if how.plan.decode == "sparse" else decode_dense)
+
+
+def _total(how: Steps, times: Callable[..., Tensor], at: Tensor, z: Tensor, W: Tensor) -> Tensor:
+    here = times(at, z, W)
+    return here if how.shards is None else how.shards.total(here)
 
 
 def _carried(v: Tensor, at: Tensor, before: Tensor) -> Tensor:
@@ -166,7 +185,7 @@ def _walk(
 ) -> Iterator[tuple[Tensor, Tensor, float | Tensor]]:
     """Yield (indices, values, mu) of z_1 ... z_T for centred rows c (n, d), pre-activations in `area`."""
     R, rule, L, times, columns = how.penalty, how.rule, how.L, _decoder(how), how.plan.columns
-    at, z = _pick((u for _, u in _product(c, W_enc.T, area, columns, b_enc)), len(D), R)
+    at, z = _pick((u for _, u in _product(c, W_enc.T, area, columns, b_enc)), len(D), R, how.shards)
     mu: float | Tensor = rule.mu if isinstance(rule, FixedStep) else 1 / L
     yield at, z, mu
     if how.steps == 1:
@@ -178,7 +197,7 @@ def _walk(
                 blocks = _product((mu * (c - times(at, z, D))).to(c.dtype), D, area, columns)
             else:
                 blocks = _gram_product(at, mu * z, base, gram, area)
-            at, z = _pick(_plus_codes(blocks, at, z), len(D), R)
+            at, z = _pick(_plus_codes(blocks, at, z), len(D), R, how.shards)
             yield at, z, mu
         return
     parts = D.split(max(1, BLOCK // D.shape[1]))  # so that no float64 copy of D is made
@@ -251,10 +270,11 @@ def _off_support(blocks: Blocks, at: Tensor, on: Tensor) -> Iterator[Tensor]:
         yield block
 
 
-def _pick(blocks: Iterator[Tensor], P: int, R: KSparse) -> tuple[Tensor, Tensor]:
+def _pick(blocks: Iterator[Tensor], P: int, R: KSparse, shards: Shards | None = None) -> tuple[Tensor, Tensor]:
     """The prox of pre-activations (n, P) by its support: indices and values (n, k)."""
     at, u = top_k_of_blocks(blocks, P, R.k, R.nonneg)
-    return at, _value(u, R)
+    z = _value(u, R)
+    return at, z if shards is None else shards.keep(z, R.k)
 
 
 def _value(u: Tensor, R: KSparse) -> Tensor:

@@ -65,6 +65,14 @@ class Refit:
     """
 
 
+@dataclass(frozen=True)
+class LearnedSteps:
+    """One trained mu per step after the first and, for a penalty with lam, one trained factor of it: SAEs only.
+
+    They start at 1/L and 1.  Nothing holds them there, so no descent is promised (learned ISTA, Gregor and LeCun 2010).
+    """
+
+
 StepRule = Lipschitz | FixedStep | Backtracking | ExactStep | Refit
 RULES = {rule.__name__: rule for rule in (Lipschitz, FixedStep, Backtracking, ExactStep, Refit)}
 

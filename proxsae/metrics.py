@@ -65,8 +65,9 @@ def evaluate(sae: SAE, activations: Any, batch_size: int = 4096) -> dict[str, fl
     """
     x = sae.rows(activations)
     check_count("batch_size", batch_size, 1)
-    codes = [sae.encode(batch) for batch in x.split(batch_size)]
-    xhat = torch.cat([sae.decode(z) for z in codes])
+    batches = x.split(batch_size)
+    codes = [sae.encode(batch) for batch in batches]
+    xhat = torch.cat([sae.decode(z, like=batch) for z, batch in zip(codes, batches, strict=True)])
     z = torch.cat(codes)
     live = (z != 0).any(dim=0)
     balance = sign_balance(z)[live]

@@ -135,13 +135,22 @@ def _iterate_to_certificate(
 class Point:
     """One iterate: the code z (B, P), the products spent per row, and its residual D z - c, computed once if asked.
 
-    `width` is a number of non-zeros that no row exceeds, where the penalty sets one.
+    `width` is a number of non-zeros that no row exceeds, where the penalty sets one; `tilt` (P,) a linear term
+    -<tilt, z> of the objective.
     """
 
     def __init__(
-        self, z: Tensor, c: Tensor, D: Tensor, spent: Tensor, residual: Tensor | None = None, width: int | None = None
+        self,
+        z: Tensor,
+        c: Tensor,
+        D: Tensor,
+        spent: Tensor,
+        residual: Tensor | None = None,
+        width: int | None = None,
+        tilt: Tensor | None = None,
     ) -> None:
-        self.z, self.c, self.D, self.spent, self._residual, self._width = z, c, D, spent, residual, width
+        self.z, self.c, self.D, self.spent = z, c, D, spent
+        self._residual, self._width, self._tilt = residual, width, tilt
 
     def residual(self) -> Tensor:
         """D z - c, shape (B, d)."""
@@ -151,7 +160,8 @@ class Point:
 
     def objective(self, R: Penalty) -> Tensor:
         """F(z) per row, shape (B,), in the dtype of the codes."""
-        return (0.5 * _square(self.residual())).to(self.z.dtype) + value(R, self.z)
+        smooth = (0.5 * _square(self.residual())).to(self.z.dtype)
+        return (smooth if self._tilt is None else smooth - self.z @ self._tilt) + value(R, self.z)
 
 
 def iterate(
@@ -163,23 +173,26 @@ def iterate(
     z: Tensor,
     L: float,
     spent: float = 0.0,
+    tilt: Tensor | None = None,
 ) -> Iterator[Point]:
     """Yield the points z_0, z_1, z_2, ... for centred rows c (B, d), without end.
 
+    With `tilt` (P,) the objective has the further term -<tilt, z>, so that g = D^T (D z - c) - tilt: the quadratic
+    part, which the step rules are about, stays as it is.  Where R couples rows the batch is one vector, with one mu.
     A row's count of products starts at `spent` and follows `reference.iterate`: 1 for each gradient, 1 for the residual
     before it unless z = 0 or a trial has already paid for it, and 1 for each trial.
     """
     largest = FIRST_TRIAL / float(D.detach().double().square().sum(dim=1).max())  # as in reference.iterate
     count = torch.full((len(c),), spent, dtype=torch.float64, device=c.device)
     width = R.k if isinstance(R, KSparse) else None
-    point = Point(z, c, D, count, None if bool(z.any()) else -c)  # of any number of non-zeros
+    point = Point(z, c, D, count, None if bool(z.any()) else -c, tilt=tilt)  # of any number of non-zeros
     owed = (z != 0).any(dim=-1).double()
     mu = torch.full_like(count, largest)
     t = torch.ones_like(count)
     y, r = z, point.residual()
     yield point
     while True:
-        g = r @ D.T
+        g = r @ D.T if tilt is None else r @ D.T - tilt
         count = count + owed + 1
         owed, residual = torch.ones_like(owed), None
         if isinstance(rule, (Lipschitz, FixedStep)):
@@ -196,7 +209,7 @@ def iterate(
                 size = (new != 0).sum(dim=-1).double()
                 count, owed = count + owed + size * (size + 2) / len(D), torch.zeros_like(owed)
                 new, residual = refit(new, c, D, R), None
-        previous, before, point = point, y, Point(new, c, D, count, residual, width)
+        previous, before, point = point, y, Point(new, c, D, count, residual, width, tilt)
         yield point
         y, r = new, point.residual()
         if momentum is not None:
@@ -236,7 +249,7 @@ def _safe_step(
         same = torch.zeros_like(step, dtype=torch.bool)
         if face is not None and face_move is not None:
             kept = trial.sign() == face[rows].sign() if R.convex else (trial != 0) == (face[rows] != 0)
-            same = kept.all(dim=-1)
+            same = kept.all(dim=-1) if R.rowwise else kept.all().expand(len(kept))
             along = -column * face_move[rows]
             dr = along if bool(same.all()) else torch.where(same[:, None], along, dz @ D)
         else:
@@ -244,7 +257,7 @@ def _safe_step(
         floor = step <= 1 / L
         tried[rows] += (~same & ~floor).double()
         owed[rows] = (~same & floor).double()
-        safe = same | floor | (step * _square(dr) <= _square(dz))
+        safe = same | floor | (step * _over(R, _square(dr)) <= _over(R, _square(dz)))
         new, move = new.index_copy(0, rows, trial), move.index_copy(0, rows, dr)
         rows = rows[~safe]
         mu = mu.index_copy(0, rows, (mu[rows] / 2).clamp(min=1 / L))
@@ -255,14 +268,14 @@ def _exact_step(
     z: Tensor, r: Tensor, g: Tensor, D: Tensor, R: Penalty, largest: float, L: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The exact line step on the support: mu = ||h||^2 / ||D h||^2, then safe (thm-exact-step)."""
-    empty = ~(z != 0).any(dim=-1)
+    empty = ~(z != 0).any(dim=-1) if R.rowwise else ~(z != 0).any().expand(len(z))
     face = z
     if bool(empty.any()):  # at z = 0, the support that a step would open
         face = torch.where(empty[:, None], prox(R, z - largest * g, largest), z)
     h = torch.where(face != 0, g + slope(R, face), 0)
     face_move = h @ D
     with torch.no_grad():
-        mu = _square(h.double()) / _square(face_move.double())  # at least 1/L, but for rounding
+        mu = _over(R, _square(h.double())) / _over(R, _square(face_move.double()))  # >= 1/L, but for rounding
         mu = torch.where(mu.isfinite(), mu, largest).clamp(min=1 / L)
     new, residual, _, tried, owed = _safe_step(z, r, g, D, R, mu, L, face.detach(), face_move)
     return new, residual, tried + 1, owed
@@ -273,6 +286,11 @@ def _times(z: Tensor, D: Tensor, width: int | None) -> Tensor:
     if width is None or gather_cost(width, len(D), kind_of(D.device.type, D.element_size())) >= 1:
         return z @ D
     return sparse_decode(sparsify(z, width), D)
+
+
+def _over(R: Penalty, squares: Tensor) -> Tensor:
+    """Squares (B,) of rows as they are, or of the whole batch where R couples its rows."""
+    return squares if R.rowwise else squares.sum().expand(len(squares))
 
 
 def _square(a: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ PACKAGE = Path(px.__file__).parent
 ROOMS = [
     "conventions", "iteration", "penalties", "theory", "certificates", "reference", "data",
     "kernels", "selection", "functional", "sparse", "certified", "gram_lasso", "lasso", "supports", "unroll", "encoder",
-    "checkpoints", "sae", "metrics", "training", "studies", "report", "testing", "cli", "__main__",
+    "distributed", "checkpoints", "formats", "normalization", "sae", "metrics", "training",
+    "studies", "report", "testing", "cli", "__main__",
 ]  # fmt: skip
 NUMPY_FLOOR = {"conventions", "iteration", "penalties", "theory", "certificates", "reference", "data"}
 RUN_TIME = {"numpy", "scipy", "torch", "proxsae", *sys.stdlib_module_names}

@@ -17,6 +17,7 @@ from proxsae.cli import main
 
 FILES = {"depth.png", "depth.svg", "report.html", "rows.csv", "rows.json"}
 ROWS = np.random.default_rng(0).standard_normal((60, 8)).astype(np.float32)
+COMMANDS = ("depth", "rates", "bench", "train", "inspect", "eval", "encode", "convert", "laws", "statements")
 COUNT = (2 + 3 + 3 + 3) * 5  # rules of relu, jumprelu, topk and abstopk, times 1, 2, 4, 8 and 16 steps
 
 
@@ -149,7 +150,7 @@ def test_a_disk_that_fills_at_the_end_leaves_no_half_report(place, capsys, monke
     assert contents(place) == before
 
 
-@pytest.mark.parametrize("command", [[], ["depth"], ["rates"], ["laws"], ["statements"], ["bench"]], ids=str)
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=str)
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])

@@ -3,7 +3,11 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import proxsae as px
+from tests.checkpoint_files import WRITERS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "proxsae").rglob("*.md"))]
@@ -14,9 +18,27 @@ BLOCKS = [
 ]
 
 
-@pytest.mark.parametrize("code", BLOCKS)
-def test_block_runs(code, tmp_path, monkeypatch):
+# What a reader of the guides has: small files in other libraries' layouts, and rows.
+FILES = {
+    "my-saelens-sae": "saelens topk, rescaled",
+    "gemma-scope": "gemma scope 1",
+    "sparsify-sae": "sparsify",
+    "sparsify-signed-sae": "sparsify, signed",
+}
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    for folder, name in FILES.items():
+        (tmp_path / folder).mkdir()
+        WRITERS[name](tmp_path / folder)
+    np.save(tmp_path / "activations.npy", px.data.planted(n=512, d_in=16, d_sae=64, k=4).x.astype(np.float32))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("desk")
+@pytest.mark.parametrize("code", BLOCKS)
+def test_block_runs(code):
     exec(compile(code, "<docs>", "exec"), {"__name__": "docs"})
 
 

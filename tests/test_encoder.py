@@ -207,7 +207,7 @@ def test_leading_axes_are_batch(shape, device):
 
 
 def test_the_lipschitz_constant_is_kept_until_the_dictionary_changes(monkeypatch):
-    from proxsae import sae as module
+    from proxsae.sae import model as module
 
     calls = []
     monkeypatch.setattr(module, "lipschitz", lambda D: calls.append(1) or px.lipschitz(D))

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import proxsae as px
-from proxsae import metrics, training
+from proxsae import metrics
 from proxsae.testing import assert_close, assert_same
+from proxsae.training import losses
 
 D_IN, D_SAE, K = 24, 32, 3
 MAKE = {
@@ -112,7 +113,7 @@ def test_the_unit_of_the_data_does_not_matter(name, l0, x):
 def test_dead_latents_come_back_because_of_auxk(name, revived, x, device, monkeypatch):
     """Half of the encoder is shrunk until it never wins; without the AuxK term it stays dead."""
     if not revived:
-        monkeypatch.setattr(training, "AUX_SHARE", 0.0)
+        monkeypatch.setattr(losses, "AUX_SHARE", 0.0)
     sae = fresh(MAKE[name], device)
     with torch.no_grad():
         sae.W_enc[:, :16] *= 0.01
@@ -170,7 +171,7 @@ def test_an_interrupted_training_leaves_the_sae_in_the_units_of_the_data(x, monk
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_revival", interrupt)
+    monkeypatch.setattr(losses, "_revival", interrupt)
     sae, rows = fresh(lambda: px.relu_sae(D_IN, D_SAE, 300.0)), 1000 * x.cpu() + 5000
     with pytest.raises(KeyboardInterrupt):
         fit(sae, rows)

@@ -2,5 +2,7 @@
 
 from proxsae.data.files import packaged, read
 from proxsae.data.planted import Planted, planted
+from proxsae.data.rows import Rows, open_rows
+from proxsae.data.shuffle import Shuffle
 
-__all__ = ["Planted", "packaged", "planted", "read"]
+__all__ = ["Planted", "Rows", "Shuffle", "open_rows", "packaged", "planted", "read"]

@@ -1,18 +1,25 @@
-"""Reading activations: the packaged ones, and `.npy`, `.npz`, `.safetensors` files or a folder of them."""
+"""Reading activations: the packaged ones, and `.npy`, `.npz`, `.safetensors` files or a folder of them.
+
+A file is somebody else's: nothing in it is run, and what its header claims is held against its size before anything is
+allocated.  The formats themselves are in `readers.py` beside this file.
+"""
 
 from __future__ import annotations
 
+import mmap
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from proxsae.conventions import Error, check_finite
+from proxsae.conventions import Error
+from proxsae.data.readers import READERS, check_kind, load
 
 PACKAGED = "minilm-l6-v2-layer3"
-SUFFIXES = (".npy", ".npz", ".safetensors")
+PIECE = 2**20  # entries that are looked at in one go, so that a memory-mapped file is never held whole
 
 
 def packaged() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -27,71 +34,124 @@ def packaged() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 def read(path: str | os.PathLike[str]) -> NDArray[Any]:
-    """Rows (n, d) from a file, or from all files of a folder in the order of their names.
+    """Rows (n, d) from a file, or from all files of a folder in the order of their names, looked through for NaN.
 
-    `.npy` is memory-mapped.  `.npz` and `.safetensors` must hold one array.  Arrays with more axes are read as rows
-    over their last one.  Raises `Error` for a missing, truncated or foreign file, integers, widths that differ, no
+    One `.npy` is memory-mapped; several files become one array in memory (`open_rows` reads only the rows asked for).
+    `.npz` and `.safetensors` must hold one array.  Arrays with more axes are read as rows over their last one.  Raises
+    `Error` for a missing, truncated or foreign file, a link that leaves its folder, integers, widths that differ, no
     rows, and NaN or infinite entries.
     """
-    source = Path(path)
-    files = sorted(f for f in source.iterdir() if f.suffix in SUFFIXES) if source.is_dir() else [source]
-    if not files:
-        msg = f"{source} holds no {', '.join(SUFFIXES)} file"
-        raise Error(msg)
-    parts = [_rows(file) for file in files]
-    widths = sorted({part.shape[1] for part in parts})
-    if len(widths) > 1:
-        msg = f"the files of {source} have widths {widths}, but activations share one width"
-        raise Error(msg)
+    parts = [part.checked() for part in open_parts(path)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _rows(file: Path) -> NDArray[Any]:
-    if file.suffix not in SUFFIXES:
-        msg = f"{file} must end in {', '.join(SUFFIXES)}"
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The array of one file, not yet looked at: its axes but the last are rows."""
+
+    path: str  # "" for an array in memory
+    array: NDArray[Any]
+    identity: tuple[int, ...] | None = None  # of a memory-mapped file, as it was when opened
+    mapping: mmap.mmap | None = None
+
+    def __len__(self) -> int:
+        return self.array.size // self.array.shape[-1]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The floats that rows are given in: native, and no wider than torch knows."""
+        dtype = self.array.dtype.newbyteorder("=")
+        return dtype if dtype.itemsize <= 8 else np.dtype(np.float64)
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """The rows of these ascending numbers, as they are stored; a view where they are consecutive."""
+        self._check_still_there()
+        consecutive = rows[-1] - rows[0] + 1 == len(rows) and bool((np.diff(rows) == 1).all())
+        if self.mapping is not None and hasattr(mmap, "MADV_RANDOM"):  # else megabytes are read ahead of every row
+            self.mapping.madvise(mmap.MADV_NORMAL if consecutive else mmap.MADV_RANDOM)
+        if consecutive and self.array.ndim == 2:
+            return self.array[rows[0] : rows[-1] + 1]
+        return self.array[np.unravel_index(rows, self.array.shape[:-1])]
+
+    def _check_still_there(self) -> None:
+        """A mapped page that is no longer in its file ends the process (SIGBUS): ask first, at every read."""
+        try:
+            if self.identity is None or self.identity == _identity(os.stat(self.path)):
+                return
+            now = "replaced, truncated or extended"
+        except OSError:
+            now = "removed"
+        msg = f"{self.path} was {now} after it was opened, but the rows of a run must stay as they are"
         raise Error(msg)
+
+    def checked(self) -> NDArray[Any]:
+        """All rows (n, d) as `dtype`, a view where possible; raise `Error` where one is not finite."""
+        rows = self.array.reshape(-1, self.array.shape[-1])
+        if rows.dtype != self.dtype:
+            with np.errstate(all="ignore"):  # what overflows is infinite, and refused below
+                rows = rows.astype(self.dtype)
+        step = max(1, PIECE // rows.shape[1])
+        for start in range(0, len(rows), step):
+            bad = ~np.isfinite(rows[start : start + step])
+            if bool(bad.any()):
+                row, column = np.argwhere(bad)[0].tolist()
+                first = (start + row, column)
+                msg = f"{self.path} holds NaN or infinite entries (the first at {first}), but it must be finite"
+                raise Error(msg)
+        return rows
+
+
+def open_parts(path: str | os.PathLike[str]) -> list[Part]:
+    """The parts of a file or folder, of one width and with rows; their entries are not looked at."""
+    source = Path(path)
+    parts = [_open(file) for file in _files(source)]
+    widths = sorted({part.array.shape[-1] for part in parts})
+    if len(widths) > 1:
+        msg = f"the files of {source} have widths {widths}, but activations share one width"
+        raise Error(msg)
+    return parts
+
+
+def memory_part(array: Any) -> Part:
+    """An array (n, d) that is in memory already, as a part of that array itself."""
     try:
-        arrays = _safetensors(file) if file.suffix == ".safetensors" else _numpy(file)
-    except Error:
-        raise
-    except OSError as problem:
-        msg = f"cannot read {file}: {problem.strerror or problem}"
+        a = np.asarray(array)
+    except Exception as problem:  # a tensor on a GPU, ragged lists
+        msg = f"{type(array).__name__} is not an array of rows (n, d): {' '.join(str(problem).split())}"
         raise Error(msg) from None
-    except Exception as problem:  # the bytes of a stranger: the readers below raise nearly anything
-        msg = f"{file} is truncated or not a {file.suffix} file of numbers: {' '.join(str(problem).split())}"
-        raise Error(msg) from None
-    if len(arrays) != 1:
-        msg = f"{file} holds the arrays {sorted(arrays)}, but activations are one array"
-        raise Error(msg)
-    (array,) = arrays.values()
-    if array.dtype.kind != "f" or array.ndim < 2:
-        msg = f"{file} holds {array.dtype} of shape {array.shape}, but activations are floats of shape (n, d)"
-        raise Error(msg)
-    if not array.size:
-        msg = f"{file} has shape {array.shape}: there are no rows to encode"
-        raise Error(msg)
-    rows = array.reshape(-1, array.shape[-1])
-    if not rows.dtype.isnative or rows.dtype.itemsize > 8:  # torch knows neither
-        rows = rows.astype(f"f{min(8, rows.dtype.itemsize)}")
-    for start in range(0, len(rows), 65536):  # in pieces, so that a memory-mapped file is never held whole
-        check_finite(str(file), rows[start : start + 65536])
-    return rows
+    check_kind("the array", a.dtype, a.shape)
+    return Part("", a if a.ndim == 2 else a.reshape(-1, a.shape[-1]))
 
 
-def _numpy(file: Path) -> dict[str, NDArray[Any]]:
-    with file.open("rb") as stream:  # the content decides, not the name
-        if stream.read(2) != b"PK":
-            return {"": np.load(file, mmap_mode="r", allow_pickle=False)}
-        stream.seek(0)
-        with np.load(stream, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+def _open(file: Path) -> Part:
+    array, stat = load(file)
+    mapping = array.base
+    if array.flags.c_contiguous:
+        array = array.reshape(-1, array.shape[-1])  # of other arrays this would be a copy
+    if isinstance(mapping, mmap.mmap):
+        return Part(os.path.abspath(file), np.asarray(array), _identity(stat), mapping)
+    return Part(str(file), array)
 
 
-def _safetensors(file: Path) -> dict[str, NDArray[Any]]:
+def _identity(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_dev, stat.st_ino, stat.st_size
+
+
+def _files(source: Path) -> list[Path]:
     try:
-        from safetensors.numpy import load_file
-    except ImportError:
-        msg = "safetensors is missing: pip install 'proxsae[study]'"
+        if not source.is_dir():
+            return [source]
+        files = sorted(f for f in source.iterdir() if f.suffix in READERS)
+        folder = source.resolve()
+        outside = [f for f in files if not f.resolve().is_relative_to(folder)]
+    except (OSError, RuntimeError) as problem:  # RuntimeError: a loop of links
+        msg = f"cannot read {source}: {getattr(problem, 'strerror', None) or problem}"
         raise Error(msg) from None
-    arrays: dict[str, NDArray[Any]] = load_file(file)
-    return arrays
+    if outside:
+        target = outside[0].resolve()
+        msg = f"{outside[0]} is a link to {target}, but no path leaves the folder: name that file or its folder itself"
+        raise Error(msg)
+    if not files:
+        msg = f"{source} holds no {', '.join(READERS)} file"
+        raise Error(msg)
+    return files

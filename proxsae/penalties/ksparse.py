@@ -54,7 +54,8 @@ class BatchKSparse(Penalty):
     """At most k non-zeros per row on average over the batch: the projection behind BatchTopK (Bussmann et al. 2024).
 
     All leading axes are the batch of B rows, and its k B largest |u| are kept; the lowest flat index among ties.  The
-    value is 0 for every row, or infinity for every row.  It couples rows, so `ista` and `solve` refuse it.
+    value is 0 for every row, or infinity for every row.  It couples rows, so `ista` and `solve` refuse it; an SAE takes
+    the batch as one vector, with one step size.
     k: a whole number >= 0.  Statement: thm-prox-batch.
 
     >>> BatchKSparse(k=1).prox(np.array([[1.0, -3.0], [0.5, 2.0], [0.5, -4.0]]))
@@ -69,6 +70,7 @@ class BatchKSparse(Penalty):
     convex = False
     separable = False
     indicator = True
+    affine = True
     rowwise = False
     statement = "thm-prox-batch"
 

@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from proxsae.report.figure import figure, image
+from proxsae.report.figure import figure, figure_class, image
 from proxsae.report.page import html
 from proxsae.report.rates import rates_figure, rates_table, write_rates
 from proxsae.report.rows import COLUMNS, Row, findings, table
 from proxsae.report.write import as_csv, check_writable, disk_errors, write_files
 
 __all__ = [
-    "COLUMNS", "check_writable", "figure", "findings", "rates_figure", "rates_table", "table", "write_csv",
-    "write_json", "write_rates", "write_report",
+    "COLUMNS", "check_writable", "figure", "figure_class", "findings", "rates_figure", "rates_table", "table",
+    "write_csv", "write_json", "write_rates", "write_report",
 ]  # fmt: skip
 
 

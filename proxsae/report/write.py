@@ -13,7 +13,6 @@ from itertools import chain
 from pathlib import Path
 
 from proxsae.conventions import Error
-from proxsae.report.figure import figure_class
 from proxsae.report.rows import COLUMNS, Row
 
 
@@ -41,8 +40,7 @@ def as_csv(rows: Sequence[Row]) -> bytes:
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
-    """Raise `Error` now if `write_report` could not write into `folder` later; leaves nothing behind."""
-    figure_class()
+    """Raise `Error` now if a file could not be written into `folder` later; leaves nothing behind."""
     with disk_errors(folder):
         home = Path(folder)
         while not home.is_dir():

@@ -88,7 +88,7 @@ def _unroll(sae: SAE, rule: StepRule, x: Tensor) -> Iterator[dict[str, Any]]:
         seconds += time.perf_counter() - started
         if steps not in STEPS:
             continue
-        z, xhat = point.z, sae.decode(point.z)
+        z, xhat = point.z, sae.decode(point.z, like=x)
         residual = fixed_point_residual(x, sae.W_dec, z, R, 1 / L, sae.b_dec)
         yield {
             "steps": steps,

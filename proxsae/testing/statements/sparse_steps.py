@@ -130,6 +130,54 @@ plant("what equals the floor is dropped", "lem-group-maxima", KSparse=_grouped(k
 plant("the maximum drops NaN", "lem-group-maxima", KSparse=_grouped(best=np.fmax.reduce))
 
 
+@statement(
+    "lem-sharded-topk",
+    "The first k of the first k of each shard, shards being intervals of a row in their order, are the first k of the "
+    "row, ties included.",
+    page=PAGE,
+    source="own proof; latents are sharded by Gao et al. 2024",
+    code=("distributed.among_all", "distributed.Team.keep", "sae.SAE.sharded"),
+    on_paper="rows of any length",
+)
+def sharded_topk(kit: Kit, rng: np.random.Generator) -> None:
+    """Each shard's own top-k and what is kept of it, put together, against a stable sort of the whole row."""
+    import torch
+
+    from proxsae import distributed, selection
+
+    among_all = kit.__dict__.get("among_all", distributed.among_all)
+    for shards, k, nonneg in itertools.product((1, 2, 3), (1, 4, 9), (False, True)):
+        P = 6 * GROUP
+        u = rows(P, k, rng)[:10]  # finite ones: an SAE refuses others
+        want = np.stack([kept(row, k, nonneg) for row in u])
+        parts = torch.tensor(np.maximum(u, 0) if nonneg else u).chunk(shards, dim=1)
+        at = [selection.top_k(part, k) for part in parts]
+        values = [part.gather(-1, i) for part, i in zip(parts, at, strict=True)]
+        masks = among_all([v.abs() for v in values], k)
+        found = [
+            torch.zeros_like(part).scatter(-1, i, torch.where(mask & (v != 0), v, 0))
+            for part, i, v, mask in zip(parts, at, values, masks, strict=True)
+        ]
+        assert_same(torch.cat(found, dim=1).numpy(), want, f"k = {k} of {P} on {shards} shards, nonneg = {nonneg}")
+
+
+def _last_shard_first(sizes: Any, k: int) -> Any:
+    from proxsae.distributed import among_all
+
+    return among_all(sizes[::-1], k)[::-1]
+
+
+def _a_share_of_k(sizes: Any, k: int) -> Any:
+    from proxsae.distributed import among_all
+
+    return [among_all([size], -(-k // len(sizes)))[0] for size in sizes]
+
+
+plant("among shards the last one first", "lem-sharded-topk", among_all=_last_shard_first)
+plant("each shard keeps its share of k", "lem-sharded-topk", among_all=_a_share_of_k)
+plant("shards are not compared", "lem-sharded-topk", among_all=lambda sizes, k: [size >= 0 for size in sizes])
+
+
 @dataclass(frozen=True)
 class Walk:
     """T codes of n rows (T, n, P), the step sizes that led to them (T, n), and how often one was halved.

@@ -1,0 +1,94 @@
+"""What commands share: how one is declared, checks of paths and devices, and what a run is described by.
+
+No torch here before a command asks for it: `proxsae --help` must not wait for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import textwrap
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from proxsae.conventions import Error
+
+
+def command(commands: Any, name: str, run: Any, description: str, example: str) -> argparse.ArgumentParser:
+    """Add one command, with an example below its help; `run` gets the parsed arguments and returns the status."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=description, description=description[0].upper() + description[1:] + ".", epilog=f"example: {example}"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def check_path(name: str, path: str | None) -> None:
+    """Raise `Error` for an empty path, which the disk would read as the current folder."""
+    if path == "":
+        msg = f"{name} is empty, but must be a path"
+        raise Error(msg)
+
+
+def device_named(name: str) -> str:
+    """Return the name of a device that torch can compute on, or raise `Error`."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name).tolist()
+    except (RuntimeError, AssertionError) as problem:
+        msg = f"--device {name} is not there: {str(problem).splitlines()[0]}"
+        raise Error(msg) from None
+    return name
+
+
+def machine() -> str:
+    """The processor and how many cores it has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def versions() -> str:
+    """The versions of what computes."""
+    import torch
+
+    from proxsae import __version__
+
+    return f"proxsae {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def paragraph(name: str, text: str) -> str:
+    """`text` after `name`, wrapped to 110 columns and indented by the width of `name`."""
+    return textwrap.fill(text, 110, initial_indent=name, subsequent_indent=" " * len(name), break_on_hyphens=False)
+
+
+class Progress:
+    """A bar on a terminal, where tqdm is there; called with what is done and the whole."""
+
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
+        self.bar: Any = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        """Move the bar to `done` of `total`."""
+        if self.bar is None and sys.stderr.isatty():
+            with suppress(ImportError):
+                from tqdm import tqdm
+
+                self.bar = tqdm(total=total, unit=f" {self.unit}", leave=False)
+        if self.bar is not None:
+            self.bar.update(done - self.bar.n)
+
+    def __exit__(self, *problem: object) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,131 @@
+"""Commands that write for others: `encode` the codes of an SAE, `convert` the SAE itself into another format."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from proxsae.cli.common import Progress, check_path, command, paragraph
+from proxsae.cli.saes import DATA, RULES, SAE, encoder_options, format_of, open_both
+from proxsae.conventions import Error, check_count, check_seed
+
+FAR = 1e-3  # a relative difference of codes beyond what rounding to float32 explains
+
+
+def add(commands: Any) -> None:
+    """Add the commands of this file to the parser."""
+    encode = command(
+        commands,
+        "encode",
+        _encode,
+        "write the sparse codes of all rows: indices (n, s), values (n, s) and d_sae in one .npz file",
+        "proxsae encode runs/my-sae activations.npy --steps 4 --out codes.npz",
+    )
+    encode.add_argument("sae", metavar="SAE", help=SAE)
+    encode.add_argument("data", metavar="DATA", help=DATA)
+    encode.add_argument("--steps", type=int, metavar="N", help="encoder steps (default: as the SAE was saved)")
+    encoder_options(encode)
+    encode.add_argument("--out", required=True, metavar="FILE.npz", help="the file to write")
+
+    convert = command(
+        commands,
+        "convert",
+        _convert,
+        "write an SAE in another format, read it back, and compare the codes of random rows",
+        "proxsae convert params.npz runs/my-sae",
+    )
+    convert.add_argument("source", metavar="SRC", help=SAE)
+    convert.add_argument("target", metavar="DST", help="folder to write")
+    convert.add_argument("--to", choices=("proxsae", "saelens"), default="proxsae", help="format (default: proxsae)")
+    convert.add_argument(
+        "--double", action="store_true", help="write signed codes as non-negative ones of twice the width, [D, -D]"
+    )
+    convert.add_argument("--seed", type=int, default=0, help="seed of the rows compared (default: 0)")
+
+
+def _encode(arguments: argparse.Namespace) -> int:
+    if not arguments.out.endswith(".npz"):
+        msg = f"--out {arguments.out!r} must end in .npz"
+        raise Error(msg)
+    if arguments.steps is not None:
+        check_count("--steps", arguments.steps, 1)
+    if arguments.batch_size is not None:
+        check_count("--batch-size", arguments.batch_size, 1)
+
+    from proxsae.report import check_writable
+    from proxsae.report.write import disk_errors
+
+    target = Path(arguments.out)
+    check_writable(target.parent)
+    if target.is_dir():
+        msg = f"cannot write {target}: a folder is in the way"
+        raise Error(msg)
+    sae, rows, _ = open_both(arguments)
+    told = [arguments.step, arguments.analysis != "dictionary" or None, arguments.b_enc != "first" or None]
+
+    from proxsae.studies.evaluation import encode_rows, unrolled
+
+    if arguments.steps is not None or any(told):
+        sae = unrolled(
+            sae, arguments.steps or sae.steps, RULES.get(arguments.step), arguments.analysis, arguments.b_enc
+        )
+    with Progress("rows") as progress:
+        codes = encode_rows(sae, rows, arguments.batch_size, progress)
+
+    import numpy as np
+
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".proxsae-") as draft:
+            np.savez(Path(draft, "codes.npz"), **codes)
+            os.replace(Path(draft, "codes.npz"), target)
+    values = codes["values"]
+    n, width = values.shape
+    print(f"written to {target}: indices and values ({n}, {width}), d_sae = {sae.d_sae}, steps = {sae.steps}")
+    print(f"mean non-zeros a row: {np.count_nonzero(values) / n:.4g}; entries of value 0 are padding")
+    if not sae.penalty.rowwise:
+        print("The selection is over a batch, so the codes depend on the rows that share one.")
+    if sae.normalize != "none":
+        print("These are codes of normalised rows: decode(codes, like=rows) gives the units of the data.")
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    source, target = arguments.source, arguments.target
+    check_path("SRC", source)
+    check_path("DST", target)
+    check_seed(arguments.seed)
+    if arguments.double and arguments.to == "proxsae":
+        msg = "--double goes with --to saelens: the format of proxsae keeps signed codes as they are"
+        raise Error(msg)
+    if os.path.realpath(source) == os.path.realpath(target):
+        msg = f"SRC and DST are both {target}: name another folder, so that the original stays"
+        raise Error(msg)
+
+    from proxsae.report import check_writable
+
+    check_writable(target)
+
+    from proxsae.sae import load
+    from proxsae.studies.inspection import compare, summary
+
+    sae: Any = load(source)
+    if arguments.to == "proxsae":
+        sae.save(target)
+    else:
+        sae.export(target, double=arguments.double)
+    again = load(target)
+    difference, rows, compared = compare(sae, again, arguments.seed)
+    agree = f"differ by at most {difference:.1g} of the largest in a row" if difference else "are the same"
+    print(paragraph("read     ", f"{source}: {format_of(source, sae)}; {summary(sae)}"))
+    for note in sae.metadata.get("notes", ()):
+        print(paragraph("note     ", str(note)))
+    print(paragraph("written  ", f"{target}: {format_of(target, again)}; {summary(again)}"))
+    print(paragraph("checked  ", f"read back, the codes of {rows} random rows {agree} ({compared} non-zeros compared)"))
+    if not difference <= FAR:
+        print("The codes differ by more than rounding explains: do not use what was written before you know why.")
+        return 1
+    return 0

@@ -1,0 +1,213 @@
+"""Commands for those who bring an SAE: `inspect` says what it is, `eval` what it does on rows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from proxsae.cli.common import Progress, check_path, command, device_named, machine, paragraph, versions
+from proxsae.conventions import Error, check_count
+from proxsae.iteration import Backtracking, ExactStep, LearnedSteps, Lipschitz, Refit, StepRule
+
+RULES: dict[str, StepRule] = {
+    "exact": ExactStep(),
+    "lipschitz": Lipschitz(),
+    "backtracking": Backtracking(),
+    "refit": Refit(),
+}
+SAE = "an SAE: a folder or file of proxsae, or of another library"
+DATA = "rows (n, d_in): .npy, .npz, .safetensors or a folder of them"
+HEADINGS = {
+    "steps": "steps", "nmse": "nmse", "explained_variance": "ev", "l0": "l0", "cosine": "cosine", "dead": "dead",
+    "two_sided": "two-sided", "support_change": "support", "objective": "objective", "cost": "cost",
+}  # fmt: skip
+
+
+def add(commands: Any) -> None:
+    """Add the commands of this file to the parser."""
+    inspect = command(
+        commands,
+        "inspect",
+        _inspect,
+        "say in words what the file of an SAE implies: its prox, safe steps, normalisation, idle latents",
+        "proxsae inspect runs/my-sae",
+    )
+    inspect.add_argument("sae", metavar="SAE", help=SAE)
+    inspect.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+
+    evaluate = command(
+        commands,
+        "eval",
+        _eval,
+        "measure an SAE on rows at several numbers of encoder steps: error, sparsity, dead and two-sided latents, cost",
+        "proxsae eval runs/my-sae activations.npy --steps 1,2,4,8,16 --out runs/eval",
+    )
+    evaluate.add_argument("sae", metavar="SAE", help=SAE)
+    evaluate.add_argument("data", metavar="DATA", help=DATA)
+    evaluate.add_argument("--steps", metavar="N,N,...", help="numbers of encoder steps (default: 1,2,4,8,16)")
+    encoder_options(evaluate, (*RULES, "learned"))
+    evaluate.add_argument("--out", metavar="DIR", help="folder for rows.csv and rows.json (default: none)")
+
+
+def encoder_options(parser: argparse.ArgumentParser, rules: Iterable[str] = RULES) -> None:
+    """Options of the commands that encode."""
+    parser.add_argument("--step", choices=tuple(rules), help="rule of the steps after the first (default: exact)")
+    parser.add_argument(
+        "--analysis",
+        choices=("dictionary", "encoder"),
+        default="dictionary",
+        help="what later steps correlate with: the atoms, or the learned encoder in unit steps (default: dictionary)",
+    )
+    parser.add_argument(
+        "--b-enc", choices=("first", "every"), default="first", help="steps that b_enc belongs to (default: first)"
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="rows encoded together (default: 4096 or fewer)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    check_path("SAE", arguments.sae)
+    device = device_named(arguments.device)
+
+    from proxsae.sae import load
+    from proxsae.studies.inspection import inspect
+
+    sae = load(arguments.sae)
+    facts = [("file", arguments.sae), ("format", format_of(arguments.sae, sae)), *inspect(sae.to(device))]
+    width = max(len(name) for name, _ in facts)
+    for name, told in facts:
+        print(paragraph(f"{name:{width}}  ", told))
+    return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    steps = _numbers("--steps", arguments.steps)
+    check_path("--out", arguments.out)
+
+    from proxsae.report import check_writable
+    from proxsae.report.rows import cell
+
+    if arguments.out is not None:
+        check_writable(arguments.out)
+    sae, rows, device = open_both(arguments)
+
+    from proxsae.studies.evaluation import STEPS, default_batch, evaluate_depths
+    from proxsae.studies.inspection import name_of
+
+    learned = arguments.step == "learned"
+    steps = steps or tuple(t for t in STEPS if t <= sae.steps or not learned)
+    R, started = sae.penalty, time.perf_counter()
+    size = default_batch(sae) if arguments.batch_size is None else check_count("--batch-size", arguments.batch_size, 1)
+    with Progress("rows") as progress:
+        found = evaluate_depths(
+            sae,
+            rows,
+            steps,
+            step=LearnedSteps() if learned else RULES.get(arguments.step),
+            analysis=arguments.analysis,
+            b_enc=arguments.b_enc,
+            batch_size=size,
+            progress=progress,
+        )
+    meta = {
+        "sae": arguments.sae,
+        "encoder": name_of(R),
+        "data": arguments.data,
+        "rows": len(rows),
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "analysis": arguments.analysis,
+        "step": arguments.step or ("exact" if R.affine else "lipschitz"),
+        "b_enc": arguments.b_enc,
+        "batch size": size,
+        "device": device,
+        "machine": machine(),
+        "versions": versions(),
+        "seconds": round(time.perf_counter() - started, 1),
+        "command": "proxsae " + " ".join(sys.argv[1:]),
+    }
+    if arguments.out is not None:  # before printing: nobody who pipes the table into `head` loses the run
+        from proxsae.report.write import as_csv, write_files
+
+        plain = [{key: _finite(value) for key, value in row.items()} for row in found]
+        text = json.dumps({"meta": meta, "rows": plain}, indent=1) + "\n"
+        write_files({"rows.csv": as_csv(found), "rows.json": text.encode()}, arguments.out)
+    how = "by the learned encoder" if arguments.analysis == "encoder" else f"by the dictionary, step {meta['step']}"
+    print(f"{name_of(R)}, {sae.d_sae} latents, on {len(rows)} rows of width {sae.d_in}; further steps {how}")
+    lines = [list(HEADINGS.values()), *([cell(row[key]) for key in HEADINGS] for row in found)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    print("\n".join("  ".join(map(str.rjust, line, widths)) for line in lines))
+    for sentence in _remarks(sae, meta, found, min(size, len(rows))):
+        print(paragraph("", sentence))
+    if arguments.out is not None:
+        print(f"written to {arguments.out}: rows.csv, rows.json ({meta['seconds']} s)")
+    return 0
+
+
+def _remarks(sae: Any, meta: dict[str, Any], found: list[dict[str, Any]], size: int) -> list[str]:
+    """What a reader of the table should know, where it applies."""
+    from proxsae.studies.inspection import free_of_charge
+
+    remarks = [
+        "support: mean Jaccard distance to the supports in the line above; cost: products with the dictionary a row, "
+        "in encoder products; objective: 1/2 ||x - b - Dz||^2 + R(z)"
+        + (" - <b_enc, z>." if meta["b_enc"] == "every" else ".")
+    ]
+    if free_of_charge(sae.penalty) and meta["b_enc"] == "first" and found[-1]["steps"] > 1:
+        remarks.append("lam is 0, so steps without b_enc seek no sparse code: try --b-enc every.")
+    if sae.steps > 1 and meta["step"] != "learned":
+        remarks.append(f"The SAE was saved with {sae.steps} steps, which these take the place of.")
+    if not sae.penalty.rowwise:
+        remarks.append(f"The selection is over a batch, so the codes depend on the rows that share one: {size} here.")
+    if sae.normalize != "none":
+        remarks.append("The encoder sees normalised rows: objective is in its units, nmse and ev in those of the data.")
+    if found[0]["steps"] == 1 and found[0]["nmse"] > 1:
+        remarks.append("At one step the error exceeds the data itself (nmse > 1): these rows are hardly what this SAE "
+                       "was trained on. Compare layer, scale and normalisation (`proxsae inspect`).")  # fmt: skip
+    return remarks
+
+
+def open_both(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
+    """The SAE, on its device, the rows, which may be larger than memory, and the name of the device."""
+    check_path("SAE", arguments.sae)
+    check_path("DATA", arguments.data)
+    device = device_named(arguments.device)
+
+    from proxsae import data
+    from proxsae.sae import load
+
+    sae = load(arguments.sae).to(device)
+    return sae, data.open_rows(arguments.data), device
+
+
+def format_of(path: str, sae: Any) -> str:
+    """The format of the file at `path`, and where it was converted from."""
+    from proxsae.checkpoints import CONFIG
+
+    origin = sae.metadata.get("format")
+    if not Path(path, CONFIG).is_file():
+        return str(origin)
+    return f"proxsae, converted from {origin}" if origin else "proxsae"
+
+
+def _numbers(name: str, text: str | None) -> tuple[int, ...]:
+    """The whole numbers of "1,2,4", or none where nothing is given."""
+    try:
+        numbers = tuple(int(part) for part in text.split(",")) if text is not None else ()
+    except ValueError:
+        numbers = (0,)
+    if any(number < 1 for number in numbers):
+        msg = f"{name} {text!r} must be whole numbers >= 1 with commas between, such as 1,2,4"
+        raise Error(msg)
+    return numbers
+
+
+def _finite(value: Any) -> Any:
+    """JSON has neither NaN nor infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,184 @@
+"""`proxsae train`: from rows on disk to an SAE on disk, in runs that can be killed, on one process or on many."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from proxsae.cli.common import check_path, command, device_named, machine, versions
+from proxsae.conventions import Error, check_count, check_seed
+
+K = 32
+KINDS = ("abstopk", "topk", "relu", "jumprelu", "batchtopk", "batchabstopk")
+
+
+def add(commands: Any) -> None:
+    """Add the command of this file to the parser."""
+    train = command(
+        commands,
+        "train",
+        _train,
+        "train an SAE on rows that need not fit in memory; the same command continues a run that was stopped or killed",
+        "proxsae train activations/ --out runs/mine --kind abstopk --d-sae 16384 --k 32 --steps 20000",
+    )
+    train.add_argument("data", metavar="DATA", help="rows (n, d_in): .npy (streamed), .npz, .safetensors or a folder")
+    train.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for sae/, metrics.csv, metrics.json and the checkpoint"
+    )
+    what = train.add_argument_group("what is trained")
+    what.add_argument("--kind", choices=KINDS, help="which SAE (default: abstopk)")
+    what.add_argument("--d-sae", type=int, metavar="P", help="number of latents (default: 4 d_in)")
+    what.add_argument("--k", type=int, help="non-zeros a row; relu and jumprelu aim at it (default: 32)")
+    what.add_argument("--init", metavar="SAE", help="start from this SAE, of any format, as it is")
+    what.add_argument("--encoder-steps", type=int, metavar="T", help="train through T steps (default: 1)")
+    what.add_argument(
+        "--encoder-rule",
+        choices=("lipschitz", "exact", "learned"),
+        help="rule of steps 2 to T; learned trains their sizes (default: lipschitz)",
+    )
+    what.add_argument(
+        "--normalize",
+        choices=("none", "layer_norm", "constant_norm"),
+        default="none",
+        help="of each row (default: none)",
+    )
+    how = train.add_argument_group("how")
+    how.add_argument("--steps", type=int, default=10_000, metavar="N", help="training steps (default: 10000)")
+    how.add_argument("--batch-size", type=int, default=4096, metavar="B", help="rows a step (default: 4096)")
+    how.add_argument("--lr", type=float, help="Adam's rate (default: 2e-3 sqrt(1024 / P))")
+    how.add_argument("--widths", metavar="N,N", help="Matryoshka: also reconstruct from the first N latents")
+    how.add_argument("--ks", metavar="K,K", help="Matryoshka: also reconstruct from the largest K of the k codes")
+    how.add_argument("--unit-encoder", action="store_true", help="keep the encoder's rows at norm 1")
+    how.add_argument("--bfloat16", action="store_true", help="codes and gradients from rounded copies of the weights")
+    how.add_argument("--seed", type=int, default=0, help="seed of weights and order (default: 0)")
+    how.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    how.add_argument("--every", type=int, default=200, metavar="N", help="steps between checkpoints (default: 200)")
+    how.add_argument(
+        "--shards", type=int, default=1, metavar="S", help="under torchrun: split the dictionary over S processes"
+    )
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    for name in ("data", "out", "init"):
+        check_path(name.upper() if name == "data" else f"--{name}", getattr(arguments, name))
+    for name in ("k", "d_sae", "encoder_steps", "steps", "batch_size", "every", "shards"):
+        if getattr(arguments, name) is not None:
+            check_count(f"--{name.replace('_', '-')}", getattr(arguments, name), 1)
+    for name in ("kind", "k", "d_sae", "normalize"):
+        if arguments.init is not None and getattr(arguments, name) is not None:
+            msg = f"--{name.replace('_', '-')} cannot go with --init: the SAE there is taken as it is"
+            raise Error(msg)
+    if arguments.encoder_rule == "learned" and (arguments.encoder_steps or 0) < 2:
+        msg = "--encoder-rule learned needs --encoder-steps of 2 or more: the first step is the encoder"
+        raise Error(msg)
+    check_seed(arguments.seed)
+    widths, ks = (_numbers(name, getattr(arguments, name)) for name in ("widths", "ks"))
+    out = Path(arguments.out)
+    if out.exists() and not out.is_dir():
+        msg = f"--out {out} is a file, but must be a folder"
+        raise Error(msg)
+    local_rank = os.environ.get("LOCAL_RANK")
+    device = device_named(f"cuda:{local_rank}" if arguments.device == "cuda" and local_rank else arguments.device)
+
+    import torch
+
+    from proxsae.data import open_rows
+    from proxsae.distributed import join
+    from proxsae.training import train
+    from proxsae.training.files import replace
+
+    rows = open_rows(arguments.data)
+    team = join(arguments.shards, device)
+    first = team is None or team.rank == 0
+    torch.manual_seed(arguments.seed)
+    sae = _start(arguments, rows).to(device)
+    target = (arguments.k or K) if hasattr(sae.penalty, "lam") and arguments.init is None else None
+    started = time.perf_counter()
+    if first:
+        print(f"{len(rows)} rows of {rows.shape[1]}; {sae}", file=sys.stderr, flush=True)
+    try:
+        got = train(
+            sae, rows, arguments.steps, arguments.batch_size, arguments.lr, arguments.seed, target,
+            checkpoint=out, every=arguments.every, widths=widths, ks=ks,
+            unit_encoder=arguments.unit_encoder, bfloat16=arguments.bfloat16, team=team,
+        )  # fmt: skip
+    except KeyboardInterrupt as stop:
+        if not first:
+            return 130
+        message = str(stop) or f"interrupted; {out} holds the last checkpoint: the same command continues"
+        raise KeyboardInterrupt(message) from None
+    if team is not None:
+        torch.distributed.destroy_process_group()
+    if not first:
+        return 0
+    for left in out.glob(".sae-*"):  # of a kill in the midst of this
+        shutil.rmtree(left, ignore_errors=True)
+    sae.save(out / "sae")
+    meta = {
+        **got,
+        "rows": len(rows),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "processes": 1 if team is None else team.shards * team.replicas,
+        "machine": machine(),
+        "versions": versions(),
+        "command": "proxsae " + " ".join(sys.argv[1:]),
+    }
+    try:
+        replace(out / "metrics.json", (json.dumps(meta, indent=2) + "\n").encode())
+    except OSError as problem:
+        msg = f"cannot write {out / 'metrics.json'}: {problem.strerror or problem}"
+        raise Error(msg) from None
+    print(f"last tenth of {arguments.steps} steps: " + ", ".join(f"{name} {value:.4g}" for name, value in got.items()))
+    if hasattr(sae, "batch_threshold"):
+        print(
+            f"single rows: |u| > {float(sae.batch_threshold):.4g} stands for the selection over a batch (thresholded)"
+        )
+    print(f"written to {out}: sae/, metrics.csv, metrics.json ({time.perf_counter() - started:.1f} s)")
+    return 0
+
+
+def _start(arguments: argparse.Namespace, rows: Any) -> Any:
+    """The SAE before training: of `--init`, or of `--kind` with thresholds of the size of a coordinate's deviation."""
+    from proxsae.data import Shuffle
+    from proxsae.iteration import ExactStep, LearnedSteps, Lipschitz
+    from proxsae.penalties import L0, L1, BatchKSparse, KSparse
+    from proxsae.sae import SAE, load
+
+    rules: dict[str, Any] = {"lipschitz": Lipschitz(), "exact": ExactStep(), "learned": LearnedSteps()}
+    steps, rule = arguments.encoder_steps, rules.get(arguments.encoder_rule)
+    if arguments.init is not None:
+        sae = load(arguments.init)
+        return sae if steps is None and rule is None else sae.unrolled(steps or sae.steps, rule)
+    d_in, k = rows.shape[1], K if arguments.k is None else arguments.k
+    d_sae = 4 * d_in if arguments.d_sae is None else arguments.d_sae
+    if k > d_sae:
+        msg = f"--k {k} must not exceed --d-sae {d_sae}"
+        raise Error(msg)
+    sample = rows[Shuffle(len(rows), arguments.seed).positions(0, min(len(rows), 4096))]
+    normalize = arguments.normalize or "none"
+    scale = 1.0 if normalize != "none" else float((sample - sample.mean(axis=0)).std())
+    penalties: dict[str, Any] = {
+        "abstopk": lambda: KSparse(k),
+        "topk": lambda: KSparse(k, nonneg=True),
+        "relu": lambda: L1(scale, nonneg=True),
+        "jumprelu": lambda: L0(scale**2 / 2, nonneg=True, bandwidth=scale / 2),
+        "batchtopk": lambda: BatchKSparse(k, nonneg=True),
+        "batchabstopk": lambda: BatchKSparse(k),
+    }
+    penalty = penalties[arguments.kind or "abstopk"]()
+    return SAE(d_in, d_sae, penalty, steps or 1, rule, normalize=normalize)
+
+
+def _numbers(name: str, text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        msg = f"--{name} {text!r} must be whole numbers with commas between them"
+        raise Error(msg) from None

@@ -1,0 +1,189 @@
+"""Reading files that may be hostile: nothing is run, and no more memory is taken than the file itself could fill.
+
+JSON has a size limit and no NaN.  A `.pt` must be a zip archive whose members are stored as they are, and its pickle
+may name only what a dict of tensors needs; it is then loaded with weights_only=True.  An `.npz` must hold plain float
+arrays of the size that its own headers say.  The kind of a file is told by its first bytes, not by its name.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import pickletools
+import zipfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proxsae.conventions import Error
+from proxsae.data.readers import Bounded, memory
+
+LARGEST_TEXT = 4 * 2**20  # bytes of JSON, or of a pickle without its tensors: parsed, each may take twenty in memory
+DEFLATE = 1032  # no deflated byte stands for more than this
+UNPACKED, SLACK = 16, 64 * 2**20  # an archive unpacks to at most so many times its size, and this
+STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+ALLOWED = {
+    "collections OrderedDict",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
+    *(f"torch {kind}Storage" for kind in STORAGES),
+}
+FOREIGN = {"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
+
+
+def show(value: object) -> str:
+    """Repr of a value from a file, short enough for a sentence."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        return f"a tensor of {value.ndim} axes"
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no integer of more than some thousands of digits
+        text = "a number too long to print"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`, or `Error`."""
+    check_file(path)
+    if path.stat().st_size > LARGEST_TEXT:
+        msg = f"{path.name} has {path.stat().st_size} bytes, but a configuration has at most {LARGEST_TEXT}"
+        raise Error(msg)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as problem:
+        msg = f"{path.name} is not readable JSON: {problem}"
+        raise Error(msg) from None
+    if not isinstance(value, dict):
+        msg = f"{path.name} holds a {type(value).__name__}, but a configuration is an object of names and values"
+        raise Error(msg)
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    msg = f"{name} is not a JSON number"
+    raise Error(msg)
+
+
+def check_file(path: Path) -> None:
+    """Raise `Error` unless `path` is a regular file that memory could hold: a pipe or a device would never end."""
+    if not path.is_file():
+        msg = f"there is no file {path.name}"
+        raise Error(msg)
+    if path.stat().st_size > memory():
+        msg = f"{path.name} has {path.stat().st_size} bytes, which is more than the memory of this machine"
+        raise Error(msg)
+
+
+def read_tensors(path: Path) -> tuple[str, dict[str, Any]]:
+    """Kind ("safetensors", "npz" or "pt") and contents of a file of named tensors; a "pt" may hold other values too."""
+    check_file(path)
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[:4] == b"PK\x03\x04":
+        with Bounded(io.FileIO(path)) as stream, zipfile.ZipFile(stream) as archive:  # no forged length allocates
+            names = [member.filename for member in archive.infolist()]
+            kind = "npz" if any(name.endswith(".npy") for name in names) else "pt"
+            contents = (_npz if kind == "npz" else _pt)(path, archive)
+    elif head[8:9] == b"{":
+        kind, contents = "safetensors", _safetensors(path)
+    else:
+        msg = (
+            f"{path.name} is no safetensors, npz or zipped torch file; older torch files are pickles that may run code"
+        )
+        raise Error(msg)
+    for name, value in contents.items():
+        if not isinstance(name, str):
+            msg = f"{path.name} has an entry named {show(name)}, but tensors are named by text"
+            raise Error(msg)
+        if isinstance(value, Tensor):
+            contents[name] = _dense(path, name, value)
+    return kind, contents
+
+
+def _dense(path: Path, name: str, a: Tensor) -> Tensor:
+    """`a` itself, unless its shape asks for more memory than the file holds for it."""
+    plain = a.layout == torch.strided and a.device.type == "cpu" and not a.is_quantized and not a.is_complex()
+    if not plain or a.numel() * a.element_size() > min(a.untyped_storage().nbytes(), path.stat().st_size):
+        msg = (
+            f"{name} says shape {show(tuple(a.shape))} of {a.dtype}, but {path.name} holds no dense tensor of that size"
+        )
+        raise Error(msg)
+    return a.detach()
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        msg = "safetensors is missing: pip install 'proxsae[study]'"
+        raise Error(msg) from None
+    return dict(load_file(path))
+
+
+def _check_members(path: Path, archive: zipfile.ZipFile, methods: dict[int, int]) -> None:
+    """Raise `Error` unless members are of these methods, grow at most so much, have one name each, and fit the file."""
+    members = archive.infolist()
+    for member in members:
+        most = methods.get(member.compress_type)
+        if most is None or member.file_size > most * member.compress_size or member.flag_bits & 1:
+            msg = (
+                f"{path.name} says that {show(member.filename)} has {member.file_size} bytes in "
+                f"{member.compress_size} by method {member.compress_type}, which no checkpoint needs"
+            )
+            raise Error(msg)
+    packed, unpacked, size = (
+        sum(m.compress_size for m in members),
+        sum(m.file_size for m in members),
+        path.stat().st_size,
+    )
+    if packed > size or unpacked > UNPACKED * size + SLACK:
+        msg = f"{path.name} has {size} bytes, but says that its members have {packed}, unpacked {unpacked}"
+        raise Error(msg)
+    if len({member.filename for member in members}) < len(members):
+        msg = f"{path.name} names a member twice"
+        raise Error(msg)
+
+
+def _pt(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
+    _check_members(path, archive, {zipfile.ZIP_STORED: 1})
+    pickles = [m for m in archive.infolist() if m.filename.split("/")[-1].lower() == "data.pkl"]  # to torch all are one
+    if len(pickles) != 1 or pickles[0].file_size > LARGEST_TEXT:
+        msg = f"{path.name} is a zip archive, but neither an npz nor a torch file with one data.pkl"
+        raise Error(msg)
+    for opcode, argument, _ in pickletools.genops(archive.read(pickles[0])):
+        if opcode.name in FOREIGN or (opcode.name == "GLOBAL" and argument not in ALLOWED):
+            msg = f"{path.name} asks for {show(argument or opcode.name)}, but a dict of tensors needs no such object"
+            raise Error(msg)
+    contents = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(contents, dict):
+        msg = f"{path.name} holds a {type(contents).__name__}, but a checkpoint is a dict of tensors"
+        raise Error(msg)
+    return dict(contents)
+
+
+def _npz(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
+    _check_members(path, archive, {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: DEFLATE})
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    arrays = {}
+    for member in archive.infolist():
+        name = member.filename.removesuffix(".npy")
+        with archive.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            if version not in headers:
+                msg = f"{name} in {path.name} has npy version {version}, but this version reads 1.0 and 2.0"
+                raise Error(msg)
+            shape, _, dtype = headers[version](file)
+            if dtype.kind != "f" or dtype.itemsize > 8:
+                msg = f"{name} in {path.name} has dtype {show(str(dtype))}, but weights are float16, float32 or float64"
+                raise Error(msg)
+            if min(shape, default=1) < 0 or file.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+                msg = f"{name} in {path.name} says shape {show(shape)}, which its {member.file_size} bytes do not hold"
+                raise Error(msg)
+            file.seek(0)
+            array = np.lib.format.read_array(file, allow_pickle=False)
+        arrays[name] = torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
+    return arrays

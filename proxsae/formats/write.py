@@ -1,0 +1,137 @@
+"""The other way: a `Found` in SAELens's layout, with what its `SAE.load_from_disk` asks for.
+
+    L1, nonneg      standard, b_enc less lam              KSparse, nonneg   topk
+    L0, nonneg      jumprelu, threshold sqrt(2 lam)       KSparse           abstopk
+
+Signed penalties have no place in libraries that read codes by their sign.  With `double` the SAE gets twice the width,
+[W_dec; -W_dec], [W_enc, -W_enc] and [b_enc, -b_enc], and the non-negative architecture: its codes are max(z, 0) beside
+max(-z, 0), and its reconstruction is the same (prop-splitting-codes).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proxsae.conventions import Error
+from proxsae.formats.parts import Found, check_finite
+from proxsae.penalties import L0, L1, BatchKSparse, KSparse
+
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+VERSION = "6.54.12"  # of SAELens, whose layout this is
+NORMALIZATIONS = {"none": "none", "layer_norm": "layer_norm", "constant_norm": "constant_norm_rescale"}
+
+
+def saelens_layout(found: Found, double: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The `cfg.json` and the tensors of `found` as SAELens 6 lays them out.
+
+    Raises `Error` for penalties that SAELens has no architecture for.
+    """
+    R: Any = found.penalty
+    if isinstance(R, BatchKSparse):
+        msg = f"{R!r} selects over a batch, and SAELens encodes by a threshold: set the inference threshold first (L0)"
+        raise Error(msg)
+    if not isinstance(R, (L1, L0, KSparse)):
+        msg = f"{R!r} has no architecture in SAELens, which has those of L1, L0 and KSparse"
+        raise Error(msg)
+    if double and R.nonneg:
+        msg = f"double=True is for signed codes, but those of {R!r} are >= 0 already"
+        raise Error(msg)
+    if not R.nonneg and not double and not isinstance(R, KSparse):
+        msg = (
+            f"{R!r} gives signed codes, which SAELens has for KSparse only: double=True writes them at twice the width"
+        )
+        raise Error(msg)
+    tensors = {name: found.tensors[name].detach().cpu() for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
+    if double:
+        W_enc, W_dec, b_enc = tensors["W_enc"], tensors["W_dec"], tensors["b_enc"]
+        tensors |= {
+            "W_enc": torch.cat([W_enc, -W_enc], dim=1),
+            "W_dec": torch.cat([W_dec, -W_dec]),
+            "b_enc": torch.cat([b_enc, -b_enc]),
+        }
+    latents, width = tensors["W_dec"].shape
+    extra = _settle(R, tensors, 2 if double else 1)
+    for name, a in tensors.items():
+        check_finite(name, a)
+    config = {
+        "architecture": extra.pop("architecture"),
+        "d_in": width,
+        "d_sae": latents,
+        "dtype": str(tensors["W_dec"].dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": NORMALIZATIONS[found.normalization],
+        "reshape_activations": "none",
+        **extra,
+        "metadata": {**found.metadata, "sae_lens_version": VERSION, "sae_lens_training_version": None},
+    }
+    return config, {name: a.contiguous() for name, a in tensors.items()}
+
+
+def _settle(R: Any, tensors: dict[str, Tensor], copies: int) -> dict[str, Any]:
+    """Put the parameters of R into the tensors, and return the fields that they need."""
+    if isinstance(R, KSparse):
+        architecture = "topk" if R.nonneg or copies == 2 else "abstopk"
+        k = min(R.k, tensors["b_enc"].shape[0] // copies)
+        return {"architecture": architecture, "k": k, "rescale_acts_by_decoder_norm": False}
+    lam = R.lam.detach().cpu().numpy() if isinstance(R.lam, Tensor) else np.asarray(R.lam)
+    dtype, latents = tensors["b_enc"].dtype, tensors["b_enc"].shape[0]
+    values = np.broadcast_to(lam.astype(np.float64), (latents // copies,))
+    level = torch.tensor(np.tile(values if isinstance(R, L1) else np.sqrt(2 * values), copies))
+    if isinstance(R, L1):
+        tensors["b_enc"] = (tensors["b_enc"].double() - level).to(dtype)
+        return {"architecture": "standard"}
+    tensors["threshold"] = level.to(dtype)
+    return {"architecture": "jumprelu"}
+
+
+def write_saelens(folder: str | os.PathLike[str], found: Found, double: bool = False) -> None:
+    """Write `found` as a SAELens folder, beside and then renamed, replacing one that is there.
+
+    Raises `Error` for a penalty without architecture, and for a folder that holds something else.
+    """
+    try:
+        from safetensors.torch import save
+    except ImportError:
+        msg = "safetensors is missing: pip install 'proxsae[study]'"
+        raise Error(msg) from None
+    config, tensors = saelens_layout(found, double)
+    target = Path(folder)
+    if target.exists() and not ((target / CONFIG).is_file() and (target / WEIGHTS).is_file()):
+        msg = f"cannot write {target}: it exists and does not hold {CONFIG} and {WEIGHTS}, so it may not be replaced"
+        raise Error(msg)
+    weights, text = save(tensors), json.dumps(config, indent=2)
+    new = not target.exists()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent if new else target) as scratch:
+            draft = Path(scratch, "sae")
+            draft.mkdir()
+            (draft / WEIGHTS).write_bytes(weights)
+            (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
+            if new:
+                draft.rename(target)
+            else:  # other files in the folder are the user's
+                _exchange(draft, target, draft / "old")
+    except OSError as problem:
+        msg = f"cannot write {target}: {problem.strerror or problem}"
+        raise Error(msg) from None
+
+
+def _exchange(draft: Path, target: Path, old: Path) -> None:
+    """Move both files of `draft` into `target`, or neither."""
+    os.replace(target / WEIGHTS, old)
+    try:
+        os.replace(draft / WEIGHTS, target / WEIGHTS)
+        os.replace(draft / CONFIG, target / CONFIG)
+    except BaseException:  # Ctrl-C too
+        os.replace(old, target / WEIGHTS)
+        raise

@@ -1,0 +1,166 @@
+"""An SAE in files: its own format, and through `formats` those of other libraries."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proxsae import checkpoints, formats
+from proxsae.conventions import Error
+from proxsae.data.readers import sentence
+from proxsae.iteration import RULES, LearnedSteps
+from proxsae.penalties import FAMILIES, L0, Penalty
+
+if TYPE_CHECKING:
+    from proxsae.sae.model import SAE
+
+STEP_RULES: dict[str, Any] = {**RULES, "LearnedSteps": LearnedSteps}
+
+
+def describe(sae: SAE) -> dict[str, Any]:
+    """Everything about an SAE that its tensors do not say, as JSON has it."""
+    R: Any = sae._shared["penalty"]
+    parameters = {f.name: np.asarray(getattr(R, f.name)).tolist() for f in fields(R)}
+    if isinstance(R, L0):
+        del parameters["lam"]  # it is in the trained threshold
+    return {
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "penalty": {"family": type(R).__name__, **parameters},
+        "steps": sae.steps,
+        "step": {"rule": type(sae.step).__name__, **asdict(sae.step)},
+        "analysis": sae.analysis,
+        "b_enc": sae.bias_at,
+        "normalize": sae.normalize,
+        "metadata": sae.metadata,
+    }
+
+
+def save(sae: SAE, folder: str | os.PathLike[str]) -> None:
+    """What `SAE.save` does."""
+    checkpoints.write(folder, describe(sae), sae.state_dict())
+
+
+def load(path: str | os.PathLike[str]) -> SAE:
+    """The SAE in a file or folder: one that `SAE.save` wrote, or one of another library, recognised by its content.
+
+    What is read, and how it becomes this SAE, is listed in the guide *From your SAE to a deeper one*; `metadata` of the
+    result holds the format, what the file says about its model, and in "notes" what was folded or is implied.
+    Nothing is unpickled but tensors.  Raises `Error` for a missing, torn, foreign or hostile file.
+    """
+    try:
+        ours = Path(path, checkpoints.CONFIG).exists()
+    except OSError as problem:
+        msg = f"cannot read {path}: {problem.strerror or problem}"
+        raise Error(msg) from None
+    if not ours:
+        return _from_found(formats.read(path))
+    config, tensors = checkpoints.read(path)
+    try:
+        return rebuild(config, tensors)
+    except Exception as problem:  # of what `describe` did not write
+        msg = f"{path} does not hold a whole SAE: {sentence(problem, 1000)}"
+        raise Error(msg) from None
+
+
+def rebuild(config: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
+    """The SAE of a description and its tensors; raises nearly anything for what `describe` did not write."""
+    family, rule = dict(config["penalty"]), dict(config["step"])
+    kind: Any = FAMILIES[family.pop("family")]
+    for name, value in family.items():
+        if isinstance(value, bool) != (name == "nonneg") or (isinstance(value, int) and abs(value) >= 2**63):
+            msg = f"{name} of the penalty is {value!r}, but nonneg is true or false, and whole numbers have 64 bits"
+            raise Error(msg)
+    penalty = kind(**({"lam": 0.0} if kind is L0 else {}), **family)
+    step = None if config["analysis"] == "encoder" else STEP_RULES[rule.pop("rule")](**rule)
+    metadata, b_enc = config.get("metadata", {}), config.get("b_enc", "first")
+    if not isinstance(metadata, dict):
+        msg = f"metadata is {type(metadata).__name__}, not a table"
+        raise Error(msg)
+    learned = isinstance(step, LearnedSteps)
+    if learned and tensors["log_step"].shape != (config["steps"] - 1,):
+        msg = f"log_step has shape {tuple(tensors['log_step'].shape)}, not that of {config['steps']} steps"
+        raise Error(msg)
+    sizes = config["d_in"], config["d_sae"]
+    plan = {"steps": config["steps"], "step": step, "analysis": config["analysis"], "b_enc": b_enc}
+    sae = _assemble(sizes, penalty, tensors, config.get("normalize", "none"), plan if learned else {})
+    if not learned:  # judged by the weights, which had to be there
+        sae._plan(**plan)
+    sae.metadata = metadata
+    return sae
+
+
+def _assemble(
+    sizes: tuple[int, int],
+    penalty: Penalty,
+    tensors: dict[str, Tensor],
+    normalize: str,
+    plan: dict[str, Any],
+) -> SAE:
+    """An SAE with these weights: no more memory is asked for than they take."""
+    from proxsae.sae.model import SAE
+
+    d_in, d_sae = sizes
+    if tuple(tensors["W_dec"].shape) != (d_sae, d_in):
+        msg = f"W_dec has shape {tuple(tensors['W_dec'].shape)}, not ({d_sae}, {d_in})"
+        raise Error(msg)
+    with torch.device("meta"):
+        sae = SAE(d_in, d_sae, penalty, normalize=normalize, **plan)
+    kinds = {a.dtype for a in tensors.values()}
+    if len(kinds) > 1 or tensors["W_dec"].dtype not in formats.DTYPES:
+        msg = f"the tensors are {', '.join(sorted(map(str, kinds)))}, but weights are floats of one dtype"
+        raise Error(msg)
+    if not penalty.rowwise:
+        tensors = {"batch_threshold": tensors["W_dec"].new_full((), torch.nan), **tensors}
+    # Copies, in memory of torch's own: no file stays mapped, and how a sum is rounded hangs on the alignment.
+    own = {name: a.clone(memory_format=torch.contiguous_format) for name, a in tensors.items()}
+    if tensors["W_enc"].ndim > 1:  # one latent a row
+        own["W_enc"] = tensors["W_enc"].mT.clone(memory_format=torch.contiguous_format).mT
+    sae.load_state_dict(own, assign=True)
+    for name, a in sae.state_dict().items():
+        if name != "batch_threshold" and not bool(a.isfinite().all()):
+            msg = f"{name} holds NaN or infinite entries"
+            raise Error(msg)
+    return sae
+
+
+def _from_found(found: formats.Found) -> SAE:
+    tensors = dict(found.tensors)
+    d_in, d_sae = tensors["W_enc"].shape
+    if isinstance(found.penalty, L0):
+        theta = torch.as_tensor(np.sqrt(2 * np.asarray(found.penalty.lam))).expand(d_sae)
+        tensors["threshold"] = theta.to(tensors["W_enc"].dtype).clone()
+    sae = _assemble((d_in, d_sae), found.penalty, tensors, found.normalization, {})
+    sae.metadata = {"format": found.format, **found.metadata, "notes": list(found.notes)}
+    return sae
+
+
+def _found(sae: SAE) -> formats.Found:
+    tensors = {name: getattr(sae, name).detach() for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
+    R: Any = sae.penalty
+    if isinstance(R, L0):
+        R = L0(R.lam.detach().cpu().numpy(), nonneg=R.nonneg)
+    metadata = {name: value for name, value in sae.metadata.items() if name not in ("format", "notes")}
+    return formats.Found("proxsae", tensors, R, sae.normalize, metadata, ())
+
+
+def export(sae: SAE, folder: str | os.PathLike[str], double: bool) -> None:
+    """What `SAE.export` does."""
+    if sae.steps != 1:
+        msg = f"steps={sae.steps} cannot be exported: SAELens' encoders take one step; unrolled(1) has it"
+        raise Error(msg)
+    formats.write_saelens(folder, _found(sae), double)
+
+
+def saelens_cfg(sae: SAE) -> SimpleNamespace:
+    """What `SAE.cfg` is."""
+    cfg, _ = formats.saelens_layout(_found(sae))
+    names = ("hook_name", "hook_layer", "model_name")
+    return SimpleNamespace(**{name: sae.metadata.get(name) for name in names} | cfg | {"device": str(sae.device)})

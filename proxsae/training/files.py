@@ -1,0 +1,153 @@
+"""A training run on disk: everything that the next step depends on, in one file, beside the metrics so far.
+
+`checkpoint.safetensors` holds weights, Adam's moments and counters as tensors, and the rest as JSON in its header: the
+step, which is the position in the data too, since the batch of a step is a function of seed and step; and what kind of
+run it is, so that another one is refused.  It is written beside its name, flushed, and renamed: a reader, or a kill at
+any moment, finds the old one or the new one.  A hash tells a torn or edited file from a whole one.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proxsae.checkpoints import flush, read_safetensors, safetensors_library
+from proxsae.conventions import Error, check_count
+from proxsae.data.readers import sentence
+
+CHECKPOINT, METRICS, FORMAT = "checkpoint.safetensors", "metrics.csv", "proxsae-run-1"
+COLUMNS = ["step", "loss", "nmse", "l0", "dead", "lr", "lam"]  # of the metrics
+
+
+def write(folder: Path, kind: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write checkpoint and metrics (`state["log"]`, a list of rows); raise `Error` when that is impossible."""
+    library, _ = safetensors_library()
+    plain = {name: a.detach().cpu().contiguous() for name, a in tensors.items()}
+    run = {"format": FORMAT, "kind": kind, "state": state}
+    header = {"run": json.dumps({**run, "sha256": digest(plain, json.dumps(run))})}  # one entry: many come in any order
+    try:
+        replace(folder / METRICS, _table(state["log"]).encode())  # first: a run that ends has both
+        replace(folder / CHECKPOINT, library.save(plain, header))
+    except OSError as problem:
+        msg = f"cannot write a checkpoint of step {state['step']} to {folder}: {problem.strerror or problem}"
+        raise Error(msg) from None
+
+
+def replace(file: Path, content: bytes) -> None:
+    """Write a file beside its name, flush it to the disk, and rename it."""
+    draft = file.with_name(f".{file.name}.part")
+    try:
+        with draft.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(draft, file)
+        flush(file.parent)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make a folder, and keep other runs out of it as long as this process lives; `Error` where that is impossible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as problem:
+        msg = f"cannot write checkpoints to {folder}: {problem.strerror or problem}"
+        raise Error(msg) from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            msg = f"{folder} is in use by another run: wait for it, or use another folder"
+            raise Error(msg) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def read(folder: Path, kind: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """State and tensors of the run in `folder`, None where there is none; `Error` for another run or a torn file."""
+    library, _ = safetensors_library()
+    file = folder / CHECKPOINT
+    try:
+        content = read_safetensors(file)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        tensors, run = library.load(content), json.loads(header["run"])
+        if run["format"] != FORMAT:
+            msg = f"its format is {run['format']!r}"
+            raise Error(msg)
+        if run.pop("sha256") != digest(tensors, json.dumps(run)):
+            msg = "the hash of its content differs"
+            raise Error(msg)
+        there, state = run["kind"], run["state"]
+        differs = [name for name in kind if there.get(name) != kind[name]]
+        if not differs:
+            _check(state, kind)
+    except FileNotFoundError:
+        return None
+    except OSError as problem:
+        msg = f"cannot read {file}: {problem.strerror or problem}"
+        raise Error(msg) from None
+    except Exception as problem:  # the bytes of a stranger
+        why = problem if isinstance(problem, Error) else f"{type(problem).__name__}: {problem}"
+        msg = f"{file} is torn or no checkpoint of proxsae train ({sentence(why, 400)}): delete it to start anew"
+        raise Error(msg) from None
+    if differs:
+        name = differs[0]
+        there, here = (sentence(repr(value)) for value in (there.get(name), kind[name]))
+        msg = f"{file} is of another run, with {name}={there} and not {here}: use another folder"
+        raise Error(msg)
+    return state, tensors
+
+
+def _check(state: dict[str, Any], kind: dict[str, Any]) -> None:
+    """Raise anything unless the state is one that a run of this kind writes."""
+    check_count("step", state["step"], 1)
+    positive = _number(state["spread"]) and state["spread"] > 0 and _number(state["lam"]) and state["lam"] >= 0
+    if state["step"] > kind.get("steps", state["step"]) or not positive:
+        msg = f"step={state['step']!r}, spread={state['spread']!r} and lam={state['lam']!r} are of no run"
+        raise Error(msg)
+    for row in state["log"]:
+        if list(row) != COLUMNS or not all(type(value) in (int, float) for value in row.values()):
+            msg = f"a row of its log holds {sentence(repr(row))}, not {', '.join(COLUMNS)}"
+            raise Error(msg)
+
+
+def _number(value: Any) -> bool:
+    return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 2**53)
+
+
+def digest(tensors: dict[str, Tensor], text: str = "") -> str:
+    """A hash of a text and of tensors on the CPU, names, shapes and bits."""
+    total = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        a = tensors[name]
+        total.update(f"{name} {a.dtype} {tuple(a.shape)}".encode())
+        total.update(a.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _table(log: list[dict[str, float]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(log)
+    return out.getvalue()

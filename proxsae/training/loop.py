@@ -1,0 +1,270 @@
+"""The training loop: Adam with warm-up and decay, unit-norm atoms, dead latents revived; and a run that can be killed.
+
+Everything that a step depends on is in its `State`, and the batch of step t is a function of the seed and t.  So a run
+that is continued from a checkpoint is, bit for bit, the run that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from proxsae.conventions import Error, check_count
+from proxsae.distributed import Team
+from proxsae.penalties import BatchKSparse
+from proxsae.sae import SAE
+from proxsae.training import files
+from proxsae.training.losses import outcome
+from proxsae.training.recipe import Recipe, Source, check_l0, condition, kind_of_run
+from proxsae.training.state import State, give_back, resume, save, start, unit_columns
+from proxsae.training.terminal import bar, stops
+
+WARM_UP, DECAY = 0.05, 0.2  # shares of the run in which the learning rate rises from 0, and falls to 0
+DEAD_AFTER = 0.1  # share of the run without firing after which a latent counts as dead
+SPARSITY_GAIN = 0.03  # how fast lam follows a wrong L0, per step
+THRESHOLD_GAIN = 0.01  # how fast the inference threshold of a batch selection follows its batches
+LOGGED = 200  # lines of metrics.csv, and one for the last step
+NAMES = ("loss", "nmse", "l0", "dead")
+
+
+def train(
+    sae: SAE,
+    activations: Any,
+    steps: int = 1000,
+    batch_size: int = 512,
+    lr: float | None = None,
+    seed: int = 0,
+    l0: float | None = None,
+    progress: bool | None = None,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int = 200,
+    widths: tuple[int, ...] = (),
+    ks: tuple[int, ...] = (),
+    unit_encoder: bool = False,
+    bfloat16: bool = False,
+    team: Team | None = None,
+) -> dict[str, float]:
+    """Train `sae` in place on rows (n, d_in) and return the means of the last tenth of the run: loss, nmse, l0, dead.
+
+    `activations` is an array, or a path or `data.Rows`, which are streamed: files larger than memory are memory-mapped
+    and shuffled without being read.  Rows are drawn in shuffled epochs from `seed`; the same call on the same machine
+    and number of threads gives the same weights.  `lr` is Adam's rate in units where the rows' mean squared deviation
+    is d_in, by default `2e-3 sqrt(1024 / d_sae)`; the SAE itself stays in the units of the data.
+    For L0 lam starts as given and the threshold is trained; any other R is added to the loss itself (an indicator adds
+    nothing).  `l0` asks for that many non-zeros per row: lam, where R has one, is then adjusted during training.
+    `widths` and `ks` add Matryoshka levels: reconstructions from the first latents, and from the largest of k codes.
+    `unit_encoder` keeps the encoder's rows at norm 1, which keeps AbsTopK latents alive.  `bfloat16` works out codes
+    and gradients from rounded copies of the weights.  A `BatchKSparse` SAE gets its `batch_threshold`.
+    `progress` shows a bar; by default on a terminal.
+
+    `checkpoint` is a folder.  There the run's state is written every `every` steps, at its end, and when it is asked to
+    stop (Ctrl-C, SIGTERM); the same call continues from it, and ends in the same bits as if it had never stopped.
+    `team` is `distributed.join(...)`: the same run on several processes (guide *Training that survives*).
+
+    Raises `Error` for rows that are not finite or do not fit, a loss that is no longer finite (with the step and the
+    rows; the last checkpoint stays), a checkpoint that is torn or of another run, and a disk that is full.
+    """
+    recipe = Recipe(steps, batch_size, lr, seed, l0, tuple(widths), tuple(ks), unit_encoder, bfloat16)
+    recipe = recipe.checked(sae, team)
+    check_count("every", every, 1)
+    source = Source(sae, activations, recipe, team)
+    folder = None if checkpoint is None else Path(checkpoint)
+    with ExitStack() as held:
+        if folder is not None and (team is None or team.rank == 0):
+            held.enter_context(files.held(folder))
+        kind = kind_of_run(sae, recipe, source, folder) if folder or team else {}
+        found = None if folder is None else files.read(folder, kind)
+        mean, spread = source.mean_and_spread() if found is None else (None, found[0]["spread"])
+        _check_alike(team, kind, spread, 0 if found is None else found[0]["step"])
+        check_l0(recipe.l0, sae)
+        state = start(sae, mean, spread, recipe, team) if found is None else resume(sae, found, recipe, team)
+        began = {name: kind[name] for name in ("sae", "initial weights") if name in kind}
+        run = _Run(recipe, source, folder, kind, every, team)
+        stop = held.enter_context(stops(folder is not None))
+        show = held.enter_context(bar(steps, state.step, progress if team is None or team.rank == 0 else False))
+        try:
+            _loop(state, run, stop, show)
+        except BaseException:  # also after Ctrl-C the SAE is in the units of the data
+            sae.rescale(state.spread)
+            raise
+        else:
+            give_back(sae, state, team)
+        finally:
+            if folder is not None:
+                vars(sae)["left_by_run"] = (str(folder.resolve()), began, condition(sae))
+    count = max(1, steps // 10)
+    return dict(zip(NAMES, (state.tail / count).tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What does not change while a run goes on."""
+
+    recipe: Recipe
+    source: Source
+    folder: Path | None
+    kind: dict[str, Any]
+    every: int
+    team: Team | None
+
+
+def _check_alike(team: Team | None, kind: dict[str, Any], spread: float, step: int) -> None:
+    """Raise `Error` unless all ranks begin the same run at the same step."""
+    if team is None:
+        return
+    mark = hashlib.sha256(json.dumps([kind, spread, step], sort_keys=True).encode()).digest()
+    if not team.agrees(int.from_bytes(mark[:7], "little")):
+        msg = f"the ranks do not begin alike (here at step {step}): they need the same weights, data and checkpoint,"
+        msg += " so one seed before the SAE is made, and one folder that all see"
+        raise Error(msg)
+
+
+def _loop(state: State, run: _Run, stop: threading.Event, show: Callable[[dict[str, float]], None]) -> None:
+    last_saved: int | None = state.step or None
+    problem: Error | None = None
+    try:
+        while True:
+            batch = None
+            if problem is None and state.step < run.recipe.steps:
+                try:
+                    batch = run.source.batch(state.step)
+                except Error as error:
+                    problem = error
+            stopping = _agreed(run.team, problem, stop)
+            if stopping or state.step == run.recipe.steps:
+                if state.step != last_saved and run.folder is not None:
+                    save(state, run.folder, run.kind, run.team)
+                    last_saved = state.step
+                if state.step < run.recipe.steps:
+                    msg = f"interrupted at step {state.step}; {run.folder} has all of it: the same command continues"
+                    raise KeyboardInterrupt(msg)
+                return
+            show(_step(state, run, cast(Tensor, batch)))
+            if run.folder is not None and state.step % run.every == 0:
+                try:
+                    save(state, run.folder, run.kind, run.team)
+                    last_saved = state.step
+                except Error as error:  # of the rank that writes: all hear of it before the next step
+                    problem = error
+    except Error as error:
+        kept = f"; the checkpoint of step {last_saved} stays" if run.folder and last_saved else ""
+        msg = f"{error}{kept}"
+        raise Error(msg) from None
+
+
+def _agreed(team: Team | None, problem: Error | None, stop: threading.Event) -> bool:
+    """Whether any rank was asked to stop; raises this rank's problem, or that of another."""
+    flags = torch.tensor([float(problem is not None), float(stop.is_set())])
+    if team is not None:
+        flags = team.everywhere(flags.to(team.device)).cpu()
+    if problem is not None:
+        raise problem
+    if bool(flags[0]):
+        msg = "another rank has stopped, and says why"
+        raise Error(msg)
+    return bool(flags[1])
+
+
+def _step(state: State, run: _Run, rows: Tensor) -> dict[str, float]:
+    sae, t, recipe, team = state.sae, state.step, run.recipe, run.team
+    rate = cast(float, recipe.lr) * _rate(t, recipe.steps)
+    batch = rows * (1 / state.spread)
+    dead = state.quiet > DEAD_AFTER * recipe.steps
+    weights = _rounded(sae) if recipe.bfloat16 else sae
+    got = outcome(weights, batch, state.lam, dead, recipe.widths, recipe.ks, team)
+    state.optimiser.zero_grad()
+    got.loss.backward()
+    trained = [parameter for parameter in sae.parameters() if parameter.requires_grad]
+    if team is not None and team.replicas > 1:
+        for parameter in trained:
+            _mean_gradient(parameter, team)
+    # Adam squares gradients: one whose square overflows would stop its weight for good, without a word.
+    grads = [parameter.grad for parameter in trained if parameter.grad is not None and parameter.numel()]
+    largest = torch.stack([torch.linalg.vector_norm(grad, math.inf).double() for grad in grads]).max()
+    tame = largest.square() < torch.finfo(sae.dtype).max
+    squares = [got.error.square().sum(), batch.square().sum(), got.loss.detach(), dead.sum(), got.fired.sum(), ~tame]
+    sums, fired = torch.stack([a.double() for a in squares]), got.fired
+    if team is not None:
+        fired = team.over_replicas(fired.clone())
+        shared = sums.new_tensor([team.shards, team.shards, team.shards * team.replicas, team.replicas, 1, 1])
+        sums = team.everywhere(sums) / shared
+    error, energy, loss, dead_count, firings, wild = sums.tolist()
+    if not math.isfinite(loss) or wild:
+        index = int(batch.double().square().sum(dim=1).nan_to_num(math.inf).argmax())
+        msg = f"the loss is {loss} at step {t}" + (" and its gradient overflows" if math.isfinite(loss) else "")
+        msg += f": lr={recipe.lr:g} is too high, or the rows have an outlier"
+        msg += f" (of its rows here the largest is {run.source.where(t, index)})"
+        raise Error(msg)
+    _keep_norms(sae.W_dec, 1)
+    if recipe.unit_encoder:
+        _keep_norms(sae.W_enc, 0)
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate
+    state.optimiser.step()
+    sae.W_dec.data = normalize(sae.W_dec.data, dim=1)
+    if recipe.unit_encoder:
+        unit_columns(sae)
+    state.quiet = torch.where(fired > 0, 0, state.quiet + 1)
+    density = firings / recipe.batch_size
+    if recipe.l0 is not None:
+        state.lam = _adjust(sae, state.lam, density / recipe.l0)
+    if isinstance(sae.penalty, BatchKSparse) and float(got.least) > 0:
+        least = got.least.to(sae.dtype)
+        known = torch.where(sae.batch_threshold.isnan(), least, sae.batch_threshold)
+        sae.batch_threshold.copy_(known.lerp(least, max(THRESHOLD_GAIN, 1 / (t + 1))))
+    state.step = t + 1
+    row = [loss, error / energy if energy else 0.0, density, dead_count / (sae.d_sae * (team.shards if team else 1))]
+    if state.step > recipe.steps - max(1, recipe.steps // 10):
+        state.tail = state.tail + torch.tensor(row, dtype=torch.float64)
+    shown = dict(zip(NAMES, row, strict=True))
+    if t % -(-recipe.steps // LOGGED) == 0 or state.step == recipe.steps:
+        state.log.append({"step": state.step, **shown, "lr": rate, "lam": state.lam})
+    return shown
+
+
+def _rounded(sae: SAE) -> SAE:
+    """The same SAE with copies of its weights in bfloat16, through which gradients reach the weights."""
+    twin = sae._twin()
+    for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"):
+        if (weight := sae._parameters.get(name)) is not None:
+            twin._parameters[name] = weight.to(torch.bfloat16)  # type: ignore[assignment]
+    return twin
+
+
+def _mean_gradient(parameter: nn.Parameter, team: Team) -> None:
+    grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    turned = grad.ndim > 1 and not grad.is_contiguous() and grad.mT.is_contiguous()
+    flat = team.over_replicas((grad.mT if turned else grad).contiguous()).div_(team.replicas)
+    parameter.grad = flat.mT if turned else flat
+
+
+def _keep_norms(W: nn.Parameter, dim: int) -> None:
+    """Take out of the gradient what would only change norms along `dim`, which are 1."""
+    if W.grad is not None:
+        W.grad -= (W.grad * W.data).sum(dim=dim, keepdim=True) * W.data
+
+
+def _adjust(sae: SAE, lam: float, ratio: float) -> float:
+    """Lam, a little larger where codes are too dense by `ratio`, a little smaller where too sparse."""
+    factor = float(np.exp(SPARSITY_GAIN * np.clip(ratio - 1, -1, 1)))
+    sae.scale_lam(factor)
+    return lam * factor
+
+
+def _rate(t: int, steps: int) -> float:
+    """Share of lr at step t: linear warm-up, then constant, then linear decay."""
+    return min(1.0, (t + 1) / max(1, WARM_UP * steps), (steps - t) / max(1, DECAY * steps))

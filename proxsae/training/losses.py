@@ -1,0 +1,119 @@
+"""What a training step minimises, and what it keeps of the batch.
+
+    mean over levels of  1/2 ||x - xhat_level||^2   +   R(z)   +   1/32 * 1/2 ||e - ehat||^2
+
+The first level is the SAE itself; Matryoshka levels decode a prefix of the latents, or the k' largest of the k codes.
+The last term (AuxK, Gao et al. 2024) lets latents that have not fired for a while reconstruct the error e = x - xhat;
+b_dec, which is for the rows and not for their errors, has no gradient there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proxsae.distributed import Team, among_all
+from proxsae.functional import count_above, k_sparse, prox
+from proxsae.penalties import L0, BatchKSparse, KSparse
+from proxsae.sae import SAE
+from proxsae.selection import top_k
+from proxsae.sparse import SparseCodes, sparse_decode
+
+AUX_SHARE = 1 / 32
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The loss; and without gradient the error xhat - x (n, d), firings a latent (P,), and the smallest |z| kept."""
+
+    loss: Tensor
+    error: Tensor
+    fired: Tensor
+    least: Tensor
+
+
+def outcome(
+    sae: SAE,
+    x: Tensor,
+    lam: float,
+    dead: Tensor,
+    widths: tuple[int, ...] = (),
+    ks: tuple[int, ...] = (),
+    team: Team | None = None,
+) -> Outcome:
+    """The loss of rows x (n, d) that are in the SAE's own units, and what else a step needs to know of them."""
+    R: Any = sae.penalty
+    x, wide = x.to(sae.dtype), x
+    penalty = wide.new_zeros(())
+    if isinstance(R, KSparse):
+        if widths or ks:
+            codes = sae.encode_sparse(x)
+            parts = [sparse_decode(level, sae.W_dec) for level in _levels(codes, widths, ks, team)]
+            decoded = [(part if team is None else team.total(part)) + sae.b_dec for part in parts]
+        else:
+            xhat, codes = sae.reconstruct(x)
+            decoded = [xhat]
+        live = codes.values.detach()
+        fired = torch.bincount(codes.indices[live != 0], minlength=sae.d_sae)
+    else:
+        u = sae.pre_activations(x)
+        z = sae.refine(x, prox(R, u))
+        decoded = [sae.decode(z), *(z[:, :w] @ sae.W_dec[:w] + sae.b_dec for w in widths)]
+        live, fired = z.detach(), (z != 0).sum(dim=0)
+        if isinstance(R, L0):
+            signed = torch.relu(u) if R.nonneg else u
+            penalty = lam * count_above(signed.to(wide.dtype), sae.threshold.to(wide.dtype), R.bandwidth).mean()
+        elif not R.indicator:
+            penalty = R.value(z.to(wide.dtype)).mean()
+    errors = [xhat.to(wide.dtype) - wide for xhat in decoded]
+    fit = torch.stack([0.5 * e.square().sum(dim=1).mean() for e in errors]).mean()
+    error = errors[0].detach()
+    loss = fit + AUX_SHARE * _revival(sae, x, error, dead, team) + penalty
+    sizes = live.abs()
+    least = sizes[sizes > 0].amin() if isinstance(R, BatchKSparse) and bool((sizes > 0).any()) else sizes.new_zeros(())
+    return Outcome(loss, error, fired, least)
+
+
+def _levels(
+    codes: SparseCodes, widths: tuple[int, ...], ks: tuple[int, ...], team: Team | None
+) -> Iterator[SparseCodes]:
+    """The codes, those of latents below each of `widths`, and the largest of each of `ks` (lem-nested)."""
+    yield codes
+    masks = [codes.indices < w for w in widths]
+    for k in ks:
+        size = codes.values.detach().abs()
+        masks += [among_all([size], k)[0] if team is None else team.keep(size, k) > 0]
+    for mask in masks:
+        yield SparseCodes(codes.indices, torch.where(mask, codes.values, 0), codes.d_sae)
+
+
+def _revival(sae: SAE, x: Tensor, error: Tensor, dead: Tensor, team: Team | None) -> Tensor:
+    """AuxK: 1/2 ||e - ehat||^2, ehat made of the largest pre-activations of dead latents, by magnitude if signed."""
+    (latents,) = dead.nonzero(as_tuple=True)
+    everywhere = len(latents) if team is None else int(team.total(torch.tensor([len(latents)], device=x.device)))
+    if not everywhere:
+        return error.new_zeros(())
+    k = max(1, sae.d_in // 2)
+    u = (x - sae.b_dec.detach()) @ sae.W_enc[:, latents] + sae.b_enc[latents]
+    u = torch.relu(u) if sae.penalty.nonneg else u
+    if team is None or team.shards == 1:
+        ehat = k_sparse(u, k) @ sae.W_dec[latents]
+    else:  # as many candidates from every shard, in the order of their latents
+        width = min(k, everywhere)
+        z = k_sparse(u, k)
+        at = top_k(z, width)
+        values = torch.nn.functional.pad(z.gather(-1, at), (0, width - at.shape[1]))
+        kept = team.keep(values, k)[:, : at.shape[1]]
+        ehat = team.total(torch.zeros_like(z).scatter(-1, at, kept) @ sae.W_dec[latents])
+    return 0.5 * (ehat.to(error.dtype) + error).square().sum(dim=1).mean()  # `error` is xhat - x
+
+
+def mean_lam(sae: SAE) -> float:
+    """The mean of lam over latents, 0 where R has none."""
+    lam = getattr(sae.penalty, "lam", 0.0)
+    return float(torch.as_tensor(np.array(lam) if not isinstance(lam, Tensor) else lam.detach()).mean())

@@ -1,0 +1,168 @@
+"""What is asked of a training run, checked before anything is touched; and the batches that it asks for."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proxsae.conventions import Error, check_count, check_seed
+from proxsae.data import Rows, Shuffle, open_rows
+from proxsae.distributed import Team
+from proxsae.penalties import BatchKSparse, KSparse
+from proxsae.sae import SAE
+from proxsae.sae.storage import describe
+from proxsae.training import files
+from proxsae.training.losses import mean_lam
+
+SAMPLE = 65536  # rows from which mean and spread are taken, where there are more
+
+
+def default_lr(d_sae: int) -> float:
+    """Adam's rate by width, 2e-3 sqrt(1024 / d_sae): 4e-3 at 256 latents, 2e-3 at 1024, 5e-4 at 16384."""
+    return 2e-3 * math.sqrt(1024 / d_sae)
+
+
+@dataclass
+class Recipe:
+    """What is asked of a run; together with the data it decides every bit of the result."""
+
+    steps: int = 1000
+    batch_size: int = 512
+    lr: float | None = None
+    seed: int = 0
+    l0: float | None = None
+    widths: tuple[int, ...] = ()
+    ks: tuple[int, ...] = ()
+    unit_encoder: bool = False
+    bfloat16: bool = False
+
+    def checked(self, sae: SAE, team: Team | None) -> Recipe:
+        """The same with lr filled in, or `Error`."""
+        self.steps, self.batch_size = check_count("steps", self.steps, 1), check_count("batch_size", self.batch_size, 1)
+        self.seed = int(check_seed(self.seed))
+        if sae.dtype not in (torch.float32, torch.float64):
+            msg = f"weights of {sae.dtype} lose what Adam adds: train in float32, and with bfloat16=True for speed"
+            raise Error(msg)
+        self.lr = default_lr(sae.d_sae) if self.lr is None else float(self.lr)
+        self.l0 = None if self.l0 is None else float(self.l0)
+        for name, value in (("lr", self.lr), ("l0", 1.0 if self.l0 is None else self.l0)):
+            if not 0 < value < math.inf:
+                msg = f"{name}={value} must be finite and > 0"
+                raise Error(msg)
+        R = sae.penalty
+        for w in self.widths:
+            if check_count("widths", w, 1) >= sae.d_sae:
+                msg = f"widths={self.widths} must lie below d_sae={sae.d_sae}, which is a level anyway"
+                raise Error(msg)
+        if self.ks and not isinstance(R, KSparse):
+            msg = f"ks={self.ks} are prefixes of k-sparse codes, and {type(R).__name__} has none (lem-nested)"
+            raise Error(msg)
+        for k in self.ks:
+            if check_count("ks", k, 1) >= getattr(R, "k", 0):
+                msg = f"ks={self.ks} must lie below k={getattr(R, 'k', 0)}, which is a level anyway"
+                raise Error(msg)
+        if team is not None:
+            if self.batch_size % team.replicas:
+                msg = f"batch_size={self.batch_size} must be a multiple of the {team.replicas} replicas that share it"
+                raise Error(msg)
+            if isinstance(R, BatchKSparse):
+                msg = f"{type(R).__name__} selects over a batch, of which a process would hold a part: use KSparse(k)"
+                raise Error(msg)
+            if team.shards > 1:
+                sae.check_shards(team)
+            if team.shards > 1 and self.widths:
+                msg = f"widths={self.widths} with shards={team.shards}: prefixes of the latents lie on the first shards"
+                raise Error(msg)
+        return self
+
+
+def check_l0(l0: float | None, sae: SAE) -> None:
+    """Raise `Error` where lam is to be adjusted and cannot be."""
+    if l0 is not None and hasattr(sae.penalty, "lam") and not mean_lam(sae):
+        msg = f"l0={l0} cannot be reached from lam=0: lam is adjusted by factors, so the penalty needs one > 0"
+        raise Error(msg)
+
+
+class Source:
+    """Batches: rows of the data, normalised as the SAE does it, in its dtype and on its device."""
+
+    def __init__(self, sae: SAE, activations: Any, recipe: Recipe, team: Team | None) -> None:
+        self._sae, self._team, self._size = sae, team, recipe.batch_size
+        self._rows: Any = activations
+        if isinstance(activations, (str, os.PathLike, Rows)):
+            self._rows = open_rows(activations)
+            if self._rows.shape[1] != sae.d_in:
+                msg = f"the rows have {self._rows.shape[1]} numbers, but this SAE needs {sae.d_in}"
+                raise Error(msg)
+        else:
+            self._rows = sae.rows(activations)
+        self._order = Shuffle(len(self._rows), recipe.seed)
+
+    def fingerprint(self) -> str:
+        """What tells other data apart."""
+        rows = self._rows
+        if isinstance(rows, Rows):
+            return rows.fingerprint()
+        some = rows[torch.linspace(0, len(rows) - 1, 16, dtype=torch.float64).long().to(rows.device)]
+        return f"{len(rows)} rows, " + open_rows(some.double().cpu().numpy()).fingerprint()
+
+    def at(self, positions: np.ndarray[Any, Any]) -> Tensor:
+        """These rows of the data, as the encoder is to see them."""
+        sae = self._sae
+        if isinstance(self._rows, Tensor):
+            x = self._rows[torch.from_numpy(positions).to(self._rows.device)]
+        else:
+            x = torch.from_numpy(self._rows[positions]).to(sae.device, sae.dtype)
+        return sae.normalized(x).rows
+
+    def batch(self, step: int) -> Tensor:
+        """The rows of the batch of a step that this rank sees."""
+        return self.at(self._positions(step))
+
+    def _positions(self, step: int) -> np.ndarray[Any, Any]:
+        replicas, mine = (self._team.replicas, self._team.replica) if self._team else (1, 0)
+        count = self._size // replicas
+        return self._order.positions(step * self._size + mine * count, count)
+
+    def where(self, step: int, index: int) -> str:
+        """Row `index` of a batch, for an error message."""
+        row = int(self._positions(step)[index])
+        return self._rows.where(row) if isinstance(self._rows, Rows) else f"row {row}"
+
+    def mean_and_spread(self) -> tuple[Tensor, float]:
+        """The mean row, and the deviation of a coordinate from it, of all rows or of a sample."""
+        n = len(self._rows)
+        sample = np.arange(n) if n <= SAMPLE else self._order.positions(0, SAMPLE)
+        x = self.at(sample)
+        mean = x.mean(dim=0)
+        spread = float((x - mean).square().sum(dim=1).mean() / x.shape[1]) ** 0.5
+        if not 0 < spread < math.inf:
+            msg = f"the {n} rows of activations are equal, or too large for {x.dtype}: they deviate by {spread}"
+            raise Error(msg)
+        return mean, spread
+
+
+def kind_of_run(sae: SAE, recipe: Recipe, source: Source, folder: Path | None) -> dict[str, Any]:
+    """What makes two runs the same, as JSON has it: the SAE that it starts from, the recipe, the data.
+
+    An SAE that its run in `folder` has left as it is now counts as what it was when that began: in a notebook the
+    object at hand is the half-trained one.
+    """
+    home, began = None if folder is None else str(folder.resolve()), condition(sae)
+    if home is not None and (left := vars(sae).get("left_by_run")) and left[0] == home and left[2] == began:
+        began = left[1]
+    return json.loads(json.dumps({**vars(recipe), "data": source.fingerprint(), **began}))
+
+
+def condition(sae: SAE) -> dict[str, Any]:
+    """What an SAE is, and a digest of its weights."""
+    weights = files.digest({name: a.detach().cpu() for name, a in sae.state_dict().items()})
+    return {"sae": json.loads(json.dumps(describe(sae))), "initial weights": weights}

@@ -1,0 +1,188 @@
+"""Everything that the next training step depends on: started, saved, restored, given back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from proxsae.conventions import Error
+from proxsae.data.readers import sentence
+from proxsae.distributed import Team
+from proxsae.penalties import L0
+from proxsae.sae import SAE
+from proxsae.sae.model import DIMENSION, part_of
+from proxsae.training import files
+from proxsae.training.losses import mean_lam
+from proxsae.training.recipe import Recipe
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
+ROUNDED = 0.01  # norms that rounding to half precision leaves
+
+
+@dataclass
+class State:
+    """Everything that the next step depends on, beside recipe and data."""
+
+    sae: SAE  # of normalised rows, in units where they deviate by 1; on a team, this rank's shard
+    optimiser: torch.optim.Adam
+    spread: float
+    lam: float
+    quiet: Tensor  # steps since each latent fired
+    tail: Tensor  # sums over the last tenth of the run
+    step: int = 0
+    log: list[dict[str, float]] = field(default_factory=list)
+
+
+def start(sae: SAE, mean: Any, spread: float, recipe: Recipe, team: Team | None) -> State:
+    """The state before the first step: b_dec is the mean unless it is given, units are those of the spread.
+
+    Atoms have norm 1 from here on.
+    """
+    _unit_atoms(sae)
+    if not bool(sae.b_dec.any()):
+        sae.b_dec.data.copy_(mean)
+    sae.rescale(1 / spread)
+    try:
+        state = _state(sae, spread, recipe, team)
+    except BaseException:
+        sae.rescale(spread)
+        raise
+    if recipe.unit_encoder:
+        unit_columns(state.sae)
+    return state
+
+
+@torch.no_grad()
+def _unit_atoms(sae: SAE) -> None:
+    """Bring atoms to norm 1.  For L0 what they had goes to encoder and thresholds, and every z_j d_j stays."""
+    norms = sae.W_dec.norm(dim=1)
+    norms = torch.where(norms > 0, norms, 1)
+    if bool(((norms - 1).abs() > ROUNDED).any()):
+        R = sae._shared["penalty"]
+        if not isinstance(R, L0) or sae.steps > 1:
+            low, high = float(norms.min()), float(norms.max())
+            msg = f"atoms have norms from {low:.3g} to {high:.3g}, but training keeps them at 1:"
+            msg += f" that is the same SAE for one step of L0 alone, and not for {type(R).__name__}"
+            raise Error(msg)
+        sae.W_enc.mul_(norms)
+        sae.b_enc.mul_(norms)
+        sae.threshold.mul_(norms)
+    sae.W_dec.data = normalize(sae.W_dec.data, dim=1)
+
+
+def _state(sae: SAE, spread: float, recipe: Recipe, team: Team | None) -> State:
+    inner = sae.inner()
+    if team is not None and team.shards > 1:
+        inner = inner.sharded(team)
+    optimiser = torch.optim.Adam(inner.parameters(), lr=recipe.lr or 0.0)
+    quiet = torch.zeros(inner.d_sae, device=sae.device)
+    return State(inner, optimiser, spread, mean_lam(sae), quiet, torch.zeros(4, dtype=torch.float64))
+
+
+def resume(sae: SAE, found: tuple[dict[str, Any], dict[str, Tensor]], recipe: Recipe, team: Team | None) -> State:
+    """The state that `save` wrote, in the caller's SAE; `Error`, with that SAE as it was, for what does not fit it."""
+    saved, tensors = found
+    try:
+        _check(sae, saved, tensors)
+    except Exception as problem:  # what is written there is a stranger's
+        msg = f"{files.CHECKPOINT} holds no state of this SAE ({sentence(problem, 400)}): delete it to start anew"
+        raise Error(msg) from None
+    with torch.no_grad():
+        for name, a in sae.state_dict().items():
+            a.copy_(tensors[name])
+    sae.restore_scale(saved["lam of R"], saved["bandwidth"])
+    state = _state(sae, saved["spread"], recipe, team)
+    for name, parameter in state.sae.named_parameters():
+        moments: dict[str, Tensor] = {}
+        for moment in MOMENTS if f"adam.{name}.{MOMENTS[0]}" in tensors else ():
+            whole = tensors[f"adam.{name}.{moment}"].to(sae.device)
+            here = torch.empty_like(parameter)
+            moments[moment] = here.copy_(whole if team is None else part_of(team, name, whole))
+        if moments:
+            state.optimiser.state[parameter] = {"step": torch.tensor(float(saved["step"])), **moments}
+    quiet = tensors["quiet"].to(sae.device)
+    state.quiet = quiet if team is None else part_of(team, "b_enc", quiet)
+    state.tail, state.step, state.log, state.lam = tensors["tail"], saved["step"], saved["log"], saved["lam"]
+    return state
+
+
+def _check(sae: SAE, saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Raise anything unless the tensors are those of a run of this SAE, and its penalty takes what is saved of it."""
+    twin = sae._twin()
+    twin._shared = dict(sae._shared)
+    twin.restore_scale(saved["lam of R"], saved["bandwidth"])
+    twin._shared["penalty"].check_fits("the SAE", sae.W_dec, sae.d_sae)
+    float(saved["bandwidth"] or 0)  # a whole number may be too large for one
+    wanted = {name: (a.shape, a.dtype) for name, a in sae.state_dict().items()}
+    for name, parameter in sae.named_parameters():
+        if parameter.requires_grad and parameter.numel():
+            wanted |= {f"adam.{name}.{moment}": (parameter.shape, parameter.dtype) for moment in MOMENTS}
+    wanted |= {"quiet": (torch.Size([sae.d_sae]), torch.float32), "tail": (torch.Size([4]), torch.float64)}
+    for name, (shape, dtype) in wanted.items():
+        a = tensors[name]
+        if (a.shape, a.dtype) != (shape, dtype):
+            msg = f"{name} has shape {tuple(a.shape)} of {a.dtype}, not {tuple(shape)} of {dtype}"
+            raise Error(msg)
+        if name not in ("tail", "batch_threshold") and not bool(a.isfinite().all()):
+            msg = f"{name} holds NaN or infinite entries"
+            raise Error(msg)
+        if name.endswith(MOMENTS[1]) and bool((a < 0).any()):
+            msg = f"{name} holds negative entries, but it is a mean of squares"
+            raise Error(msg)
+    if len(tensors) > len(wanted):
+        msg = f"there are tensors {sorted(set(tensors) - set(wanted))} beside"
+        raise Error(msg)
+
+
+def save(state: State, folder: Path, kind: dict[str, Any], team: Team | None) -> None:
+    """Write the checkpoint of the whole SAE: the shards of one replica bring their parts, the first rank writes."""
+
+    def whole(name: str, a: Tensor) -> Tensor | None:
+        if team is None:
+            return a
+        return team.on_first(a, DIMENSION[name]) if name in DIMENSION else a
+
+    sae = state.sae
+    found = {name: whole(name, a) for name, a in sae.state_dict().items()}
+    for name, parameter in sae.named_parameters():
+        for moment, a in state.optimiser.state[parameter].items():
+            if moment in MOMENTS:
+                found[f"adam.{name}.{moment}"] = whole(name, a)
+    found |= {"quiet": whole("b_enc", state.quiet), "tail": state.tail}
+    tensors = {name: a for name, a in found.items() if a is not None}
+    R: Any = sae._shared["penalty"]
+    saved = {
+        "step": state.step,
+        "spread": state.spread,
+        "lam": state.lam,
+        "lam of R": np.asarray(R.lam).tolist() if hasattr(R, "lam") else None,
+        "bandwidth": getattr(R, "bandwidth", None),
+        "log": state.log,
+    }
+    if team is None or team.rank == 0:
+        files.write(folder, kind, saved, tensors)
+
+
+def give_back(sae: SAE, state: State, team: Team | None) -> None:
+    """Put what was trained into the caller's SAE, in the units of the data."""
+    if team is not None and team.shards > 1:
+        with torch.no_grad():
+            for name, parameter in state.sae.named_parameters():
+                getattr(sae, name).copy_(team.whole(parameter, DIMENSION[name]) if name in DIMENSION else parameter)
+    sae.rescale(state.spread)
+    for name, a in sae.state_dict().items():  # the loss of the last step is of the weights before it
+        if name != "batch_threshold" and not bool(a.isfinite().all()):
+            msg = f"{name} is no longer finite after step {state.step}: lr is too high, or rows or the checkpoint have"
+            msg += " an outlier"
+            raise Error(msg)
+
+
+def unit_columns(sae: SAE) -> None:
+    """Scale every latent's encoder to norm 1."""
+    sae.W_enc.data = normalize(sae.W_enc.data.T, dim=1).T
