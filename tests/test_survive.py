@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import proxsae as px
+from proxsae.cli import main
 from proxsae.testing import assert_close, assert_same
 from proxsae.training import files, loop, recipe
 
@@ -281,6 +282,41 @@ def test_a_file_that_goes_away_ends_in_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "_step", removing)
     with pytest.raises(px.Error, match=r"rows.npy.*; the checkpoint of step 8 stays"):
         run(fresh("abstopk"), tmp_path / "out", rows=tmp_path / "rows.npy")
+
+
+# The command.
+
+WRONG = {
+    "missing data": (["none.npy"], "none.npy"),
+    "k above d_sae": (["rows.npy", "--k", "33"], "--k 33 must not exceed --d-sae 32"),
+    "k of 0": (["rows.npy", "--k", "0"], "--k=0"),
+    "no steps": (["rows.npy", "--steps", "0"], "--steps=0"),
+    "learned first step": (["rows.npy", "--encoder-rule", "learned"], "--encoder-steps of 2 or more"),
+    "init and kind": (["rows.npy", "--init", "x", "--kind", "topk"], "--kind cannot go with --init"),
+    "levels that are no numbers": (["rows.npy", "--ks", "1,x"], "--ks '1,x'"),
+    "level above k": (["rows.npy", "--ks", "3", "--k", "3"], "must lie below k=3"),
+    "shards without processes": (["rows.npy", "--shards", "2"], "shards=2 must divide the number of processes, 1"),
+    "out is a file": (["rows.npy", "--out", "rows.npy"], "rows.npy is a file"),
+    "NaN": (["nan.npy"], "row 3 of nan.npy"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_call_ends_in_one_sentence_and_writes_nothing(case, tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "rows.npy", ROWS)
+    np.save(tmp_path / "nan.npy", np.where(np.arange(600)[:, None] == 3, np.float32(np.nan), ROWS))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loop, "_step", lambda *a: pytest.fail("a step was taken"))
+    arguments, says = WRONG[case]
+    sizes = [] if "--init" in arguments else ["--d-sae", "32"]
+    assert main(["train", "--out", "out", *sizes, *arguments]) == 2
+    printed, told = capsys.readouterr()
+    assert printed == ""
+    *before, last = told.splitlines()
+    assert last.startswith("proxsae: ")
+    assert says in last
+    assert all(line.startswith("600 rows of 16; SAE(") for line in before)  # what would be trained
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["nan.npy", "rows.npy"]
 
 
 # The command, killed for real.

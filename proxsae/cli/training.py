@@ -45,7 +45,6 @@ def add(commands: Any) -> None:
     what.add_argument(
         "--normalize",
         choices=("none", "layer_norm", "constant_norm"),
-        default="none",
         help="of each row (default: none)",
     )
     how = train.add_argument_group("how")

@@ -66,7 +66,8 @@ def train(
     is d_in, by default `2e-3 sqrt(1024 / d_sae)`; the SAE itself stays in the units of the data.
     For L0 lam starts as given and the threshold is trained; any other R is added to the loss itself (an indicator adds
     nothing).  `l0` asks for that many non-zeros per row: lam, where R has one, is then adjusted during training.
-    `widths` and `ks` add Matryoshka levels: reconstructions from the first latents, and from the largest of k codes.
+    `widths` and `ks` add Matryoshka levels: reconstructions from the first latents, and from the largest of k codes;
+    the error is then the mean over levels.  For L0 the sparsity that is trained is that of the first step.
     `unit_encoder` keeps the encoder's rows at norm 1, which keeps AbsTopK latents alive.  `bfloat16` works out codes
     and gradients from rounded copies of the weights.  A `BatchKSparse` SAE gets its `batch_threshold`.
     `progress` shows a bar; by default on a terminal.
@@ -75,8 +76,9 @@ def train(
     stop (Ctrl-C, SIGTERM); the same call continues from it, and ends in the same bits as if it had never stopped.
     `team` is `distributed.join(...)`: the same run on several processes (guide *Training that survives*).
 
-    Raises `Error` for rows that are not finite or do not fit, a loss that is no longer finite (with the step and the
-    rows; the last checkpoint stays), a checkpoint that is torn or of another run, and a disk that is full.
+    Raises `Error` for rows that are not finite or do not fit, a loss or gradient that is no longer finite (with the
+    step and the row; the last checkpoint stays), weights below float32, atoms whose norm is not 1 (but for L0), a
+    checkpoint that is torn or of another run, a folder in use, and a disk that is full.
     """
     recipe = Recipe(steps, batch_size, lr, seed, l0, tuple(widths), tuple(ks), unit_encoder, bfloat16)
     recipe = recipe.checked(sae, team)
