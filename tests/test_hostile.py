@@ -202,6 +202,47 @@ def test_no_byte_of_what_is_hashed_can_be_changed_unseen(form, name, judge, targ
             trial(judge, target, Mutant({**target.files, file: bytes(bad)}, f"bit {at % 8} of byte {at}", "kept"), file)
 
 
+def with_tensors(change):
+    """A change of an SAE's folder: of its tensors."""
+    return lambda files: {**files, checkpoints.WEIGHTS: hostile.save(change(hostile.load(files[checkpoints.WEIGHTS])))}
+
+
+def with_penalty(**fields):
+    """A change of an SAE's folder: of its penalty."""
+
+    def change(files):
+        config = json.loads(files[checkpoints.CONFIG])
+        config["penalty"] |= fields
+        return {**files, checkpoints.CONFIG: json.dumps(config).encode()}
+
+    return change
+
+
+FORGED = {
+    "NaN": with_tensors(lambda tensors: {**tensors, "b_dec": tensors["b_dec"] * torch.nan}),
+    "infinite": with_tensors(lambda tensors: {**tensors, "W_enc": tensors["W_enc"] * torch.inf}),
+    "eight bits": with_tensors(lambda tensors: {name: a.to(torch.float8_e4m3fn) for name, a in tensors.items()}),
+    "whole numbers": with_tensors(lambda tensors: {name: a.long() for name, a in tensors.items()}),
+    "vector": with_tensors(lambda tensors: {**tensors, "W_enc": tensors["W_enc"].reshape(-1)}),
+    "text for a truth": with_penalty(nonneg="8"),
+    "number for a truth": with_penalty(nonneg=1),
+    "truth for a number": with_penalty(k=True),
+    "huge": with_penalty(k=10**400),
+    "unknown field": with_penalty(**{"\x1b[2J\n": 1}),
+}
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_an_sae_whose_hash_was_made_right_is_still_judged(case, judge, targets):
+    target = next(target for target in named(targets, OWN) if target.name == "KSparse")
+    trial(judge, target, Mutant(hostile.with_hash(FORGED[case](target.files)), case, "error"))
+
+
+def test_names_of_files_are_quoted_fit_for_a_terminal(judge, targets):
+    target = next(target for target in targets if target.name == "abstopk authors AbsoluteKSAE")
+    trial(judge, target, Mutant({**target.files, "a\n\x1b[2J.pt": b""}, "a second file", "error"))
+
+
 def test_every_field_of_an_sae_is_hashed(tmp_path):
     px.SAE(6, 10, px.L1(np.linspace(0.1, 0.2, 10)), 3, px.FixedStep(0.01)).save(tmp_path / "sae")
     file = tmp_path / "sae" / checkpoints.CONFIG

@@ -225,3 +225,78 @@ def test_a_loss_that_is_not_finite_names_the_step(name, x):
         fit(sae, x.cpu(), lr=1e30)
     assert "\n" not in str(error.value)
     assert all(bool(parameter.isfinite().all()) for parameter in sae.parameters())  # huge, but numbers
+
+
+def prefix_nmse(sae, x, width=None, k=None):
+    """The error of the reconstruction from the first latents, or from the k largest codes."""
+    z = sae.encode(x).detach()
+    if width is not None:
+        z[:, width:] = 0
+    if k is not None:
+        z = px.KSparse(k).prox(z)
+    return metrics.nmse(x, sae.decode(z).detach())
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_levels_in_width_make_the_first_latents_a_better_sae_of_their_own(name, x, device):
+    plain, nested = fresh(MAKE[name], device), fresh(MAKE[name], device)
+    fit(plain, x, steps=200)
+    fit(nested, x, steps=200, widths=(8, 16))
+    assert prefix_nmse(nested, x, width=8) < 0.97 * prefix_nmse(plain, x, width=8)
+
+
+@pytest.mark.parametrize("name", ["topk", "abstopk"])
+def test_levels_in_k_make_the_largest_codes_a_better_sae_of_their_own(name, x, device):
+    plain, nested = fresh(MAKE[name], device), fresh(MAKE[name], device)
+    fit(plain, x, steps=200)
+    fit(nested, x, steps=200, ks=(1,))
+    assert prefix_nmse(nested, x, k=1) < prefix_nmse(plain, x, k=1)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_the_encoder_of_every_latent_stays_at_norm_1_if_asked_to(name, x, device):
+    sae = fresh(MAKE[name], device)
+    fit(sae, x, unit_encoder=True)
+    assert_close(sae.W_enc.detach().norm(dim=0), torch.ones(D_SAE, device=device), 1e-6)
+    assert sae.W_enc.T.is_contiguous()
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_rounded_copies_learn_nearly_as_well_and_weights_stay_float32(name, x, device):
+    exact, rounded = fresh(MAKE[name], device), fresh(MAKE[name], device)
+    fit(exact, x, steps=100)
+    fit(rounded, x, steps=100, bfloat16=True)
+    assert {a.dtype for a in rounded.state_dict().values()} == {torch.float32}
+    assert not torch.equal(rounded.W_dec, exact.W_dec)
+    assert px.evaluate(rounded, x)["nmse"] < 1.1 * px.evaluate(exact, x)["nmse"] + 0.01
+
+
+@pytest.mark.parametrize("nonneg", [False, True])
+def test_a_threshold_learned_over_batches_keeps_about_as_many_of_single_rows(nonneg, x, device):
+    sae = fresh(lambda: px.SAE(D_IN, D_SAE, px.BatchKSparse(K, nonneg)), device)
+    fit(sae, x, steps=200)
+    one = sae.thresholded()
+    assert px.evaluate(one, x)["l0"] == pytest.approx(K, rel=0.15)
+    assert px.evaluate(one, x)["nmse"] < px.evaluate(sae, x)["nmse"] + 0.02
+    assert_close(torch.cat([one.encode(row[None]) for row in x[:5]]).detach(), one.encode(x[:5]).detach(), 1e-6)
+
+
+def test_step_sizes_are_trained(x, device):
+    torch.manual_seed(0)
+    sae = px.SAE(D_IN, D_SAE, px.KSparse(K), 3, px.LearnedSteps()).to(device)
+    before, start = sae.log_step.detach().clone(), px.evaluate(sae, x)["nmse"]
+    fit(sae, x, steps=100)
+    assert (sae.log_step.detach() - before).abs().min().item() > 0.01
+    assert px.evaluate(sae, x)["nmse"] < 0.6 * start
+
+
+def test_the_rate_goes_by_width():
+    from proxsae.training.recipe import default_lr
+
+    assert [round(default_lr(P), 5) for P in (256, 1024, 16384)] == [4e-3, 2e-3, 5e-4]
+    sae = fresh(MAKE["topk"])
+    other = fresh(MAKE["topk"])
+    rows = np.random.default_rng(0).standard_normal((100, D_IN)).astype(np.float32)
+    px.train(sae, rows, steps=3, batch_size=10, progress=False)
+    px.train(other, rows, steps=3, batch_size=10, lr=2e-3 * (1024 / D_SAE) ** 0.5, progress=False)
+    assert_same(sae.W_dec.detach(), other.W_dec.detach())
