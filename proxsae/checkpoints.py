@@ -29,30 +29,45 @@ LARGEST_CONFIG = 64 * 2**20  # bytes: one lam a latent, for some million of them
 def write(folder: str | os.PathLike[str], config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write config and tensors as `folder`, replacing an SAE that is there; raise `Error` when that is impossible."""
     safetensors, _ = safetensors_library()
-    target = Path(folder)
-    if target.exists() and not (target / CONFIG).is_file():
-        msg = f"cannot save to {target}: it exists and holds no {CONFIG}, so it is not an SAE that may be replaced"
-        raise Error(msg)
     weights = safetensors.save({name: a.detach().cpu().contiguous() for name, a in tensors.items()})
     described = json.loads(json.dumps({"format": FORMAT, **config}))  # as it will be read: names are text, and so on
     text = json.dumps({**described, "sha256": digest(described, weights)}, indent=2)
-    new = not target.exists()
+    replace_folder(folder, {WEIGHTS: weights, CONFIG: (text + "\n").encode()}, CONFIG)
+
+
+def replace_folder(folder: str | os.PathLike[str], files: dict[str, bytes], marker: str, hashed: bool = True) -> None:
+    """Write the files, weights and then their description, as a new or empty folder, or into one that holds `marker`.
+
+    A description that is not `hashed` goes first, so that a kill never leaves it beside weights of another save.
+    Raises `Error` for what may not be replaced, and where writing fails, which leaves the old files as they were.
+    """
+    target = Path(folder)
+    prefix = f".{target.name}-"
     try:
+        new = not target.exists()
+        if not (new or (target / marker).is_file() or (target.is_dir() and _empty(target, prefix))):
+            msg = f"cannot save to {target}: it exists and holds no {marker}, so it is not an SAE that may be replaced"
+            raise Error(msg)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent if new else target) as scratch:
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent if new else target) as scratch:
             draft = Path(scratch, "sae")
             draft.mkdir()
-            (draft / WEIGHTS).write_bytes(weights)
-            (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
-            for name in (WEIGHTS, CONFIG):
+            for name, content in files.items():
+                (draft / name).write_bytes(content)
                 flush(draft / name)
             if new:
                 draft.rename(target)
             else:  # other files in the folder are the user's
-                _exchange(draft, target, draft / "old")
+                _exchange(draft, target, list(files), hashed)
+            flush(target.parent if new else target)
     except OSError as problem:
         msg = f"cannot save to {target}: {problem.strerror or problem}"
         raise Error(msg) from None
+
+
+def _empty(folder: Path, prefix: str) -> bool:
+    """Whether there is nothing in a folder, but for what a killed save left."""
+    return all(found.name.startswith(prefix) for found in folder.iterdir())
 
 
 def flush(path: Path) -> None:
@@ -64,20 +79,22 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def _exchange(draft: Path, target: Path, old: Path) -> None:
-    """Move both files of `draft` into `target`, or neither; a kill between the two leaves weights that are refused."""
-    had = (target / WEIGHTS).exists()  # a kill may have left a folder without
-    if had:
+def _exchange(draft: Path, target: Path, names: list[str], hashed: bool) -> None:
+    """Move the files of `draft` into `target`, or none; a kill between two of them leaves an SAE that is refused."""
+    had = [name for name in names if (target / name).exists()]  # a kill may have left a folder without
+    for name in had:
         try:
-            os.link(target / WEIGHTS, old)
+            os.link(target / name, draft / f"old-{name}")
         except OSError:  # not every disk has hard links
-            shutil.copyfile(target / WEIGHTS, old)
+            shutil.copyfile(target / name, draft / f"old-{name}")
     try:
-        os.replace(draft / WEIGHTS, target / WEIGHTS)
-        os.replace(draft / CONFIG, target / CONFIG)
+        if not hashed:
+            (target / names[-1]).unlink(missing_ok=True)
+        for name in names:
+            os.replace(draft / name, target / name)
     except BaseException:  # Ctrl-C too
-        if had:
-            os.replace(old, target / WEIGHTS)
+        for name in had:
+            os.replace(draft / f"old-{name}", target / name)
         raise
 
 

@@ -13,19 +13,22 @@ from proxsae.sae import SAE
 
 
 def nmse(x: Tensor, xhat: Tensor) -> float:
-    """sum ||x - xhat||^2 / sum ||x||^2 over all rows; x, xhat (..., d)."""
-    return ratio((x - xhat).square().sum(), x.square().sum())
+    """sum ||x - xhat||^2 / sum ||x||^2 over all rows, in float64; x, xhat (..., d)."""
+    x = x.double()
+    return ratio((x - xhat.double()).square().sum(), x.square().sum())
 
 
 def explained_variance(x: Tensor, xhat: Tensor) -> float:
     """1 - sum ||x - xhat||^2 / sum ||x - mean||^2: a ratio of sums, the mean taken over the rows of x (..., d)."""
-    rows = x.reshape(-1, x.shape[-1])
-    return 1 - ratio((x - xhat).square().sum(), (rows - rows.mean(dim=0)).square().sum())
+    rows = x.reshape(-1, x.shape[-1]).double()
+    return 1 - ratio(
+        (rows - xhat.reshape(rows.shape).double()).square().sum(), (rows - rows.mean(dim=0)).square().sum()
+    )
 
 
 def cosine(x: Tensor, xhat: Tensor) -> float:
     """The mean cosine between the rows of x and xhat (..., d)."""
-    return float(torch.nn.functional.cosine_similarity(x, xhat, dim=-1).mean())
+    return float(torch.nn.functional.cosine_similarity(x.double(), xhat.double(), dim=-1).mean())
 
 
 def l0(z: Tensor) -> float:

@@ -142,6 +142,7 @@ def dictionary_learning(kind, threshold=0.6):
         }[kind]
         torch.save(state, folder / "ae.pt")
         trainer = {"dict_class": kind, "activation_dim": D, "dict_size": P, "lm_name": "tiny", "layer": 3}
+        trainer["submodule_name"] = "model.layers[3]"
         trainer |= {"k": K} if "TopK" in kind else {}
         (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"ctx_len": 128}}))
         return folder

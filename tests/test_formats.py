@@ -4,11 +4,14 @@ The oracles share no code with `proxsae.formats`: they read the files by torch, 
 library's own source does, in float64.
 """
 
+import contextlib
 import json
+import os
 import pickle
 import struct
 import sys
 import zipfile
+from collections import OrderedDict
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +22,7 @@ from safetensors.torch import load_file, save_file
 import proxsae as px
 from proxsae.conventions import Error
 from proxsae.formats import Found, read, saelens_layout, write_saelens
+from proxsae.formats.files import show
 from tests.checkpoint_files import WRITERS, D, K, P, batchtopk, dictionary_learning, draw, openai, saelens, sparsify
 from tests.checkpoint_files import gemma_scope_1 as gemma_scope_1_files
 from tests.checkpoint_files import gemma_scope_2 as gemma_scope_2_files
@@ -311,6 +315,39 @@ def test_notes_say_what_is_implied(tmp_path):
     assert "no factor beside the file" in " ".join(found.notes)
 
 
+def test_the_norm_of_the_atoms_is_said_with_the_factor_that_is_folded_in(tmp_path):
+    found = read(WRITERS["saelens matryoshka, training, scaled"](tmp_path))
+    norm = float(found.tensors["W_dec"].norm(dim=1).mean())
+    assert any(f"atoms have norm {1 / 0.37:g}, and" in note for note in found.notes)
+    assert abs(norm - 1 / 0.37) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    [
+        ("batchtopk topk", "blocks.3.hook_resid_pre"),
+        ("abstopk authors batchtopk", None),
+        ("dictionary_learning AutoEncoder", "model.layers[3]"),
+        ("gemma scope 2", "model.layers.17.output"),
+        ("saelens topk", "blocks.3.hook_resid_post"),
+    ],
+)
+def test_where_an_sae_reads_is_called_as_saelens_calls_it(name, hook, tmp_path):
+    metadata = read(WRITERS[name](tmp_path)).metadata
+    assert metadata.get("hook_name") == hook
+    assert metadata["hook_layer"] == (17 if "gemma" in name else 3)
+
+
+def test_a_transcoder_says_so(tmp_path):
+    assert any(note.startswith("A transcoder: ") for note in read(sparsify(transcode=True)(tmp_path)).notes)
+
+
+def test_a_configuration_that_a_format_has_not_is_not_read(tmp_path):
+    for file in (openai("TopK")(tmp_path), gemma_scope_1_files(tmp_path)):
+        (tmp_path / "config.json").write_text("{ broken")
+        assert read(file).format in ("openai", "Gemma Scope 1")
+
+
 # ---- what is refused ---------------------------------------------------------------------------------------------
 
 REFUSALS = {
@@ -331,7 +368,7 @@ REFUSALS = {
     "k real": (saelens("abstopk", k=1e308), r"k=1e\+308, but it must be a whole number"),
     "k none": (saelens("abstopk", k=None), "k=None, but it must be a whole number"),
     "flag": (saelens("standard", apply_b_dec_to_input=1), "apply_b_dec_to_input=1, but it must be true or false"),
-    "metadata": (saelens("standard", metadata=[1]), r"metadata=\[1\], but it must be an object"),
+    "metadata": (saelens("standard", metadata=[1]), "metadata=a list, but it must be an object"),
     "version": (saelens("standard", metadata={"sae_lens_version": 6}), "sae_lens_version=6, but it must be text"),
     "old activation": (saelens("standard", legacy=True, activation_fn_str="tanh-relu"), "only relu and topk are known"),
     "scale": (
@@ -456,7 +493,7 @@ def test_shapes_are_checked_against_each_other(tmp_path):
 
 
 def test_what_is_no_checkpoint(tmp_path):
-    with pytest.raises(Error, match="there is no file missing"):
+    with pytest.raises(Error, match=r"missing: there is no such file or folder$"):
         read(tmp_path / "missing")
     with pytest.raises(Error, match="here are none: name the file"):
         read(tmp_path)
@@ -466,9 +503,29 @@ def test_what_is_no_checkpoint(tmp_path):
     save_file({"a": torch.zeros(2)}, tmp_path / "x_2.safetensors")
     with pytest.raises(Error, match=r"here are x_1.safetensors, x_2.safetensors: name the file"):
         read(tmp_path)
+    with pytest.raises(Error, match=r"/x_1.safetensors: tensors"):
+        read(tmp_path / "x_1.safetensors")
+    (tmp_path / "y.pt").write_bytes(b"nothing")
+    with pytest.raises(Error, match=r"/y.pt is no safetensors, npz"):
+        read(tmp_path / "y.pt")
+    (tmp_path / "y.pt").unlink()
     saelens("standard")(tmp_path)  # a usual name goes before others, such as sparsity.safetensors
     assert read(tmp_path).format == "SAELens 6, standard"
     assert read(tmp_path / "sae_weights.safetensors").format == "SAELens 6, standard"
+
+
+def test_a_folder_of_folders_says_which_hold_weights(tmp_path):
+    for name in ("a/b", "c", "d", "e"):
+        (tmp_path / name).mkdir(parents=True)
+        saelens("standard")(tmp_path / name)
+        some = " and others" if name == "e" else ""
+        with pytest.raises(
+            Error, match=rf"here are none, but in [a-e/, ]+{some}: name the file, or its folder$"
+        ) as error:
+            read(tmp_path)
+    assert (
+        sum(f"{name}," in str(error.value) or f"{name} and" in str(error.value) for name in ("a/b", "c", "d", "e")) == 3
+    )
 
 
 # ---- hostile files -----------------------------------------------------------------------------------------------
@@ -596,7 +653,8 @@ def test_a_member_is_named_once(tmp_path):
 
 def test_without_safetensors_there_is_one_sentence(tmp_path, monkeypatch):
     path, found = saelens("standard")(tmp_path), example(px.KSparse(K))
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    for name in ("safetensors", "safetensors.torch"):
+        monkeypatch.setitem(sys.modules, name, None)
     for call in (lambda: read(path), lambda: write_saelens(tmp_path / "out", found)):
         with pytest.raises(Error, match=r"safetensors is missing: pip install 'proxsae\[study\]'"):
             call()
@@ -630,6 +688,26 @@ def test_mutated_files_raise_nothing_but_error(name, tmp_path):
         said = complaint(path)
         assert not said or (str(tmp_path) in said and "\n" not in said)
         file.write_bytes(good)
+
+
+def nested(kind, depth):
+    part = kind()
+    for _ in range(depth):
+        part = [part, part] if kind is list else (part, part) if kind is tuple else OrderedDict(a=part, b=part)
+    return part
+
+
+@pytest.mark.parametrize("kind", [list, tuple, OrderedDict])
+def test_structures_that_hold_each_other_twice_are_never_walked(kind, tmp_path):
+    assert len(show(nested(kind, 60))) < 60
+    path = openai("TopK")(tmp_path)
+    good = torch.load(path, weights_only=True)
+    torch.save({**good, "activation": nested(kind, 60)}, path)
+    with pytest.raises(Error, match="puts objects into others more than 16 times"):
+        read(path)
+    torch.save({**good, "activation": nested(kind, 4)}, path)
+    with pytest.raises(Error, match=f"activation=a {kind.__name__}, but it must be text"):
+        read(path)
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------
@@ -734,10 +812,50 @@ def test_a_folder_is_replaced_only_if_it_is_an_sae(tmp_path):
     sparse = tmp_path / "sparsify"
     sparse.mkdir()
     sparsify()(sparse)
-    with pytest.raises(Error, match="so it may not be replaced"):
+    with pytest.raises(Error, match="not an SAE that may be replaced"):
         write_saelens(sparse, found)
     (tmp_path / "file").write_text("")
-    with pytest.raises(Error, match="may not be replaced"):
+    with pytest.raises(Error, match="not an SAE that may be replaced"):
         write_saelens(tmp_path / "file", found)
-    with pytest.raises(Error, match="cannot write"):
+    with pytest.raises(Error, match="cannot save to"):
         write_saelens(tmp_path / "file" / "below", found)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("nth", range(6))
+def test_a_kill_while_a_folder_is_replaced_never_mixes_two_saes(nth, tmp_path, monkeypatch):
+    """Every step that changes a name is one after which nothing more happens, not even a cleaning up."""
+    found, other = example(px.KSparse(K)), replace(example(px.KSparse(2)), normalization="layer_norm")
+    write_saelens(tmp_path / "out", found)
+    calls = []
+
+    def dying(call):
+        def maybe(*arguments, **options):
+            calls.append(call)
+            if len(calls) > nth:
+                raise Killed
+            return call(*arguments, **options)
+
+        return maybe
+
+    with monkeypatch.context() as patch:
+        for name in ("replace", "unlink", "link", "rename"):
+            patch.setattr(os, name, dying(getattr(os, name)))
+        with contextlib.suppress(Killed, OSError):
+            write_saelens(tmp_path / "out", other)
+    try:
+        assert read(tmp_path / "out").penalty in ((px.KSparse(K),) if nth < 5 else (px.KSparse(2),))
+    except Error:
+        assert not (tmp_path / "out" / "cfg.json").exists()
+    write_saelens(tmp_path / "out", other)
+    assert read(tmp_path / "out").penalty == px.KSparse(2)
+
+
+def test_an_empty_folder_may_be_written_into(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".out-killed").mkdir()  # what a killed one left
+    write_saelens(tmp_path / "out", example(px.KSparse(K)))
+    assert read(tmp_path / "out").penalty == px.KSparse(K)

@@ -218,7 +218,20 @@ def with_penalty(**fields):
     return change
 
 
+def with_metadata(**fields):
+    """A change of an SAE's folder: of its metadata."""
+
+    def change(files):
+        config = json.loads(files[checkpoints.CONFIG]) | {"metadata": fields}
+        return {**files, checkpoints.CONFIG: json.dumps(config).encode()}
+
+    return change
+
+
 FORGED = {
+    "notes that are no list": with_metadata(notes="one"),
+    "notes that are no text": with_metadata(notes=["one", 3]),
+    "a format that is no text": with_metadata(format=["proxsae"]),
     "NaN": with_tensors(lambda tensors: {**tensors, "b_dec": tensors["b_dec"] * torch.nan}),
     "infinite": with_tensors(lambda tensors: {**tensors, "W_enc": tensors["W_enc"] * torch.inf}),
     "eight bits": with_tensors(lambda tensors: {name: a.to(torch.float8_e4m3fn) for name, a in tensors.items()}),

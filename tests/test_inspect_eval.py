@@ -358,6 +358,7 @@ def test_metadata_are_told():
     assert ("metadata", "hook_name: blocks.3; hook_layer: 3") in told
     assert [text for name, text in told if name == "note"] == notes
     assert "divided by its deviation" in dict(told)["input"]
+    assert "equivalently, after folding" in dict(told)["input"]
 
 
 def test_compare_sees_another_code_and_knows_doubled_ones():
@@ -426,6 +427,12 @@ def test_eval_prints_a_table_and_writes_it(place, capsys, device):
     assert (told["meta"]["step"], told["meta"]["batch size"], told["meta"]["rows"]) == ("exact", 9, 50)
 
 
+@pytest.mark.parametrize(("more", "step"), [(["--analysis", "encoder"], "unit"), ([], "exact")])
+def test_eval_records_the_step_that_was_taken(more, step, place):
+    assert main(["eval", "abstopk", "rows.npy", "--steps", "1,2", "--out", "out", *more]) == 0
+    assert json.loads((place / "out/rows.json").read_text())["meta"]["step"] == step
+
+
 def test_eval_takes_the_learned_encoder_and_rules(place, capsys):
     assert main(["eval", "relu", "rows.npy", "--steps", "1,2", "--analysis", "encoder"]) == 0
     assert "further steps by the learned encoder" in capsys.readouterr().out
@@ -476,6 +483,15 @@ def test_convert_repeats_the_notes_of_the_file(place, capsys):
     assert capsys.readouterr().out.splitlines()[1] == "note     Something was folded."
 
 
+def test_nothing_in_a_file_commands_the_terminal(place, capsys):
+    sae, evil = px.load("relu"), "\x1b[2J\x9b\r\n"
+    sae.metadata = {"format": evil + "f", "notes": [evil + "n"], "hook" + evil: {"a": evil}}
+    sae.save("evil")
+    for command in (["inspect", "evil"], ["convert", "evil", "copy"]):
+        assert main(command) == 0
+        assert all(c.isprintable() or c == "\n" for c in capsys.readouterr().out)
+
+
 def test_infinity_is_null_in_json(place):
     sae = px.relu_sae(8, 24, 1.0)
     with torch.no_grad():
@@ -507,9 +523,23 @@ def test_encode_writes_the_codes(place, capsys, device):
 
 
 def test_encode_takes_the_steps_that_were_saved(place, capsys):
-    px.load("relu").unrolled(3, px.Lipschitz()).save("deep")
-    assert main(["encode", "deep", "rows.npy", "--out", "c.npz"]) == 0
-    assert "steps = 3" in capsys.readouterr().out
+    deep = px.load("relu").unrolled(3, LearnedSteps(), b_enc="every")
+    with torch.no_grad():
+        deep.log_step.sub_(0.7)
+    deep.save("deep")
+    want = encode_rows(deep, np.load("rows.npy"))
+    for steps in ([], ["--steps", "3"]):
+        assert main(["encode", "deep", "rows.npy", "--out", "c.npz", *steps]) == 0
+        printed = capsys.readouterr().out
+        assert "steps = 3: the learned first step, then 2 with the dictionary and LearnedSteps()" in printed
+        assert "take the place" not in printed
+        with np.load("c.npz") as found:
+            assert all(np.array_equal(found[key], want[key]) for key in want)
+    for more in (["--steps", "2"], ["--step", "lipschitz"]):
+        assert main(["encode", "deep", "rows.npy", "--out", "c.npz", *more]) == 0
+        told = capsys.readouterr().out
+        assert ("Lipschitz()" in told.splitlines()[0]) == (more[0] == "--step") != ("and ExactStep()" in told)
+        assert "take the place of the steps that the SAE was saved with: 3: " in told
 
 
 def test_convert_reads_back_what_it_wrote(place, capsys):
@@ -546,6 +576,29 @@ def test_convert_to_saelens_and_back(place, capsys):
     assert "back: proxsae, converted from SAELens 6, abstopk; AbsTopK" in " ".join(capsys.readouterr().out.split())
 
 
+def test_convert_to_saelens_takes_the_threshold_of_a_batch(place, capsys):
+    sae = px.SAE(8, 24, px.BatchKSparse(3, nonneg=True))
+    sae.batch_threshold.fill_(0.25)
+    sae.save("batch")
+    assert main(["convert", "batch", "lens", "--to", "saelens"]) == 0
+    printed = capsys.readouterr().out
+    assert "note     The threshold 0.25 of training replaces the selection over a batch." in printed
+    assert "JumpReLU" in printed
+    x = torch.from_numpy(np.load("rows.npy"))
+    with torch.no_grad():
+        torch.testing.assert_close(px.load("lens").encode(x), sae.thresholded().encode(x))
+
+
+def test_ctrl_c_does_not_deny_what_was_written(place, capsys, monkeypatch):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inspection, "compare", stopped)
+    assert main(["convert", "relu", "copy"]) == 130
+    assert (place / "copy").is_dir()
+    assert capsys.readouterr().err == "\nproxsae: interrupted\n"
+
+
 def test_convert_to_saelens_doubles_signed_codes(place, capsys):
     assert main(["convert", "abstopk", "lens", "--to", "saelens", "--double"]) == 0
     printed = capsys.readouterr().out
@@ -580,6 +633,20 @@ WRONG = {
     "on a foreign folder": (["convert", "relu", "full.npz"], "full.npz"),
     "double of our own": (["convert", "relu", "copy", "--double"], "--double"),
     "seed": (["convert", "relu", "copy", "--seed", "-1"], "seed=-1"),
+    "codes on the data": (["encode", "relu", "rows.npz", "--out", "./rows.npz"], "is DATA or lies in it"),
+    "codes in the data": (["encode", "relu", "full.npz", "--out", "full.npz/c.npz"], "is DATA or lies in it"),
+    "codes in the SAE": (["encode", "relu", "rows.npy", "--out", "relu/c.npz"], "is SAE or lies in it"),
+    "codes on the SAE": (["encode", "rows.npz", "rows.npy", "--out", "rows.npz"], "is SAE or lies in it"),
+    "on its folder": (["convert", "lens/sae_weights.safetensors", "lens", "--to", "saelens"], "SRC lies in it"),
+    "on another SAE": (["convert", "abstopk", "lens", "--to", "saelens"], "choose a new folder"),
+    "several steps": (["convert", "deep", "new", "--to", "saelens"], "--to proxsae only"),
+    "no threshold": (["convert", "batch", "new", "--to", "saelens"], "BatchKSparse"),
+    "no learned steps": (["eval", "relu", "rows.npy", "--step", "learned"], "choose another --step (exact"),
+    "learned by the encoder": (
+        ["eval", "deep", "rows.npy", "--step", "learned", "--analysis", "encoder"],
+        "leave --analysis",
+    ),
+    "learned with b_enc": (["eval", "deep", "rows.npy", "--step", "learned", "--b-enc", "every"], "leave --analysis"),
     "nothing to read": (["convert", "none", "copy"], "none"),
 }
 
@@ -590,7 +657,12 @@ def test_a_wrong_call_ends_in_one_sentence_and_status_2(case, place, capsys):
     np.save("wide.npy", np.ones((4, 9)))
     (place / "full.npz").mkdir()
     (place / "full.npz" / "mine").touch()
+    (place / "full.npz" / "rows.npy").symlink_to(place / "rows.npy")
+    np.savez("rows.npz", rows_of())
+    px.load("abstopk").export("lens")
+    px.load("relu").unrolled(3, LearnedSteps()).save("deep")
     before = contents(place)
+    bytes_before = [f.read_bytes() for f in place.rglob("*") if f.is_file()]
     arguments, says = WRONG[case]
     assert main(arguments) == 2
     printed, told = capsys.readouterr()
@@ -599,6 +671,7 @@ def test_a_wrong_call_ends_in_one_sentence_and_status_2(case, place, capsys):
     assert told.count("\n") == 1
     assert says in told
     assert contents(place) == before
+    assert [f.read_bytes() for f in place.rglob("*") if f.is_file()] == bytes_before
 
 
 @pytest.mark.parametrize("command", [["eval"], ["encode"]], ids=str)

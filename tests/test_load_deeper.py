@@ -99,6 +99,36 @@ def test_cfg_says_what_saelens_tools_ask_for():
     assert sae.device == torch.device("cpu")
 
 
+@pytest.mark.parametrize(
+    "R", [px.BatchKSparse(2), px.L1(0.1), px.L0(0.1), px.MCP(0.1), px.GroupL2(0.1, 2)], ids=lambda R: type(R).__name__
+)
+def test_cfg_is_there_for_every_penalty_and_looks_at_no_weight(R):
+    sae = px.SAE(6, 10, R)
+    sae.b_enc.data.fill_(torch.nan)
+    assert (sae.cfg.architecture, sae.cfg.d_sae, sae.cfg.hook_name) == (None, 10, None)
+
+
+def test_an_export_says_where_the_sae_reads(tmp_path):
+    (tmp_path / "in").mkdir()
+    px.load(WRITERS["batchtopk topk"](tmp_path / "in")).export(tmp_path / "out")
+    cfg = px.load(tmp_path / "out").cfg
+    assert (cfg.hook_name, cfg.hook_layer, cfg.model_name) == ("blocks.3.hook_resid_pre", 3, "tiny")
+
+
+def test_a_file_of_a_folder_stands_for_it_and_a_run_for_its_sae(tmp_path):
+    for name, file in {"saelens topk": "cfg.json", "sparsify": "cfg.json", "batchtopk topk": "config.json"}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        WRITERS[name](folder)
+        assert repr(px.load(folder / file)) == repr(px.load(folder))
+    px.load(tmp_path / "sparsify" / "sae.safetensors")
+    px.topk_sae(6, 10, 3).save(tmp_path / "run" / "sae")
+    for file in ("sae.json", "sae.safetensors"):
+        assert px.load(tmp_path / "run" / "sae" / file).penalty == px.KSparse(3, nonneg=True)
+    (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"")
+    assert px.load(tmp_path / "run").penalty == px.KSparse(3, nonneg=True)
+
+
 def test_a_half_told_path_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "none", tmp_path / "none.pt"):
         with pytest.raises(px.Error, match=re.escape(str(path))) as error:

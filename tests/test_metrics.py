@@ -141,3 +141,12 @@ def test_evaluate_refuses_bad_rows_in_one_sentence(rows, says):
     with pytest.raises(px.Error, match=says) as error:
         px.evaluate(sae_of_eye(), rows)
     assert "\n" not in str(error.value)
+
+
+def test_half_precision_is_measured_in_float64():
+    x = 300 * torch.randn(500, 16, generator=torch.Generator().manual_seed(0))
+    xhat = x + torch.randn(500, 16, generator=torch.Generator().manual_seed(1))
+    for name in ("nmse", "explained_variance", "cosine"):
+        measure = getattr(metrics, name)
+        exact = measure(x.half().double(), xhat.half().double())
+        assert measure(x.half(), xhat.half()) == pytest.approx(exact, rel=1e-9)

@@ -231,5 +231,5 @@ def test_flags_are_what_is_proved():
         "SCAD": [False, True, False, False, True],
         "GroupL2": [True, False, False, False, True],
         "SortedL1": [True, False, False, False, True],
-        "BatchKSparse": [False, False, True, False, False],
+        "BatchKSparse": [False, False, True, True, False],
     }

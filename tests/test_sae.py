@@ -415,7 +415,7 @@ def test_save_replaces_an_sae_and_leaves_nothing_beside(tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["sae"]
 
 
-@pytest.mark.parametrize("what", ["file", "folder", "empty folder", "below a file"])
+@pytest.mark.parametrize("what", ["file", "folder", "below a file"])
 def test_save_never_replaces_what_is_not_an_sae(what, tmp_path):
     target = tmp_path / "here"
     if what in ("file", "below a file"):
@@ -428,6 +428,13 @@ def test_save_never_replaces_what_is_not_an_sae(what, tmp_path):
     path = target / "sae" if what == "below a file" else target
     one_line_error(lambda: make(px.L1(0.5)).save(path), path)
     assert {f: f.read_text() if f.is_file() else "" for f in tmp_path.rglob("*")} == before
+
+
+def test_an_empty_folder_may_be_saved_to(tmp_path):
+    (tmp_path / "sae").mkdir()
+    make(px.L1(0.5)).save(tmp_path / "sae")
+    assert_same_sae(px.load(tmp_path / "sae"), make(px.L1(0.5)))
+    assert sorted(f.name for f in (tmp_path / "sae").iterdir()) == [checkpoints.CONFIG, checkpoints.WEIGHTS]
 
 
 def test_a_disk_that_fills_leaves_the_old_sae_whole(tmp_path, monkeypatch):

@@ -153,14 +153,15 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(folder
         run(fresh("abstopk"), tmp_path / folder)
 
 
-def test_atoms_of_any_norm_are_brought_to_norm_1_without_changing_the_code():
-    sae = fresh("jumprelu")
+@pytest.mark.parametrize("kind", ["jumprelu", "plain relu"])
+def test_atoms_of_any_norm_are_brought_to_norm_1_without_changing_the_reconstruction(kind):
+    sae = fresh("jumprelu") if kind == "jumprelu" else px.relu_sae(16, 32, 0.0)
     with torch.no_grad():
         sae.W_dec.mul_(torch.linspace(0.5, 3, 32)[:, None])
         sae.b_dec.fill_(0.1)
     x = torch.tensor(ROWS)
     before = sae(x).detach()
-    run(sae, None, "jumprelu", steps=1, lr=1e-12)
+    run(sae, None, kind, steps=1, lr=1e-12)
     assert_close(sae(x).detach(), before, 1e-4)
     assert_close(sae.W_dec.detach().norm(dim=1), torch.ones(32), 1e-6)
 
@@ -292,6 +293,8 @@ WRONG = {
     "k of 0": (["rows.npy", "--k", "0"], "--k=0"),
     "no steps": (["rows.npy", "--steps", "0"], "--steps=0"),
     "learned first step": (["rows.npy", "--encoder-rule", "learned"], "--encoder-steps of 2 or more"),
+    "no levels": (["rows.npy", "--ks", ""], "--ks ''"),
+    "init with other norms": (["rows.npy", "--init", "ours"], "atoms have norms from 2 to 2"),
     "init and kind": (["rows.npy", "--init", "x", "--kind", "topk"], "--kind cannot go with --init"),
     "levels that are no numbers": (["rows.npy", "--ks", "1,x"], "--ks '1,x'"),
     "level above k": (["rows.npy", "--ks", "3", "--k", "3"], "must lie below k=3"),
@@ -306,6 +309,10 @@ def test_a_wrong_call_ends_in_one_sentence_and_writes_nothing(case, tmp_path, mo
     np.save(tmp_path / "rows.npy", ROWS)
     np.save(tmp_path / "nan.npy", np.where(np.arange(600)[:, None] == 3, np.float32(np.nan), ROWS))
     monkeypatch.chdir(tmp_path)
+    sae = fresh("abstopk")
+    with torch.no_grad():
+        sae.W_dec.mul_(2)
+    sae.save("ours")
     monkeypatch.setattr(loop, "_step", lambda *a: pytest.fail("a step was taken"))
     arguments, says = WRONG[case]
     sizes = [] if "--init" in arguments else ["--d-sae", "32"]
@@ -316,7 +323,7 @@ def test_a_wrong_call_ends_in_one_sentence_and_writes_nothing(case, tmp_path, mo
     assert last.startswith("proxsae: ")
     assert says in last
     assert all(line.startswith("600 rows of 16; SAE(") for line in before)  # what would be trained
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["nan.npy", "rows.npy"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["nan.npy", "ours", "rows.npy"]
 
 
 # The command, killed for real.

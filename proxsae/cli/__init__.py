@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"proxsae: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"\nproxsae: {str(stop) or 'interrupted; nothing was written'}", file=sys.stderr)
+        print(f"\nproxsae: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as problem:
         if "alloc" not in str(problem).lower() and not isinstance(problem, MemoryError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import sys
 import textwrap
 from contextlib import suppress
@@ -33,6 +34,32 @@ def check_path(name: str, path: str | None) -> None:
         raise Error(msg)
 
 
+def check_apart(name: str, out: str, **inputs: str) -> None:
+    """Raise `Error` for an empty path among `inputs`, and where `out` is one of them or lies in the folder that one is.
+
+    Links are followed, and a link in such a folder lies there all the same.
+    """
+    home = Path(os.path.realpath(Path(out).parent), Path(out).name)
+    behind = Path(os.path.realpath(out))
+    for given, path in inputs.items():
+        check_path(given, path)
+        if Path(os.path.realpath(path)) in (home, *home.parents, behind, *behind.parents):
+            msg = f"{name} {out} is {given} or lies in it: write elsewhere, so that {path} stays as it is"
+            raise Error(msg)
+
+
+def numbers(name: str, text: str | None) -> tuple[int, ...]:
+    """The whole numbers of "1,2,4", or none where nothing is given."""
+    try:
+        found = tuple(int(part) for part in text.split(",")) if text is not None else ()
+    except ValueError:
+        found = (0,)
+    if any(number < 1 for number in found):
+        msg = f"{name} {text!r} must be whole numbers >= 1 with commas between, such as 1,2,4"
+        raise Error(msg)
+    return found
+
+
 def device_named(name: str) -> str:
     """Return the name of a device that torch can compute on, or raise `Error`."""
     import torch
@@ -40,6 +67,9 @@ def device_named(name: str) -> str:
     try:
         torch.zeros(1, device=name).tolist()
     except (RuntimeError, AssertionError) as problem:
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+            msg = f"--device {name} must be cpu, cuda or cuda:N"
+            raise Error(msg) from None
         msg = f"--device {name} is not there: {str(problem).splitlines()[0]}"
         raise Error(msg) from None
     return name

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from proxsae.cli.common import Progress, check_path, command, paragraph
+from proxsae.cli.common import Progress, check_apart, check_path, command, paragraph
 from proxsae.cli.saes import DATA, RULES, SAE, encoder_options, format_of, open_both
 from proxsae.conventions import Error, check_count, check_seed
 
@@ -26,7 +26,13 @@ def add(commands: Any) -> None:
     )
     encode.add_argument("sae", metavar="SAE", help=SAE)
     encode.add_argument("data", metavar="DATA", help=DATA)
-    encode.add_argument("--steps", type=int, metavar="N", help="encoder steps (default: as the SAE was saved)")
+    encode.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="encoder steps (default: as saved; with no other number, and none of the next three options, the SAE is "
+        "used as it was saved, its rule included)",
+    )
     encoder_options(encode)
     encode.add_argument("--out", required=True, metavar="FILE.npz", help="the file to write")
 
@@ -54,6 +60,7 @@ def _encode(arguments: argparse.Namespace) -> int:
         check_count("--steps", arguments.steps, 1)
     if arguments.batch_size is not None:
         check_count("--batch-size", arguments.batch_size, 1)
+    check_apart("--out", arguments.out, SAE=arguments.sae, DATA=arguments.data)
 
     from proxsae.report import check_writable
     from proxsae.report.write import disk_errors
@@ -64,14 +71,14 @@ def _encode(arguments: argparse.Namespace) -> int:
         msg = f"cannot write {target}: a folder is in the way"
         raise Error(msg)
     sae, rows, _ = open_both(arguments)
-    told = [arguments.step, arguments.analysis != "dictionary" or None, arguments.b_enc != "first" or None]
 
     from proxsae.studies.evaluation import encode_rows, unrolled
+    from proxsae.studies.inspection import steps_of
 
-    if arguments.steps is not None or any(told):
-        sae = unrolled(
-            sae, arguments.steps or sae.steps, RULES.get(arguments.step), arguments.analysis, arguments.b_enc
-        )
+    saved, steps = sae, arguments.steps or sae.steps
+    if steps != sae.steps or arguments.step or arguments.analysis or arguments.b_enc:
+        rule, analysis = RULES.get(arguments.step), arguments.analysis or "dictionary"
+        sae = unrolled(sae, steps, rule, analysis, arguments.b_enc or "first")
     with Progress("rows") as progress:
         codes = encode_rows(sae, rows, arguments.batch_size, progress)
 
@@ -84,7 +91,9 @@ def _encode(arguments: argparse.Namespace) -> int:
             os.replace(Path(draft, "codes.npz"), target)
     values = codes["values"]
     n, width = values.shape
-    print(f"written to {target}: indices and values ({n}, {width}), d_sae = {sae.d_sae}, steps = {sae.steps}")
+    print(f"written to {target}: indices and values ({n}, {width}), d_sae = {sae.d_sae}, steps = {steps_of(sae)}")
+    if sae is not saved and saved.steps > 1:
+        print(f"These take the place of the steps that the SAE was saved with: {steps_of(saved)}")
     print(f"mean non-zeros a row: {np.count_nonzero(values) / n:.4g}; entries of value 0 are padding")
     if not sae.penalty.rowwise:
         print("The selection is over a batch, so the codes depend on the rows that share one.")
@@ -101,8 +110,13 @@ def _convert(arguments: argparse.Namespace) -> int:
     if arguments.double and arguments.to == "proxsae":
         msg = "--double goes with --to saelens: the format of proxsae keeps signed codes as they are"
         raise Error(msg)
-    if os.path.realpath(source) == os.path.realpath(target):
-        msg = f"SRC and DST are both {target}: name another folder, so that the original stays"
+    original = os.path.realpath(source)
+    kept = (original, os.path.dirname(original), os.path.realpath(os.path.dirname(source)))  # a hub's files are links
+    if os.path.realpath(target) in (kept if os.path.isfile(source) else kept[:2]):
+        msg = f"SRC and DST are both {target}, or SRC lies in it: name another folder, so that the original stays"
+        raise Error(msg)
+    if arguments.to == "saelens" and os.path.isdir(target):
+        msg = f"DST {target} exists: choose a new folder, so that no other SAE is replaced"
         raise Error(msg)
 
     from proxsae.report import check_writable
@@ -110,9 +124,13 @@ def _convert(arguments: argparse.Namespace) -> int:
     check_writable(target)
 
     from proxsae.sae import load
-    from proxsae.studies.inspection import compare, summary
+    from proxsae.studies.inspection import compare, notes_of, summary
 
     sae: Any = load(source)
+    read, notes = summary(sae), notes_of(sae)
+    if arguments.to == "saelens":
+        sae, more = _one_step(source, sae)
+        notes += more
     if arguments.to == "proxsae":
         sae.save(target)
     else:
@@ -120,12 +138,26 @@ def _convert(arguments: argparse.Namespace) -> int:
     again = load(target)
     difference, rows, compared = compare(sae, again, arguments.seed)
     agree = f"differ by at most {difference:.1g} of the largest in a row" if difference else "are the same"
-    print(paragraph("read     ", f"{source}: {format_of(source, sae)}; {summary(sae)}"))
-    for note in sae.metadata.get("notes", ()):
-        print(paragraph("note     ", str(note)))
+    print(paragraph("read     ", f"{source}: {format_of(source, sae)}; {read}"))
+    for note in notes:
+        print(paragraph("note     ", note))
     print(paragraph("written  ", f"{target}: {format_of(target, again)}; {summary(again)}"))
     print(paragraph("checked  ", f"read back, the codes of {rows} random rows {agree} ({compared} non-zeros compared)"))
     if not difference <= FAR:
         print("The codes differ by more than rounding explains: do not use what was written before you know why.")
         return 1
     return 0
+
+
+def _one_step(source: str, sae: Any) -> tuple[Any, list[str]]:
+    """What SAELens can hold of `sae`, and a note where that is another selection; `Error` for several steps."""
+    from proxsae.penalties import BatchKSparse
+
+    if sae.steps > 1:
+        msg = f"{source} has {sae.steps} encoder steps and SAELens' encoders take one, so `proxsae convert` can write "
+        msg += "it with --to proxsae only; in Python, unrolled(1).export(DST) writes its first step"
+        raise Error(msg)
+    if not isinstance(sae.penalty, BatchKSparse) or not bool(sae.batch_threshold >= 0):
+        return sae, []
+    threshold = float(sae.batch_threshold)
+    return sae.thresholded(), [f"The threshold {threshold:.4g} of training replaces the selection over a batch."]

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from proxsae.cli.common import Progress, check_path, command, device_named, machine, paragraph, versions
+from proxsae.cli.common import Progress, check_path, command, device_named, machine, numbers, paragraph, versions
 from proxsae.conventions import Error, check_count
 from proxsae.iteration import Backtracking, ExactStep, LearnedSteps, Lipschitz, Refit, StepRule
 
@@ -57,16 +57,17 @@ def add(commands: Any) -> None:
 
 def encoder_options(parser: argparse.ArgumentParser, rules: Iterable[str] = RULES) -> None:
     """Options of the commands that encode."""
-    parser.add_argument("--step", choices=tuple(rules), help="rule of the steps after the first (default: exact)")
+    parser.add_argument(
+        "--step",
+        choices=tuple(rules),
+        help="rule of the steps after the first (default: exact, or lipschitz where R is not affine)",
+    )
     parser.add_argument(
         "--analysis",
         choices=("dictionary", "encoder"),
-        default="dictionary",
         help="what later steps correlate with: the atoms, or the learned encoder in unit steps (default: dictionary)",
     )
-    parser.add_argument(
-        "--b-enc", choices=("first", "every"), default="first", help="steps that b_enc belongs to (default: first)"
-    )
+    parser.add_argument("--b-enc", choices=("first", "every"), help="steps that b_enc belongs to (default: first)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows encoded together (default: 4096 or fewer)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
 
@@ -87,7 +88,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    steps = _numbers("--steps", arguments.steps)
+    steps = numbers("--steps", arguments.steps)
     check_path("--out", arguments.out)
 
     from proxsae.report import check_writable
@@ -101,6 +102,9 @@ def _eval(arguments: argparse.Namespace) -> int:
     from proxsae.studies.inspection import name_of
 
     learned = arguments.step == "learned"
+    if learned:
+        _check_learned(sae, arguments)
+    analysis, b_enc = arguments.analysis or "dictionary", arguments.b_enc or (sae.bias_at if learned else "first")
     steps = steps or tuple(t for t in STEPS if t <= sae.steps or not learned)
     R, started = sae.penalty, time.perf_counter()
     size = default_batch(sae) if arguments.batch_size is None else check_count("--batch-size", arguments.batch_size, 1)
@@ -110,8 +114,8 @@ def _eval(arguments: argparse.Namespace) -> int:
             rows,
             steps,
             step=LearnedSteps() if learned else RULES.get(arguments.step),
-            analysis=arguments.analysis,
-            b_enc=arguments.b_enc,
+            analysis=analysis,
+            b_enc=b_enc,
             batch_size=size,
             progress=progress,
         )
@@ -122,9 +126,9 @@ def _eval(arguments: argparse.Namespace) -> int:
         "rows": len(rows),
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
-        "analysis": arguments.analysis,
-        "step": arguments.step or ("exact" if R.affine else "lipschitz"),
-        "b_enc": arguments.b_enc,
+        "analysis": analysis,
+        "step": "unit" if analysis == "encoder" else arguments.step or ("exact" if R.affine else "lipschitz"),
+        "b_enc": b_enc,
         "batch size": size,
         "device": device,
         "machine": machine(),
@@ -138,7 +142,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         plain = [{key: _finite(value) for key, value in row.items()} for row in found]
         text = json.dumps({"meta": meta, "rows": plain}, indent=1) + "\n"
         write_files({"rows.csv": as_csv(found), "rows.json": text.encode()}, arguments.out)
-    how = "by the learned encoder" if arguments.analysis == "encoder" else f"by the dictionary, step {meta['step']}"
+    how = "by the learned encoder" if analysis == "encoder" else f"by the dictionary, step {meta['step']}"
     print(f"{name_of(R)}, {sae.d_sae} latents, on {len(rows)} rows of width {sae.d_in}; further steps {how}")
     lines = [list(HEADINGS.values()), *([cell(row[key]) for key in HEADINGS] for row in found)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -148,6 +152,17 @@ def _eval(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         print(f"written to {arguments.out}: rows.csv, rows.json ({meta['seconds']} s)")
     return 0
+
+
+def _check_learned(sae: Any, arguments: argparse.Namespace) -> None:
+    """Raise `Error` unless `--step learned` means something."""
+    if not isinstance(sae.step, LearnedSteps):
+        msg = f"--step learned needs an SAE trained with learned steps, and {arguments.sae} has none: "
+        msg += f"choose another --step ({', '.join(RULES)})"
+        raise Error(msg)
+    if arguments.analysis == "encoder" or arguments.b_enc not in (None, sae.bias_at):
+        msg = "--step learned takes the steps as they were trained: leave --analysis and --b-enc out"
+        raise Error(msg)
 
 
 def _remarks(sae: Any, meta: dict[str, Any], found: list[dict[str, Any]], size: int) -> list[str]:
@@ -189,23 +204,12 @@ def open_both(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
 def format_of(path: str, sae: Any) -> str:
     """The format of the file at `path`, and where it was converted from."""
     from proxsae.checkpoints import CONFIG
+    from proxsae.data.readers import sentence
 
     origin = sae.metadata.get("format")
     if not Path(path, CONFIG).is_file():
-        return str(origin)
-    return f"proxsae, converted from {origin}" if origin else "proxsae"
-
-
-def _numbers(name: str, text: str | None) -> tuple[int, ...]:
-    """The whole numbers of "1,2,4", or none where nothing is given."""
-    try:
-        numbers = tuple(int(part) for part in text.split(",")) if text is not None else ()
-    except ValueError:
-        numbers = (0,)
-    if any(number < 1 for number in numbers):
-        msg = f"{name} {text!r} must be whole numbers >= 1 with commas between, such as 1,2,4"
-        raise Error(msg)
-    return numbers
+        return sentence(origin)
+    return f"proxsae, converted from {sentence(origin)}" if origin else "proxsae"
 
 
 def _finite(value: Any) -> Any:

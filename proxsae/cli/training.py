@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from proxsae.cli.common import check_path, command, device_named, machine, versions
+from proxsae.cli.common import check_path, command, device_named, machine, numbers, versions
 from proxsae.conventions import Error, check_count, check_seed
+
+CONFIG, CHECKPOINT = "sae.json", "checkpoint.safetensors"
 
 K = 32
 KINDS = ("abstopk", "topk", "relu", "jumprelu", "batchtopk", "batchabstopk")
@@ -35,7 +37,7 @@ def add(commands: Any) -> None:
     what.add_argument("--kind", choices=KINDS, help="which SAE (default: abstopk)")
     what.add_argument("--d-sae", type=int, metavar="P", help="number of latents (default: 4 d_in)")
     what.add_argument("--k", type=int, help="non-zeros a row; relu and jumprelu aim at it (default: 32)")
-    what.add_argument("--init", metavar="SAE", help="start from this SAE, of any format, as it is")
+    what.add_argument("--init", metavar="SAE", help="start from this SAE, of any format (atoms of norm 1)")
     what.add_argument("--encoder-steps", type=int, metavar="T", help="train through T steps (default: 1)")
     what.add_argument(
         "--encoder-rule",
@@ -73,14 +75,17 @@ def _train(arguments: argparse.Namespace) -> int:
         if arguments.init is not None and getattr(arguments, name) is not None:
             msg = f"--{name.replace('_', '-')} cannot go with --init: the SAE there is taken as it is"
             raise Error(msg)
-    if arguments.encoder_rule == "learned" and (arguments.encoder_steps or 0) < 2:
-        msg = "--encoder-rule learned needs --encoder-steps of 2 or more: the first step is the encoder"
+    if arguments.encoder_rule is not None and (arguments.encoder_steps or 0) < 2:
+        msg = f"--encoder-rule {arguments.encoder_rule} needs --encoder-steps of 2 or more: the first is the encoder"
         raise Error(msg)
     check_seed(arguments.seed)
-    widths, ks = (_numbers(name, getattr(arguments, name)) for name in ("widths", "ks"))
+    widths, ks = (tuple(numbers(f"--{name}", getattr(arguments, name))) for name in ("widths", "ks"))
     out = Path(arguments.out)
     if out.exists() and not out.is_dir():
         msg = f"--out {out} is a file, but must be a folder"
+        raise Error(msg)
+    if (out / "sae").is_dir() and any((out / "sae").iterdir()) and not (out / "sae" / CONFIG).exists():
+        msg = f"{out / 'sae'} holds other files, but the trained SAE is to be written there: use another folder"
         raise Error(msg)
     local_rank = os.environ.get("LOCAL_RANK")
     device = device_named(f"cuda:{local_rank}" if arguments.device == "cuda" and local_rank else arguments.device)
@@ -110,8 +115,8 @@ def _train(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt as stop:
         if not first:
             return 130
-        message = str(stop) or f"interrupted; {out} holds the last checkpoint: the same command continues"
-        raise KeyboardInterrupt(message) from None
+        kept = f"; {out} holds the last checkpoint: the same command continues" if (out / CHECKPOINT).exists() else ""
+        raise KeyboardInterrupt(str(stop) or f"interrupted{kept}") from None
     if team is not None:
         torch.distributed.destroy_process_group()
     if not first:
@@ -145,6 +150,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _start(arguments: argparse.Namespace, rows: Any) -> Any:
     """The SAE before training: of `--init`, or of `--kind` with thresholds of the size of a coordinate's deviation."""
+    import numpy as np
+    import torch
+
     from proxsae.data import Shuffle
     from proxsae.iteration import ExactStep, LearnedSteps, Lipschitz
     from proxsae.penalties import L0, L1, BatchKSparse, KSparse
@@ -154,7 +162,14 @@ def _start(arguments: argparse.Namespace, rows: Any) -> Any:
     steps, rule = arguments.encoder_steps, rules.get(arguments.encoder_rule)
     if arguments.init is not None:
         sae = load(arguments.init)
-        return sae if steps is None and rule is None else sae.unrolled(steps or sae.steps, rule)
+        if sae.dtype not in (torch.float32, torch.float64):  # what Adam adds would be lost in half precision
+            sae = sae.float()
+        R = sae.penalty
+        if isinstance(R, L0) and sae.metadata.get("format"):  # another library's: no bandwidth goes with its thresholds
+            sae.restore_scale(None, max(float(sae.threshold.median()) / 2, 1e-6))
+        if isinstance(R, L1) and not np.any(np.asarray(R.lam)):
+            print("lam is 0 here: only what the encoder has learned keeps codes sparse", file=sys.stderr)
+        return sae if steps is None else sae.unrolled(steps, rule)
     d_in, k = rows.shape[1], K if arguments.k is None else arguments.k
     d_sae = 4 * d_in if arguments.d_sae is None else arguments.d_sae
     if k > d_sae:
@@ -173,11 +188,3 @@ def _start(arguments: argparse.Namespace, rows: Any) -> Any:
     }
     penalty = penalties[arguments.kind or "abstopk"]()
     return SAE(d_in, d_sae, penalty, steps or 1, rule, normalize=normalize)
-
-
-def _numbers(name: str, text: str | None) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        msg = f"--{name} {text!r} must be whole numbers with commas between them"
-        raise Error(msg) from None

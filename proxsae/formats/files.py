@@ -32,6 +32,14 @@ ALLOWED = {
     "torch._utils _rebuild_parameter",
     *(f"torch {kind}Storage" for kind in STORAGES),
 }
+PLAIN = {
+    "GLOBAL",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "SHORT_BINSTRING",
+}  # what may stand in a pickle many times
+SHARED = 16  # other objects told from their place: more, one in the other, are a structure whose walk never ends
 FOREIGN = {"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
 
 
@@ -39,8 +47,11 @@ def show(value: object) -> str:
     """Repr of a value from a file, short enough for a sentence."""
     if isinstance(value, Tensor) and value.numel() != 1:
         return f"a tensor of {value.ndim} axes"
+    shape = isinstance(value, tuple) and all(isinstance(n, int) for n in value)
+    if not (value is None or shape or isinstance(value, (str, int, float, Tensor))):
+        return f"a {type(value).__name__}"  # whole structures are never printed: their parts may be shared without end
     try:
-        text = repr(value)
+        text = repr(value[:60] if isinstance(value, (str, tuple)) else value)
     except ValueError:  # Python prints no integer of more than some thousands of digits
         text = "a number too long to print"
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -154,15 +165,32 @@ def _pt(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
     if len(pickles) != 1 or pickles[0].file_size > LARGEST_TEXT:
         msg = f"{path.name} is a zip archive, but neither an npz nor a torch file with one data.pkl"
         raise Error(msg)
-    for opcode, argument, _ in pickletools.genops(archive.read(pickles[0])):
-        if opcode.name in FOREIGN or (opcode.name == "GLOBAL" and argument not in ALLOWED):
-            msg = f"{path.name} asks for {show(argument or opcode.name)}, but a dict of tensors needs no such object"
-            raise Error(msg)
+    _check_pickle(path, archive.read(pickles[0]))
     contents = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(contents, dict):
         msg = f"{path.name} holds a {type(contents).__name__}, but a checkpoint is a dict of tensors"
         raise Error(msg)
     return dict(contents)
+
+
+def _check_pickle(path: Path, program: bytes) -> None:
+    """Raise `Error` for a pickle that names other objects than tensors, or that puts one into others many times."""
+    last, number, shared = "", 0, 0
+    plain: set[Any] = set()
+    for opcode, argument, _ in pickletools.genops(program):
+        name = opcode.name
+        if name in FOREIGN or (name == "GLOBAL" and argument not in ALLOWED):
+            msg = f"{path.name} asks for {show(argument or name)}, but a dict of tensors needs no such object"
+            raise Error(msg)
+        if name.endswith("PUT") or name == "MEMOIZE":
+            place = number if argument is None else argument
+            (plain.add if last in PLAIN else plain.discard)(place)
+            number += 1
+        shared += name == "DUP" or (name.endswith("GET") and argument not in plain)
+        if shared > SHARED:
+            msg = f"{path.name} puts objects into others more than {SHARED} times, which no dict of tensors needs"
+            raise Error(msg)
+        last = name
 
 
 def _npz(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from proxsae.formats.files import show
 from proxsae.penalties import L0, Penalty
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+HOOKS = ("hook_name", "hook_point", "submodule_name", "hf_hook_point_in")
+LAYERS = ("hook_layer", "layer")
+LAYER = re.compile(r"\b(?:blocks|layers|h)[.\[](\d{1,4})\b")
 BLOCK = 4096  # latents at a time in float64
 
 
@@ -108,6 +112,17 @@ class Config:
     def metadata(self, names: Iterable[str]) -> dict[str, Any]:
         """Those of the named fields that are short text, finite numbers, true or false."""
         return {name: self.entries[name] for name in names if _plain(self.entries.get(name))}
+
+
+def located(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The same with hook_name and hook_layer, where they are there under other names, or the layer in the hook's."""
+    hook = next((metadata[name] for name in HOOKS if isinstance(metadata.get(name), str)), None)
+    layer = next((metadata[name] for name in LAYERS if type(metadata.get(name)) is int), None)
+    number = LAYER.search(hook or "")
+    if layer is None and number:
+        layer = int(number[1])
+    found = {"hook_name": hook, "hook_layer": layer}
+    return {**metadata, **{name: value for name, value in found.items() if value is not None}}
 
 
 def _plain(value: Any) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from proxsae.conventions import Error
 from proxsae.data.readers import sentence
 from proxsae.formats import batchtopk, dictionary_learning, gemma_scope, openai, saelens, sparsify
 from proxsae.formats.files import read_json, read_tensors, show
-from proxsae.formats.parts import Config, Found
+from proxsae.formats.parts import Config, Found, located
 
 KNOWN = "SAELens, Gemma Scope 1 and 2, sparsify, dictionary_learning, openai, BatchTopK, and the AbsTopK authors' code"
 CONFIGS = ("cfg.json", "config.json")
@@ -27,9 +29,12 @@ def read(path: str | os.PathLike[str]) -> Found:
     """
     place = Path(path)
     try:
-        return _read(place)
+        found = _read(place)
+        return replace(found, metadata=located(found.metadata))
     except Error as problem:
-        msg = f"{place}: {sentence(problem, 1000)}"  # names of files, fields and tensors are a stranger's too
+        said = sentence(problem, 1000)  # names of files, fields and tensors are a stranger's too
+        named = place.name and said.startswith(f"{place.name} ")
+        msg = f"{place}{said[len(place.name) :]}" if named else f"{place}: {said}"
         raise Error(msg) from None
     except OSError as problem:
         msg = f"cannot read {place}: {problem.strerror or sentence(problem)}"
@@ -40,8 +45,12 @@ def read(path: str | os.PathLike[str]) -> Found:
 
 
 def _read(place: Path) -> Found:
+    if not place.exists():
+        msg = "there is no such file or folder"
+        raise Error(msg)
+    if place.is_file() and place.suffix == ".json":  # the configuration stands for the folder
+        place = place.parent
     weights = _weights(place) if place.is_dir() else place
-    config = _config(weights)
     kind, contents = read_tensors(weights)
     names = set(contents)
     if {"pre_bias", "latent_bias"} <= names:
@@ -51,10 +60,11 @@ def _read(place: Path) -> Found:
         raise Error(msg)
     if "k_buffer" in names:
         return batchtopk.read_per_row(contents)
-    if isinstance(config.get("trainer"), dict):
-        return dictionary_learning.read(config, contents)
     if kind == "npz":
         return gemma_scope.read_first(contents)
+    config = _config(weights)  # formats from here on have one, and others' may lie beside those before
+    if isinstance(config.get("trainer"), dict):
+        return dictionary_learning.read(config, contents)
     if "w_enc" in names and "architecture" in config.entries:
         return gemma_scope.read_second(config, contents)
     if {"encoder.weight", "W_dec"} <= names and "k" in config.entries:
@@ -74,10 +84,18 @@ def _weights(folder: Path) -> Path:
     found = [folder / name for name in WEIGHTS if (folder / name).exists()]
     found = found or [file for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES and file.is_file()]
     if len(found) != 1:
-        listed = ", ".join(file.name for file in found[:6]) or "none"
+        listed = ", ".join(file.name for file in found[:6]) or "none" + _deeper(folder)
         msg = f"a folder of one SAE holds one file of weights, but here are {listed}: name the file, or its folder"
         raise Error(msg)
     return found[0]
+
+
+def _deeper(folder: Path) -> str:
+    """Which folders below hold weights, in words: three of them, from as many as are looked at."""
+    walk = itertools.islice(os.walk(folder), 1000)
+    held = (place for place, _, files in walk if any(Path(file).suffix in SUFFIXES for file in files))
+    found = [os.path.relpath(place, folder) for place in itertools.islice(held, 4)]
+    return f", but in {', '.join(found[:3])}{' and others' if len(found) > 3 else ''}" if found else ""
 
 
 def _config(weights: Path) -> Config:

@@ -95,7 +95,7 @@ def read(config: Config, tensors: dict[str, Any], folder: Path) -> Found:
         folded, penalty = gated(W_enc, W_dec, b_dec, *gates, subtracts, scale)
         notes.append("The gated encoder is a JumpReLU with the threshold max(b_mag - exp(r_mag) b_gate, 0).")
     else:
-        norms = _norms(config, architecture, W_dec, notes)
+        norms = _norms(config, architecture, W_dec, scale, notes)
         folded = assemble(W_enc, W_dec, tensors["b_enc"], b_dec, subtracts=subtracts, norms=norms, scale=scale)
         penalty = _penalty(config, architecture, tensors, latents, notes)
     name = f"SAELens {'6' if new else 'before 6'}, {architecture}"
@@ -161,11 +161,14 @@ def _scale(config: Config, folder: Path, notes: list[str]) -> float:
     return scale
 
 
-def _norms(config: Config, architecture: str, W_dec: Tensor, notes: list[str]) -> Tensor | None:
+def _norms(config: Config, architecture: str, W_dec: Tensor, scale: float, notes: list[str]) -> Tensor | None:
     trained = architecture in ("batchtopk", "matryoshka_batchtopk")  # training saves, whose class has true as default
     if architecture not in RESCALED or not config.flag("rescale_acts_by_decoder_norm", trained):
         return None
-    notes.append("rescale_acts_by_decoder_norm is folded in: atoms have norm 1, and codes are those after rescaling.")
+    notes.append(
+        f"rescale_acts_by_decoder_norm is folded in: atoms have norm {1 / scale:g}, "
+        "and codes are those after rescaling."
+    )
     return row_norms(W_dec)
 
 

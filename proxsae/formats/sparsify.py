@@ -37,7 +37,8 @@ def read(config: Config, tensors: dict[str, Any]) -> Found:
     notes = []
     if transcodes:
         notes.append(
-            "It was trained to predict another activation than its input (transcode): b_dec is not subtracted."
+            "A transcoder: its reconstruction is of another activation, so that errors and further steps measured on x "
+            "mean little; b_dec is not subtracted from x."
         )
     if signed:
         notes.append("The file says signed: its codes keep their signs, which today's sparsify ignores.")

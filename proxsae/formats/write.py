@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from proxsae.checkpoints import replace_folder, safetensors_library
 from proxsae.conventions import Error
 from proxsae.formats.parts import Found, check_finite
 from proxsae.penalties import L0, L1, BatchKSparse, KSparse
@@ -58,39 +57,51 @@ def saelens_layout(found: Found, double: bool = False) -> tuple[dict[str, Any], 
             "b_enc": torch.cat([b_enc, -b_enc]),
         }
     latents, width = tensors["W_dec"].shape
-    extra = _settle(R, tensors, 2 if double else 1)
+    _settle(R, tensors, 2 if double else 1)
     for name, a in tensors.items():
         check_finite(name, a)
-    config = {
-        "architecture": extra.pop("architecture"),
-        "d_in": width,
-        "d_sae": latents,
-        "dtype": str(tensors["W_dec"].dtype).removeprefix("torch."),
-        "device": "cpu",
-        "apply_b_dec_to_input": True,
-        "normalize_activations": NORMALIZATIONS[found.normalization],
-        "reshape_activations": "none",
-        **extra,
-        "metadata": {**found.metadata, "sae_lens_version": VERSION, "sae_lens_training_version": None},
-    }
+    dtype = str(tensors["W_dec"].dtype).removeprefix("torch.")
+    config = saelens_fields(R, (width, latents), dtype, found.normalization, found.metadata, double)
     return config, {name: a.contiguous() for name, a in tensors.items()}
 
 
-def _settle(R: Any, tensors: dict[str, Tensor], copies: int) -> dict[str, Any]:
-    """Put the parameters of R into the tensors, and return the fields that they need."""
+def saelens_fields(
+    R: Any, sizes: tuple[int, int], dtype: str, normalization: str, metadata: dict[str, Any], double: bool = False
+) -> dict[str, Any]:
+    """The `cfg.json` of an SAE of these (d_in, d_sae); its architecture is None where SAELens has none."""
+    names: dict[Any, str] = {L1: "standard", L0: "jumprelu", KSparse: "topk"}
+    known = names.get(type(R)) if R.nonneg or double else None
+    width, latents = sizes
+    extra = {}
     if isinstance(R, KSparse):
-        architecture = "topk" if R.nonneg or copies == 2 else "abstopk"
-        k = min(R.k, tensors["b_enc"].shape[0] // copies)
-        return {"architecture": architecture, "k": k, "rescale_acts_by_decoder_norm": False}
+        known = known or "abstopk"
+        extra = {"k": min(R.k, latents // 2 if double else latents), "rescale_acts_by_decoder_norm": False}
+    return {
+        "architecture": known,
+        "d_in": width,
+        "d_sae": latents,
+        "dtype": dtype,
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": NORMALIZATIONS[normalization],
+        "reshape_activations": "none",
+        **extra,
+        "metadata": {**metadata, "sae_lens_version": VERSION, "sae_lens_training_version": None},
+    }
+
+
+def _settle(R: Any, tensors: dict[str, Tensor], copies: int) -> None:
+    """Put the parameters of R into the tensors."""
+    if isinstance(R, KSparse):
+        return
     lam = R.lam.detach().cpu().numpy() if isinstance(R.lam, Tensor) else np.asarray(R.lam)
     dtype, latents = tensors["b_enc"].dtype, tensors["b_enc"].shape[0]
     values = np.broadcast_to(lam.astype(np.float64), (latents // copies,))
     level = torch.tensor(np.tile(values if isinstance(R, L1) else np.sqrt(2 * values), copies))
     if isinstance(R, L1):
         tensors["b_enc"] = (tensors["b_enc"].double() - level).to(dtype)
-        return {"architecture": "standard"}
-    tensors["threshold"] = level.to(dtype)
-    return {"architecture": "jumprelu"}
+    else:
+        tensors["threshold"] = level.to(dtype)
 
 
 def write_saelens(folder: str | os.PathLike[str], found: Found, double: bool = False) -> None:
@@ -98,40 +109,7 @@ def write_saelens(folder: str | os.PathLike[str], found: Found, double: bool = F
 
     Raises `Error` for a penalty without architecture, and for a folder that holds something else.
     """
-    try:
-        from safetensors.torch import save
-    except ImportError:
-        msg = "safetensors is missing: pip install 'proxsae[study]'"
-        raise Error(msg) from None
+    library, _ = safetensors_library()
     config, tensors = saelens_layout(found, double)
-    target = Path(folder)
-    if target.exists() and not ((target / CONFIG).is_file() and (target / WEIGHTS).is_file()):
-        msg = f"cannot write {target}: it exists and does not hold {CONFIG} and {WEIGHTS}, so it may not be replaced"
-        raise Error(msg)
-    weights, text = save(tensors), json.dumps(config, indent=2)
-    new = not target.exists()
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent if new else target) as scratch:
-            draft = Path(scratch, "sae")
-            draft.mkdir()
-            (draft / WEIGHTS).write_bytes(weights)
-            (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
-            if new:
-                draft.rename(target)
-            else:  # other files in the folder are the user's
-                _exchange(draft, target, draft / "old")
-    except OSError as problem:
-        msg = f"cannot write {target}: {problem.strerror or problem}"
-        raise Error(msg) from None
-
-
-def _exchange(draft: Path, target: Path, old: Path) -> None:
-    """Move both files of `draft` into `target`, or neither."""
-    os.replace(target / WEIGHTS, old)
-    try:
-        os.replace(draft / WEIGHTS, target / WEIGHTS)
-        os.replace(draft / CONFIG, target / CONFIG)
-    except BaseException:  # Ctrl-C too
-        os.replace(old, target / WEIGHTS)
-        raise
+    files = {WEIGHTS: library.save(tensors), CONFIG: (json.dumps(config, indent=2) + "\n").encode()}
+    replace_folder(folder, files, WEIGHTS, hashed=False)

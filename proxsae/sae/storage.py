@@ -21,6 +21,7 @@ from proxsae.penalties import FAMILIES, L0, Penalty
 if TYPE_CHECKING:
     from proxsae.sae.model import SAE
 
+RUN = "checkpoint.safetensors"  # in the folder of a training run, beside the folder "sae"
 STEP_RULES: dict[str, Any] = {**RULES, "LearnedSteps": LearnedSteps}
 
 
@@ -53,9 +54,11 @@ def load(path: str | os.PathLike[str]) -> SAE:
 
     What is read, and how it becomes this SAE, is listed in the guide *From your SAE to a deeper one*; `metadata` of the
     result holds the format, what the file says about its model, and in "notes" what was folded or is implied.
+    A file of a folder may stand for it, and the folder of a training run for its SAE.
     Nothing is unpickled but tensors.  Raises `Error` for a missing, torn, foreign or hostile file.
     """
     try:
+        path = _place(Path(path))
         ours = Path(path, checkpoints.CONFIG).exists()
     except OSError as problem:
         msg = f"cannot read {path}: {problem.strerror or problem}"
@@ -68,6 +71,15 @@ def load(path: str | os.PathLike[str]) -> SAE:
     except Exception as problem:  # of what `describe` did not write
         msg = f"{path} does not hold a whole SAE: {sentence(problem, 1000)}"
         raise Error(msg) from None
+
+
+def _place(path: Path) -> Path:
+    """Where the SAE is that a path means: one of its own two files, and the folder of a training run, stand for it."""
+    if path.name in (checkpoints.CONFIG, checkpoints.WEIGHTS) and (path.parent / checkpoints.CONFIG).exists():
+        return path.parent
+    if (path / RUN).exists() and (path / "sae" / checkpoints.CONFIG).exists():
+        return path / "sae"
+    return path
 
 
 def rebuild(config: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
@@ -83,6 +95,10 @@ def rebuild(config: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
     metadata, b_enc = config.get("metadata", {}), config.get("b_enc", "first")
     if not isinstance(metadata, dict):
         msg = f"metadata is {type(metadata).__name__}, not a table"
+        raise Error(msg)
+    notes = metadata.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in [*notes, metadata.get("format", "")]):
+        msg = "metadata has other notes than a list of text, or another format than text"
         raise Error(msg)
     learned = isinstance(step, LearnedSteps)
     if learned and tensors["log_step"].shape != (config["steps"] - 1,):
@@ -147,8 +163,11 @@ def _found(sae: SAE) -> formats.Found:
     R: Any = sae.penalty
     if isinstance(R, L0):
         R = L0(R.lam.detach().cpu().numpy(), nonneg=R.nonneg)
-    metadata = {name: value for name, value in sae.metadata.items() if name not in ("format", "notes")}
-    return formats.Found("proxsae", tensors, R, sae.normalize, metadata, ())
+    return formats.Found("proxsae", tensors, R, sae.normalize, _own_metadata(sae), ())
+
+
+def _own_metadata(sae: SAE) -> dict[str, Any]:
+    return {name: value for name, value in sae.metadata.items() if name not in ("format", "notes")}
 
 
 def export(sae: SAE, folder: str | os.PathLike[str], double: bool) -> None:
@@ -160,7 +179,8 @@ def export(sae: SAE, folder: str | os.PathLike[str], double: bool) -> None:
 
 
 def saelens_cfg(sae: SAE) -> SimpleNamespace:
-    """What `SAE.cfg` is."""
-    cfg, _ = formats.saelens_layout(_found(sae))
+    """What `SAE.cfg` is: of no weight is more than its shape looked at."""
+    R, dtype = sae._shared["penalty"], str(sae.dtype).removeprefix("torch.")
+    cfg = formats.saelens_fields(R, (sae.d_in, sae.d_sae), dtype, sae.normalize, _own_metadata(sae))
     names = ("hook_name", "hook_layer", "model_name")
     return SimpleNamespace(**{name: sae.metadata.get(name) for name in names} | cfg | {"device": str(sae.device)})

@@ -60,9 +60,11 @@ def evaluate_depths(
         raise Error(msg)
     sae = sae if device is None else sae.to(device)
     if isinstance(step, LearnedSteps):
-        if not isinstance(sae.step, LearnedSteps) or wanted[-1] > sae.steps:
-            has = f"{sae.steps} steps" if isinstance(sae.step, LearnedSteps) else "none"
-            msg = f"steps={wanted[-1]} with learned step sizes, but this SAE has {has} of them"
+        if not isinstance(sae.step, LearnedSteps):
+            msg = f"step={step!r} needs an SAE trained with learned steps, and this one has none: choose another rule"
+            raise Error(msg)
+        if wanted[-1] > sae.steps:
+            msg = f"steps={wanted[-1]} exceeds the {sae.steps} steps whose sizes this SAE has learned"
             raise Error(msg)
         deep = sae
     else:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from proxsae.certificates import lipschitz
+from proxsae.data.readers import sentence
 from proxsae.penalties import L0, L1, BatchKSparse, KSparse, Penalty
 from proxsae.sae import SAE
 
@@ -22,10 +23,11 @@ NAMES: dict[type[Penalty], tuple[str, str]] = {
     KSparse: ("AbsTopK", "TopK"),
     BatchKSparse: ("BatchAbsTopK", "BatchTopK"),
 }
+SUBTRACTED = "b_dec subtracted (equivalently, after folding, where the file does not)"
 INPUTS = {
-    "none": "as given, b_dec subtracted",
-    "layer_norm": "each row is centred and divided by its deviation, then b_dec subtracted",
-    "constant_norm": "each row is scaled to one norm, then b_dec subtracted",
+    "none": f"as given, {SUBTRACTED}",
+    "layer_norm": f"each row is centred and divided by its deviation, then {SUBTRACTED}",
+    "constant_norm": f"each row is scaled to one norm, then {SUBTRACTED}",
 }
 COMPARED = 8192  # latents up to which all pairs of atoms are compared
 TWIN = 0.99  # |cosine| from which two atoms are nearly one
@@ -43,15 +45,20 @@ def inspect(sae: SAE) -> list[tuple[str, str]]:
         ("encoder", name_of(sae.penalty)),
         ("penalty", _penalty(sae)),
         ("sizes", f"{sizes}, {str(sae.W_dec.dtype).removeprefix('torch.')}"),
-        ("steps", _steps(sae)),
+        ("steps", steps_of(sae)),
         ("input", INPUTS[sae.normalize]),
         ("biases", f"||b_dec|| = {_length(sae.b_dec):.4g}; b_enc {spread(sae.b_enc)}"),
         *_atoms(sae),
     ]
     known = {name: told for name, told in sae.metadata.items() if name not in ("format", "notes")}
     if known:
-        facts.append(("metadata", "; ".join(f"{name}: {told}" for name, told in known.items())))
-    return facts + [("note", str(note)) for note in sae.metadata.get("notes", ())]
+        facts.append(("metadata", sentence("; ".join(f"{name}: {told}" for name, told in known.items()), 2000)))
+    return facts + [("note", note) for note in notes_of(sae)]
+
+
+def notes_of(sae: SAE) -> list[str]:
+    """What its file says was folded or is implied, fit for a terminal."""
+    return [sentence(note, 1000) for note in sae.metadata.get("notes", ())]
 
 
 def name_of(R: Penalty) -> str:
@@ -115,7 +122,8 @@ def _penalty(sae: SAE) -> str:
     return f"{type(R).__name__}: lam {spread(lam)} ({R.statement}){told}"
 
 
-def _steps(sae: SAE) -> str:
+def steps_of(sae: SAE) -> str:
+    """How many encoder steps `sae` takes, and with what."""
     if sae.steps == 1:
         return "1, the published encoder (prop-one-step-is-an-sae)"
     how = "the learned encoder" if sae.analysis == "encoder" else f"the dictionary and {sae.step}"

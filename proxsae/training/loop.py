@@ -29,7 +29,7 @@ from proxsae.sae import SAE
 from proxsae.training import files
 from proxsae.training.losses import outcome
 from proxsae.training.recipe import Recipe, Source, check_l0, condition, kind_of_run
-from proxsae.training.state import State, give_back, resume, save, start, unit_columns
+from proxsae.training.state import State, check_atoms, give_back, resume, save, start, unit_columns
 from proxsae.training.terminal import bar, stops
 
 WARM_UP, DECAY = 0.05, 0.2  # shares of the run in which the learning rate rises from 0, and falls to 0
@@ -77,12 +77,13 @@ def train(
     `team` is `distributed.join(...)`: the same run on several processes (guide *Training that survives*).
 
     Raises `Error` for rows that are not finite or do not fit, a loss or gradient that is no longer finite (with the
-    step and the row; the last checkpoint stays), weights below float32, atoms whose norm is not 1 (but for L0), a
-    checkpoint that is torn or of another run, a folder in use, and a disk that is full.
+    step and the row; the last checkpoint stays), weights below float32, atoms whose norm is not 1 (but for L0 and
+    plain ReLU), a checkpoint that is torn or of another run, a folder in use, and a disk that is full.
     """
     recipe = Recipe(steps, batch_size, lr, seed, l0, tuple(widths), tuple(ks), unit_encoder, bfloat16)
     recipe = recipe.checked(sae, team)
     check_count("every", every, 1)
+    check_atoms(sae)
     source = Source(sae, activations, recipe, team)
     folder = None if checkpoint is None else Path(checkpoint)
     with ExitStack() as held:

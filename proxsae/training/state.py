@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from proxsae.conventions import Error
 from proxsae.data.readers import sentence
 from proxsae.distributed import Team
-from proxsae.penalties import L0
+from proxsae.penalties import L0, L1
 from proxsae.sae import SAE
 from proxsae.sae.model import DIMENSION, part_of
 from proxsae.training import files
@@ -58,22 +58,31 @@ def start(sae: SAE, mean: Any, spread: float, recipe: Recipe, team: Team | None)
     return state
 
 
+def check_atoms(sae: SAE) -> None:
+    """Raise `Error` for atoms that training would bring to norm 1, and thereby make another SAE."""
+    norms, R = _norms(sae), sae._shared["penalty"]
+    homogeneous = isinstance(R, L0) or (isinstance(R, L1) and not np.any(np.asarray(R.lam)))
+    if bool(((norms - 1).abs() > ROUNDED).any()) and not (homogeneous and sae.steps == 1):
+        low, high = float(norms.min()), float(norms.max())
+        msg = f"atoms have norms from {low:.3g} to {high:.3g}, but training keeps them at 1:"
+        msg += f" that is the same SAE for one step of L0 or of a plain ReLU, and not for {type(R).__name__} here"
+        raise Error(msg)
+
+
 @torch.no_grad()
 def _unit_atoms(sae: SAE) -> None:
-    """Bring atoms to norm 1.  For L0 what they had goes to encoder and thresholds, and every z_j d_j stays."""
-    norms = sae.W_dec.norm(dim=1)
-    norms = torch.where(norms > 0, norms, 1)
+    """Bring atoms to norm 1; the norms go to encoder and thresholds, so that every z_j d_j stays."""
+    norms = _norms(sae)
     if bool(((norms - 1).abs() > ROUNDED).any()):
-        R = sae._shared["penalty"]
-        if not isinstance(R, L0) or sae.steps > 1:
-            low, high = float(norms.min()), float(norms.max())
-            msg = f"atoms have norms from {low:.3g} to {high:.3g}, but training keeps them at 1:"
-            msg += f" that is the same SAE for one step of L0 alone, and not for {type(R).__name__}"
-            raise Error(msg)
-        sae.W_enc.mul_(norms)
-        sae.b_enc.mul_(norms)
-        sae.threshold.mul_(norms)
+        for name in ("W_enc", "b_enc", "threshold"):
+            if hasattr(sae, name):
+                getattr(sae, name).mul_(norms)
     sae.W_dec.data = normalize(sae.W_dec.data, dim=1)
+
+
+def _norms(sae: SAE) -> Tensor:
+    norms = sae.W_dec.detach().norm(dim=1)
+    return torch.where(norms > 0, norms, 1)
 
 
 def _state(sae: SAE, spread: float, recipe: Recipe, team: Team | None) -> State:
