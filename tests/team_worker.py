@@ -8,6 +8,7 @@ import torch
 
 import proxsae as px
 from proxsae.distributed import join
+from proxsae.sae.shards import split
 from proxsae.training import train
 
 
@@ -35,7 +36,7 @@ def codes(kind, steps, rule, team=None):
     sae = sae.unrolled(steps, rule)
     if team is None:
         return sae.encode(x).detach(), sae(x).detach()
-    part = sae.sharded(team)
+    part = split(sae, team)
     return team.whole(part.encode(x).detach(), 1), part(x).detach()
 
 
@@ -43,7 +44,7 @@ def gradients(kind, steps, team=None):
     """The gradients of a loss of codes and reconstruction in all four weights."""
     sae, x = problem(kind)
     sae = sae.double().unrolled(steps, px.FixedStep(2.0**-6))
-    part = sae if team is None else sae.sharded(team)
+    part = sae if team is None else split(sae, team)
     part.reconstruct(x.double())[0].square().sum().backward()
     found = {name: a.grad for name, a in part.named_parameters()}
     if team is None:

@@ -8,23 +8,13 @@ import torch
 
 import proxsae as px
 from proxsae.testing import assert_close, assert_same
+from tests.test_sae import make
 
 RULES = [px.Lipschitz(), px.FixedStep(0.05), px.Backtracking(), px.ExactStep(), px.Refit()]
 EACH_RULE = pytest.mark.parametrize("rule", RULES, ids=repr)
 NORMS = ("layer_norm", "constant_norm")
 PENALTIES = [px.L1(0.3, True), px.L0(0.3), px.KSparse(3), px.KSparse(3, True), px.BatchKSparse(3)]
 EACH = pytest.mark.parametrize("R", PENALTIES, ids=repr)
-
-
-def make(R, d=8, P=20, seed=0, device="cpu", **plan):
-    """An SAE in float64 whose encoder is not tied and whose offsets are not zero."""
-    torch.manual_seed(seed)
-    sae = px.SAE(d, P, R, **plan).double().to(device)
-    with torch.no_grad():
-        for name, size in (("W_enc", 0.1), ("b_enc", 0.1), ("b_dec", 0.3)):
-            parameter = getattr(sae, name)
-            parameter += size * torch.randn(parameter.shape, dtype=torch.float64).to(device)
-    return sae
 
 
 def rows(n=50, d=8, seed=1, device="cpu", scale=2.0):

@@ -32,19 +32,9 @@ from proxsae.iteration import FixedStep, LearnedSteps, Lipschitz, Refit, StepRul
 from proxsae.kernels.dispatch import Plan, kind_of, plan
 from proxsae.normalization import Normalized, check_kind, normalize
 from proxsae.penalties import L0, BatchKSparse, KSparse, Penalty
-from proxsae.sae import storage
+from proxsae.sae import shards, storage, walks
 from proxsae.sparse import Pages, SparseCodes, accumulator, sparse_decode, sparsify
 from proxsae.unroll import Point, iterate
-
-DIMENSION = {"W_enc": 1, "W_dec": 0, "b_enc": 0, "threshold": 0}  # along which latents lie
-
-
-def part_of(team: Team, name: str, a: Tensor) -> Tensor:
-    """A shard's part of the weight of that name, or of anything of its shape, in memory of its own."""
-    if name not in DIMENSION:
-        return a.clone()
-    part = team.part(a, DIMENSION[name])
-    return part.T.contiguous().clone().T if name == "W_enc" else part.contiguous().clone()
 
 
 class SAE(nn.Module):
@@ -184,31 +174,6 @@ class SAE(nn.Module):
         twin = self._twin()
         twin.normalize = "none"
         return twin
-
-    def sharded(self, team: Team) -> SAE:
-        """Of a `KSparse` SAE the part that this rank of a team holds: its latents, copied, in codes that all agree on.
-
-        Codes of it are of its own latents, 0 where others are larger (lem-sharded-topk); reconstructions are whole.
-        Raises `Error` for another penalty, for steps that look at several step sizes, and where latents do not divide.
-        """
-        self.check_shards(team)
-        R = self._shared["penalty"]
-        twin = self._twin()
-        for name, parameter in self._parameters.items():
-            if parameter is not None:
-                twin._parameters[name] = nn.Parameter(part_of(team, name, parameter.detach()))
-        twin.d_sae = self.d_sae // team.shards
-        twin._shared = {"penalty": R, "team": team}
-        return twin
-
-    def check_shards(self, team: Team) -> None:
-        """Raise `Error` for what `sharded` cannot split."""
-        R = self._shared["penalty"]
-        simple = self.steps == 1 or (isinstance(self.step, (Lipschitz, FixedStep)) and self._on_supports())
-        if not isinstance(R, KSparse) or not simple or self.d_sae % team.shards:
-            msg = f"{type(R).__name__}, {self.d_sae} latents and {self.step!r} cannot go to {team.shards} shards:"
-            msg += " KSparse with steps of one size can, and latents that divide"
-            raise Error(msg)
 
     def _whole(self, what: str) -> None:
         """Raise `Error` on a shard, for what only the whole SAE can do."""
@@ -357,7 +322,7 @@ class SAE(nn.Module):
         vector, whose entries differ so that their order shows: two reads of W_dec, each row summed in one order.
         """
         if (team := self._shared.get("team")) is not None:
-            return self._lipschitz_of_all(team)
+            return shards.lipschitz_of_all(self.W_dec, team)
         with torch.no_grad(), torch.autocast(self.W_dec.device.type, enabled=False):
             W = self.W_dec.to(accumulator(self.W_dec.dtype))
             vector = torch.arange(1, self.d_in + 1, device=W.device, dtype=W.dtype).cos()
@@ -367,15 +332,6 @@ class SAE(nn.Module):
                 L = lipschitz(self.W_dec)
                 self._shared["lipschitz"] = mark, L
         return L
-
-    @torch.no_grad()
-    def _lipschitz_of_all(self, team: Team) -> float:
-        """||W_dec||^2 of all shards by its Gram matrix (d_in, d_in), rounded up as `certificates.lipschitz` is."""
-        W = self.W_dec.double()
-        summed = team.total(torch.cat([(W.T @ W).view(-1), W.square().sum().view(1)]))
-        gram, square = summed[:-1].view(self.d_in, self.d_in), float(summed[-1])
-        slack = 4 * (self.d_sae * team.shards + self.d_in) * 2.0**-52 * square
-        return float(torch.linalg.eigvalsh(gram)[-1]) + slack
 
     def plan(self, rows: int, frozen: bool = True) -> Plan:
         """How that many rows would be encoded, and in `.reasons` why.  `frozen` says that no gradient is asked for."""
@@ -416,40 +372,15 @@ class SAE(nn.Module):
         tilt = self.b_enc if self.bias_at == "every" else None
         one = Point(first, c, self.W_dec, c.new_ones(len(c), dtype=torch.float64), tilt=tilt)
         if self.analysis == "encoder":
-            walk = self._encoder_walk(one, R, tilt)
+            walk = walks.encoder(one, R, self.W_enc, tilt)
         elif isinstance(self.step, LearnedSteps):
-            walk = self._learned_walk(one, R, tilt)
+            factors = getattr(self, "log_lam_factor", None)
+            walk = walks.learned(one, R, self.log_step, factors, tilt)
         else:
             L = self._lipschitz()
             check_rule(self.step, None, "last", R, L)
             walk = iterate(c, self.W_dec, R, self.step, None, first, L, spent=1.0, tilt=tilt)
         for _, point in zip(range(self.steps), walk, strict=False):
-            yield point
-
-    def _encoder_walk(self, point: Point, R: Penalty, tilt: Tensor | None) -> Iterator[Point]:
-        spent = point.spent + 1  # the residual of z_1
-        while True:
-            yield point
-            spent = spent + 2
-            u = point.z - point.residual() @ self.W_enc
-            trial = Point(prox(R, u if tilt is None else u + tilt), point.c, point.D, spent, tilt=tilt)
-            now, then = trial.objective(R), point.objective(R)
-            if not R.rowwise:  # the batch is one vector
-                now, then = (F.sum().expand(len(F)) for F in (now, then))
-            falls = (now <= then)[:, None]
-            residual = torch.where(falls, trial.residual(), point.residual())
-            point = Point(torch.where(falls, trial.z, point.z), point.c, point.D, spent, residual, tilt=tilt)
-
-    def _learned_walk(self, point: Point, R: Any, tilt: Tensor | None) -> Iterator[Point]:
-        yield point
-        for t, log_step in enumerate(self.log_step):
-            g = point.residual() @ self.W_dec.T
-            mu, Rt = log_step.exp(), R
-            if hasattr(self, "log_lam_factor"):
-                lam = torch.as_tensor(np.array(R.lam)) if not isinstance(R.lam, Tensor) else R.lam
-                Rt = replace(R, lam=lam.to(g.device) * self.log_lam_factor[t].double().exp())
-            u = point.z - mu * (g if tilt is None else g - tilt)
-            point = Point(prox(Rt, u, mu), point.c, point.D, point.spent + 2, tilt=tilt)
             yield point
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ from proxsae.sae import SAE, abstopk_sae, jumprelu_sae, relu_sae, topk_sae
 from proxsae.training import train
 
 STEPS = (1, 2, 4, 8, 16)
+LR = 3e-3  # higher than the default of `train`, since runs are short
 RULES: dict[str, StepRule] = {"lipschitz": Lipschitz(), "exact": ExactStep(), "refit": Refit()}
 
 
@@ -65,7 +66,7 @@ def depth(
         report(f"{name}: training {train_steps} steps")
         torch.manual_seed(seed)
         sae = make().to(device)
-        train(sae, x_train, train_steps, seed=seed, l0=k, progress=progress)
+        train(sae, x_train, train_steps, lr=LR, seed=seed, l0=k, progress=progress)
         for rule_name, rule in RULES.items():
             if rule_name == "refit" and isinstance(sae.penalty, L1):
                 continue  # early l1 codes are dense here, and a least-squares fit of each is no cheap step

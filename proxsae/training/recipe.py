@@ -18,6 +18,7 @@ from proxsae.data import Rows, Shuffle, open_rows
 from proxsae.distributed import Team
 from proxsae.penalties import BatchKSparse, KSparse
 from proxsae.sae import SAE
+from proxsae.sae.shards import check_split
 from proxsae.sae.storage import describe
 from proxsae.training import files
 from proxsae.training.losses import mean_lam
@@ -77,7 +78,7 @@ class Recipe:
                 msg = f"{type(R).__name__} selects over a batch, of which a process would hold a part: use KSparse(k)"
                 raise Error(msg)
             if team.shards > 1:
-                sae.check_shards(team)
+                check_split(sae, team)
             if team.shards > 1 and self.widths:
                 msg = f"widths={self.widths} with shards={team.shards}: prefixes of the latents lie on the first shards"
                 raise Error(msg)

@@ -16,7 +16,7 @@ from proxsae.data.readers import sentence
 from proxsae.distributed import Team
 from proxsae.penalties import L0, L1
 from proxsae.sae import SAE
-from proxsae.sae.model import DIMENSION, part_of
+from proxsae.sae.shards import DIMENSION, part_of, split
 from proxsae.training import files
 from proxsae.training.losses import mean_lam
 from proxsae.training.recipe import Recipe
@@ -88,7 +88,7 @@ def _norms(sae: SAE) -> Tensor:
 def _state(sae: SAE, spread: float, recipe: Recipe, team: Team | None) -> State:
     inner = sae.inner()
     if team is not None and team.shards > 1:
-        inner = inner.sharded(team)
+        inner = split(inner, team)
     optimiser = torch.optim.Adam(inner.parameters(), lr=recipe.lr or 0.0)
     quiet = torch.zeros(inner.d_sae, device=sae.device)
     return State(inner, optimiser, spread, mean_lam(sae), quiet, torch.zeros(4, dtype=torch.float64))

@@ -136,7 +136,7 @@ plant("the maximum drops NaN", "lem-group-maxima", KSparse=_grouped(best=np.fmax
     "row, ties included.",
     page=PAGE,
     source="own proof; latents are sharded by Gao et al. 2024",
-    code=("distributed.among_all", "distributed.Team.keep", "sae.SAE.sharded"),
+    code=("distributed.among_all", "distributed.Team.keep", "sae.shards.split"),
     on_paper="rows of any length",
 )
 def sharded_topk(kit: Kit, rng: np.random.Generator) -> None:

@@ -1,0 +1,61 @@
+"""The part of an SAE that one rank of a team holds: some of the latents, with codes that all shards agree on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from proxsae.conventions import Error
+from proxsae.distributed import Team
+from proxsae.iteration import FixedStep, Lipschitz
+from proxsae.penalties import KSparse
+
+if TYPE_CHECKING:
+    from proxsae.sae.model import SAE
+
+DIMENSION = {"W_enc": 1, "W_dec": 0, "b_enc": 0, "threshold": 0}  # along which latents lie
+
+
+def part_of(team: Team, name: str, a: Tensor) -> Tensor:
+    """A shard's part of the weight of that name, or of anything of its shape, in memory of its own."""
+    if name not in DIMENSION:
+        return a.clone()
+    part = team.part(a, DIMENSION[name])
+    return part.T.contiguous().clone().T if name == "W_enc" else part.contiguous().clone()
+
+
+def check_split(sae: SAE, team: Team) -> None:
+    """Raise `Error` for what `split` cannot split."""
+    R = sae._shared["penalty"]
+    simple = sae.steps == 1 or (isinstance(sae.step, (Lipschitz, FixedStep)) and sae._on_supports())
+    if not isinstance(R, KSparse) or not simple or sae.d_sae % team.shards:
+        msg = f"{type(R).__name__}, {sae.d_sae} latents and {sae.step!r} cannot go to {team.shards} shards:"
+        msg += " KSparse with steps of one size can, and latents that divide"
+        raise Error(msg)
+
+
+def split(sae: SAE, team: Team) -> SAE:
+    """The part of a `KSparse` SAE that this rank holds, copied: its codes, its gradients, whole reconstructions.
+
+    Codes of it are of its own latents, 0 where others are larger (lem-sharded-topk).  Raises `Error` for another
+    penalty, for steps that look at several step sizes, and where latents do not divide.
+    """
+    check_split(sae, team)
+    part = sae._twin()
+    for name, parameter in sae.named_parameters():
+        part._parameters[name] = nn.Parameter(part_of(team, name, parameter.detach()))
+    part.d_sae = sae.d_sae // team.shards
+    part._shared = {"penalty": sae._shared["penalty"], "team": team}
+    return part
+
+
+@torch.no_grad()
+def lipschitz_of_all(W_dec: Tensor, team: Team) -> float:
+    """||D||^2 of all shards by the Gram matrix (d_in, d_in), rounded up as `certificates.lipschitz` is."""
+    W = W_dec.double()
+    P, d = W.shape
+    summed = team.total(torch.cat([(W.T @ W).view(-1), W.square().sum().view(1)]))
+    slack = 4 * (P * team.shards + d) * 2.0**-52 * float(summed[-1])
+    return float(torch.linalg.eigvalsh(summed[:-1].view(d, d))[-1]) + slack

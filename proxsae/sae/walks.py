@@ -1,0 +1,53 @@
+"""Steps after the first that are not proximal gradient with a rule: by the learned encoder, and of learned sizes.
+
+    encoder   z+ = prox_R(z - (D z + b - x) W_enc),  kept where F does not rise
+    learned   z+ = prox_{mu_t R_t}(z - mu_t D^T (D z + b - x)),  R_t with lam times a factor                (def-ista)
+
+`tilt` is b_enc where it belongs to every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proxsae.functional import prox
+from proxsae.penalties import Penalty
+from proxsae.unroll import Point
+
+
+def encoder(point: Point, R: Penalty, W_enc: Tensor, tilt: Tensor | None) -> Iterator[Point]:
+    """Yield z_1, z_2, ... without end; a row whose objective would rise keeps its code."""
+    spent = point.spent + 1  # the residual of z_1
+    while True:
+        yield point
+        spent = spent + 2
+        u = point.z - point.residual() @ W_enc
+        trial = Point(prox(R, u if tilt is None else u + tilt), point.c, point.D, spent, tilt=tilt)
+        now, then = trial.objective(R), point.objective(R)
+        if not R.rowwise:  # the batch is one vector
+            now, then = (F.sum().expand(len(F)) for F in (now, then))
+        falls = (now <= then)[:, None]
+        residual = torch.where(falls, trial.residual(), point.residual())
+        point = Point(torch.where(falls, trial.z, point.z), point.c, point.D, spent, residual, tilt=tilt)
+
+
+def learned(
+    point: Point, R: Any, log_steps: Tensor, log_lam_factors: Tensor | None, tilt: Tensor | None
+) -> Iterator[Point]:
+    """Yield z_1 and one more point for each learned step size (T - 1,)."""
+    yield point
+    for t, log_step in enumerate(log_steps):
+        g = point.residual() @ point.D.T
+        mu, Rt = log_step.exp(), R
+        if log_lam_factors is not None:
+            lam = R.lam if isinstance(R.lam, Tensor) else torch.as_tensor(np.array(R.lam))
+            Rt = replace(R, lam=lam.to(g.device) * log_lam_factors[t].double().exp())
+        u = point.z - mu * (g if tilt is None else g - tilt)
+        point = Point(prox(Rt, u, mu), point.c, point.D, point.spent + 2, tilt=tilt)
+        yield point
