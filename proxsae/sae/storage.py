@@ -64,7 +64,12 @@ def load(path: str | os.PathLike[str]) -> SAE:
         msg = f"cannot read {path}: {problem.strerror or problem}"
         raise Error(msg) from None
     if not ours:
-        return _from_found(formats.read(path))
+        found = formats.read(path)
+        try:
+            return _from_found(found)
+        except Error as problem:  # a threshold beyond the weights' dtype
+            msg = f"{path}: {problem}"
+            raise Error(msg) from None
     config, tensors = checkpoints.read(path)
     try:
         return rebuild(config, tensors)
