@@ -14,8 +14,6 @@ from typing import Any
 from proxsae.cli.common import check_path, command, device_named, machine, numbers, versions
 from proxsae.conventions import Error, check_count, check_seed
 
-CONFIG, CHECKPOINT = "sae.json", "checkpoint.safetensors"
-
 K = 32
 KINDS = ("abstopk", "topk", "relu", "jumprelu", "batchtopk", "batchabstopk")
 
@@ -84,6 +82,9 @@ def _train(arguments: argparse.Namespace) -> int:
     if out.exists() and not out.is_dir():
         msg = f"--out {out} is a file, but must be a folder"
         raise Error(msg)
+
+    from proxsae.checkpoints import CONFIG
+
     if (out / "sae").is_dir() and any((out / "sae").iterdir()) and not (out / "sae" / CONFIG).exists():
         msg = f"{out / 'sae'} holds other files, but the trained SAE is to be written there: use another folder"
         raise Error(msg)
@@ -95,7 +96,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from proxsae.data import open_rows
     from proxsae.distributed import join
     from proxsae.training import train
-    from proxsae.training.files import replace
+    from proxsae.training.files import CHECKPOINT, replace
 
     rows = open_rows(arguments.data)
     team = join(arguments.shards, device)
