@@ -146,9 +146,8 @@ def _assemble(
         own["W_enc"] = tensors["W_enc"].mT.clone(memory_format=torch.contiguous_format).mT
     sae.load_state_dict(own, assign=True)
     for name, a in sae.state_dict().items():
-        if name != "batch_threshold" and not bool(a.isfinite().all()):
-            msg = f"{name} holds NaN or infinite entries"
-            raise Error(msg)
+        if name != "batch_threshold":
+            formats.parts.check_finite(name, a)
     return sae
 
 
