@@ -132,8 +132,8 @@ def split(pieces):
     return test
 
 
-def build():
-    """The bytes of the two .npy files."""
+def load():
+    """The tokenizer and the model, in float64, from the package that holds them."""
     folder = model_folder()
     check_inputs(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -146,8 +146,12 @@ def build():
     # 1e-14.  None of them is nearer than 6e-12 to the point where its float16 would be another.
     # In float32 the sums move by more than that, and bits would change.
     model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager")
-    model = model.double().eval()
+    return tokenizer, model.double().eval()
 
+
+def build():
+    """The bytes of the two .npy files."""
+    tokenizer, model = load()
     pieces = {}
     for name, lines in documents().items():
         ids = [tokenizer.encode(line, add_special_tokens=False).ids for line in lines]
@@ -174,8 +178,9 @@ def build():
     return files
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Rebuild or check the packaged activations.")
+def write_or_check(build, description):
+    """The command line: write the files that `build` returns, or compare them with the packaged ones."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--check", action="store_true", help="compare only, write nothing")
     check = parser.parse_args().check
     files = build()
@@ -195,4 +200,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    write_or_check(build, "Rebuild or check the packaged activations.")

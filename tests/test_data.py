@@ -35,13 +35,13 @@ def test_packaged_files_are_those_of_the_provenance_page():
     page = (FOLDER / "PROVENANCE.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\S+\.npy)` \| (\d+) \| ([\d,]+) \| `([0-9a-f]{64})` \|$", page, flags=re.M)
     assert sorted(name for name, *_ in listed) == sorted(f.name for f in FOLDER.glob("*.npy"))
-    assert len(listed) == 2
+    assert len(listed) == 3
     for name, count, size, digest in listed:
         content = (FOLDER / name).read_bytes()
         assert hashlib.sha256(content).hexdigest() == digest
         assert len(content) == int(size.replace(",", ""))
         assert len(np.load(FOLDER / name, mmap_mode="r", allow_pickle=False)) == int(count)
-    assert sum(f.stat().st_size for f in FOLDER.rglob("*") if f.is_file()) < 8_000_000
+    assert sum(f.stat().st_size for f in FOLDER.rglob("*") if f.is_file()) < 13_000_000
 
 
 # Planted
@@ -77,6 +77,76 @@ def test_a_seed_repeats_a_planted_problem_and_another_does_not():
         assert not np.array_equal(getattr(one, name), getattr(other, name))
 
 
+def test_flat_draws_are_those_of_every_version():
+    data = px.data.planted(n=30, d_in=8, d_sae=20, k=3, dynamic_range=7.0, noise=0.1, seed=11)
+    rng = np.random.default_rng(11)
+    D = rng.standard_normal((20, 8))
+    D /= np.linalg.norm(D, axis=1, keepdims=True)
+    support = np.argsort(rng.random((30, 20)), axis=1)[:, :3]
+    sizes = np.exp(rng.uniform(0, np.log(7.0), (30, 3))) * rng.choice([-1.0, 1.0], (30, 3))
+    z = np.zeros((30, 20))
+    for row, places, values in zip(z, support, sizes, strict=True):
+        row[places] = values
+    assert_same(data.D, D)
+    assert_same(data.z, z)
+    assert_same(data.x, z @ D + 0.1 * rng.standard_normal((30, 8)))
+
+
+@pytest.mark.parametrize("kind", ["flat", "correlated", "hierarchical"])
+def test_fresh_rows_of_given_atoms(kind):
+    one = px.data.planted(n=50, d_in=8, d_sae=20, k=3, kind=kind, seed=1)
+    kept = one.D.copy()
+    other = px.data.planted(n=50, d_in=8, d_sae=20, k=3, kind=kind, seed=2, D=one.D)
+    assert_same(other.D, kept)
+    assert_same(one.D, kept)
+    assert_same(other.x, other.z @ kept)
+    assert not np.array_equal(one.z, other.z)
+
+
+@pytest.mark.parametrize("kind", ["correlated", "hierarchical"])
+@pytest.mark.parametrize(("d_sae", "k"), [(64, 5), (21, 4), (17, 17), (8, 3), (3, 2), (1, 1), (9, 0)])
+def test_every_row_of_every_kind_has_k_latents(kind, d_sae, k):
+    data = px.data.planted(n=300, d_in=6, d_sae=d_sae, k=k, kind=kind, dynamic_range=10, signed=False, seed=3)
+    assert ((data.z != 0).sum(axis=1) == k).all()
+    assert_same(data.x, data.z @ data.D)
+
+
+def together(z):
+    """How often two latents fire together, over what independent ones of the same rates would: all pairs (P, P)."""
+    fires = (z != 0).astype(float)
+    rates = fires.mean(axis=0)
+    return fires.T @ fires / len(fires) / np.outer(rates, rates)
+
+
+def test_correlated_latents_fire_with_their_group():
+    P, group = 64, np.arange(64) // 8
+    same = (group[:, None] == group) & ~np.eye(P, dtype=bool)
+    apart = group[:, None] != group
+    found = {kind: px.data.planted(n=8000, d_in=4, d_sae=P, k=6, kind=kind, seed=5).z for kind in ("correlated", "flat")}
+    lift = together(found["correlated"])
+    assert lift[same].min() > 2  # for every pair of every group
+    assert lift[apart].mean() < 0.8
+    rates = (found["correlated"] != 0).mean(axis=0)
+    assert rates.min() > 0.75 * 6 / P
+    assert rates.max() < 1.25 * 6 / P
+    flat = together(found["flat"])
+    assert flat[same].mean() == pytest.approx(5 * P / (6 * (P - 1)), rel=0.05)  # k latents leave k - 1 places
+
+
+@pytest.mark.parametrize("d_sae", [64, 61, 57])
+def test_a_child_fires_only_with_its_parent(d_sae):
+    fires = px.data.planted(n=4000, d_in=4, d_sae=d_sae, k=4, kind="hierarchical", seed=6).z != 0
+    parent = np.arange(d_sae) // 8 * 8
+    child = parent != np.arange(d_sae)
+    assert not (fires & ~fires[:, parent]).any()
+    assert 0.4 < fires[:, child].sum() / fires.sum() < 0.7
+    rates = fires.mean(axis=0)
+    assert rates[child].min() > 0
+    assert rates[child].max() < 0.5 * rates[~child].min()
+    alone = fires[:, 0] & ~fires[:, 1:8].any(axis=1)
+    assert 0.1 < alone.sum() / fires[:, 0].sum() < 0.8  # parents fire without children, too
+
+
 def test_planted_problems_may_be_empty():
     assert px.data.planted(n=0, d_in=8, d_sae=16, k=3).x.shape == (0, 8)
     assert not px.data.planted(n=4, d_in=8, d_sae=16, k=0).x.any()
@@ -88,7 +158,8 @@ def test_planted_problems_may_be_empty():
         ({"k": 17}, "k=17"), ({"k": -1}, "k=-1"), ({"n": -1}, "n=-1"), ({"d_in": 0}, "d_in=0"),
         ({"d_sae": 1.5}, "d_sae=1.5"), ({"dynamic_range": 0.5}, "dynamic_range=0.5"),
         ({"dynamic_range": np.inf}, "dynamic_range=inf"), ({"dynamic_range": np.nan}, "dynamic_range=nan"),
-        ({"noise": -0.1}, "noise=-0.1"), ({"noise": np.nan}, "noise=nan"),
+        ({"noise": -0.1}, "noise=-0.1"), ({"noise": np.nan}, "noise=nan"), ({"kind": "tree"}, "kind='tree'"),
+        ({"D": np.ones((8, 16))}, r"D has shape \(8, 16\), but must be \(d_sae, d_in\) = \(16, 8\)"),
     ],
     ids=str,
 )  # fmt: skip

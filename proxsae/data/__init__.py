@@ -1,8 +1,9 @@
-"""Data: packaged real activations, the user's own files, and planted dictionaries with known truth.  NumPy only."""
+"""Data: packaged activations and contrast pairs, the user's own files, planted dictionaries.  NumPy only."""
 
+from proxsae.data.contrasts import Contrast, contrasts
 from proxsae.data.files import packaged, read
 from proxsae.data.planted import Planted, planted
 from proxsae.data.rows import Rows, open_rows
 from proxsae.data.shuffle import Shuffle
 
-__all__ = ["Planted", "Rows", "Shuffle", "open_rows", "packaged", "planted", "read"]
+__all__ = ["Contrast", "Planted", "Rows", "Shuffle", "contrasts", "open_rows", "packaged", "planted", "read"]
