@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from proxsae.conventions import check_count
+from proxsae.conventions import Error, check_count
 from proxsae.sae import SAE
 
 
@@ -92,9 +92,59 @@ def ratio(part: Tensor, whole: Tensor) -> float:
     return float(part) / float(whole)
 
 
+class Match(NamedTuple):
+    """Atoms matched one to one: atom own[i] of D with atom true[i] of the other, which have the cosine cosine[i]."""
+
+    own: Tensor
+    true: Tensor
+    cosine: Tensor
+
+
+def match(D: Tensor, truth: Tensor, signed: bool = True) -> Match:
+    """Match the atoms of D (P, d) and of `truth` (P', d) one to one, so that the sum of their |cosine| is largest.
+
+    Not `signed`, it is the sum of the cosines.  min(P, P') pairs, in the order of D; cosines keep their signs.
+    """
+    unit = [torch.nn.functional.normalize(W.detach().double(), dim=1) for W in (D, truth)]
+    cosines = unit[0] @ unit[1].T
+    found = linear_sum_assignment((cosines.abs() if signed else cosines).cpu().numpy(), maximize=True)
+    own, true = (torch.as_tensor(indices, device=D.device) for indices in found)
+    return Match(own, true, cosines[own, true])
+
+
 def recovery(D: Tensor, truth: Tensor) -> float:
     """The mean |cosine| between the atoms of D (P, d) and of `truth` (P', d), matched one to one to make it largest."""
-    unit = [torch.nn.functional.normalize(W.detach().double(), dim=1) for W in (D, truth)]
-    similarity = (unit[0] @ unit[1].T).abs().cpu().numpy()
-    rows, columns = linear_sum_assignment(similarity, maximize=True)
-    return float(similarity[rows, columns].mean())
+    return float(match(D, truth).cosine.abs().mean())
+
+
+def aligned(z: Tensor, matched: Match, d_sae: int) -> Tensor:
+    """Codes z (..., P) in the latents (..., d_sae) that theirs are matched with, negated where the cosine is negative.
+
+    Raises `Error` where a latent of z has no match, since what it adds would be lost.
+    """
+    if len(matched.own) < z.shape[-1]:
+        msg = f"z has {z.shape[-1]} latents, but {len(matched.own)} matches: each needs one, or its firings are lost"
+        raise Error(msg)
+    moved = z.new_zeros(*z.shape[:-1], d_sae)
+    moved[..., matched.true] = z[..., matched.own] * matched.cosine.sign().to(z.dtype)
+    return moved
+
+
+def support_f1(z: Tensor, truth: Tensor) -> float:
+    """2 hits / (entries of z + entries of truth) over all rows (..., P): a hit is non-zero in both, with one sign."""
+    hits = (z.sign() * truth.sign() > 0).sum()
+    return ratio(2 * hits, (z != 0).sum() + (truth != 0).sum())
+
+
+def coefficient_error(z: Tensor, truth: Tensor) -> float:
+    """||z - truth|| / ||truth|| over all entries of (..., P), in float64.  The codes must belong to unit-norm atoms."""
+    truth = truth.double()
+    return ratio((z.double() - truth).norm(), truth.norm())
+
+
+def code_iou(z: Tensor, other: Tensor, matched: Match) -> float:
+    """The mean of |S and S'| / |S or S'| over the rows of z (..., P), once aligned, and of `other` (..., P').
+
+    1 where both are empty.  Signs do not count.  Raises `Error` as `aligned`.
+    """
+    return 1 - support_change(aligned(z, matched, other.shape[-1]), other)

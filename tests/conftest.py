@@ -1,6 +1,7 @@
 """Options and fixtures: `pytest --device cuda` runs the same tests on a GPU."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import proxsae.testing as pt
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="torch device of the tests: cpu, cuda or cuda:N")
+    parser.addoption("--browser", help="look at the report in this browser (default: in one that is found, if any)")
 
 
 def pytest_configure(config):
@@ -17,6 +19,10 @@ def pytest_configure(config):
         os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(1)  # small problems: more threads only wait for each other
     torch.zeros(1, device=config.getoption("--device"))  # a device that was asked for and is absent is a failure
+    browser = config.getoption("--browser")
+    if browser is not None and shutil.which(browser) is None:  # likewise
+        msg = f"--browser {browser}: no such program"
+        raise pytest.UsageError(msg)
 
 
 def pytest_generate_tests(metafunc):

@@ -14,12 +14,12 @@ PACKAGE = Path(px.__file__).parent
 
 # A room may import the rooms above it in this list, and nothing below.
 ROOMS = [
-    "conventions", "iteration", "penalties", "theory", "certificates", "reference", "data",
+    "conventions", "iteration", "penalties", "theory", "certificates", "reference", "pursuit", "data",
     "kernels", "selection", "functional", "sparse", "certified", "gram_lasso", "lasso", "supports", "unroll", "encoder",
     "distributed", "checkpoints", "formats", "normalization", "sae", "metrics", "training",
     "studies", "report", "testing", "cli", "__main__",
 ]  # fmt: skip
-NUMPY_FLOOR = {"conventions", "iteration", "penalties", "theory", "certificates", "reference", "data"}
+NUMPY_FLOOR = {"conventions", "iteration", "penalties", "theory", "certificates", "reference", "pursuit", "data"}
 RUN_TIME = {"numpy", "scipy", "torch", "proxsae", *sys.stdlib_module_names}
 
 

@@ -1,9 +1,6 @@
 """The command line: what it prints and writes, exit status 2 and one sentence for what users get wrong, 130 for ^C."""
 
-import csv
 import dataclasses
-import gc
-import json
 import os
 import subprocess
 import sys
@@ -15,10 +12,8 @@ import pytest
 import proxsae as px
 from proxsae.cli import main
 
-FILES = {"depth.png", "depth.svg", "report.html", "rows.csv", "rows.json"}
 ROWS = np.random.default_rng(0).standard_normal((60, 8)).astype(np.float32)
 COMMANDS = ("depth", "rates", "bench", "train", "inspect", "eval", "encode", "convert", "laws", "statements")
-COUNT = (2 + 3 + 3 + 3) * 5  # rules of relu, jumprelu, topk and abstopk, times 1, 2, 4, 8 and 16 steps
 
 
 @pytest.fixture
@@ -26,129 +21,6 @@ def place(tmp_path, monkeypatch):
     np.save(tmp_path / "rows.npy", ROWS)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def depth(*more, out="out"):
-    small = ["--data", "rows.npy", "--train-steps", "3", "--d-sae", "16", "--k", "4", "--out", out]
-    return main(["depth", *small, *more])
-
-
-def contents(folder):
-    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*"))
-
-
-def test_depth_prints_a_table_and_writes_five_files(place, capsys, device):
-    assert depth("--seed", "5", "--device", device) == 0
-    printed, told = capsys.readouterr()
-    assert {f.name for f in (place / "out").iterdir()} == FILES
-    assert contents(place) == sorted(["out", "rows.npy", *(f"out/{name}" for name in FILES)])
-    lines = printed.splitlines()
-    assert lines[0].split()[:4] == ["sae", "rule", "steps", "nmse"]
-    body = [line.split() for line in lines[2:] if line.split()[1:2] in (["lipschitz"], ["exact"], ["refit"])]
-    assert len(body) == COUNT
-    for name in ("relu", "jumprelu", "topk", "abstopk"):
-        assert f"\n{name}: from 1 to 16" in printed
-        assert f"{name}: training 3 steps" in told
-    rows = list(csv.DictReader((place / "out" / "rows.csv").read_text().splitlines()))
-    assert [(r["sae"], r["rule"], r["steps"]) for r in rows] == [tuple(line[:3]) for line in body]
-    assert all(np.isfinite(float(r["nmse"])) for r in rows)
-    assert all(0 <= float(r["fixed_point_residual"]) < 1e6 for r in rows)
-    assert {r["l0"] for r in rows if r["sae"] == "abstopk" and r["steps"] == "1"} == {"4.0"}
-    meta = json.loads((place / "out" / "rows.json").read_text())["meta"]
-    assert (meta["d_sae"], meta["k"], meta["seed"], meta["rows"]) == (16, 4, 5, "48 to train, 12 held out")
-    first = {key: [r[key] for r in rows] for key in ("sae", "rule", "steps", "nmse", "l0", "objective", "cost")}
-    assert depth("--seed", "5", "--device", device) == 0  # replaces, and repeats
-    rows = list(csv.DictReader((place / "out" / "rows.csv").read_text().splitlines()))
-    if device == "cpu":
-        assert first == {key: [r[key] for r in rows] for key in first}
-
-
-# The command may not get as far as training: a training that is started fails the test.
-WRONG = {
-    "missing file": (("--data", "none.npy"), "none.npy"),
-    "truncated file": (("--data", "torn.npy"), "torn.npy"),
-    "foreign file": (("--data", "text.npy"), "text.npy"),
-    "NaN": (("--data", "nan.npy"), "nan.npy"),
-    "integers": (("--data", "int.npy"), "int64"),
-    "too few rows": (("--data", "few.npy"), "4 rows"),
-    "k below 0": (("--k", "-1"), "k=-1"),
-    "k of 0": (("--k", "0"), "k=0"),
-    "k above d_sae": (("--k", "17"), "k=17"),
-    "no latents": (("--d-sae", "0"), "d-sae=0"),
-    "no steps": (("--train-steps", "0"), "train-steps=0"),
-    "seed below 0": (("--seed", "-1"), "seed=-1"),
-    "seed too large": (("--seed", str(2**70)), "seed"),
-    "out below a file": (("--out", "rows.npy/out"), "rows.npy"),
-    "out is a file": (("--out", "rows.npy"), "rows.npy"),
-    "unknown device": (("--device", "toaster"), "--device toaster must be cpu, cuda or cuda:N"),
-    "device without data": (("--device", "meta"), "meta"),
-    "absent device": (("--device", "cuda:99"), "cuda:99"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_call_ends_in_one_sentence_and_status_2(case, place, capsys, monkeypatch):
-    (place / "torn.npy").write_bytes((place / "rows.npy").read_bytes()[:-9])
-    (place / "text.npy").write_text("1 2 3\n")
-    np.save(place / "nan.npy", np.where(np.arange(60)[:, None] == 3, np.nan, ROWS))
-    np.save(place / "int.npy", ROWS.astype(int))
-    np.save(place / "few.npy", ROWS[:4])
-    before = contents(place)
-    monkeypatch.setattr("proxsae.studies.depth.train", lambda *a, **k: pytest.fail("training was started"))
-    arguments, says = WRONG[case]
-    try:
-        status = depth(*arguments)
-    except SystemExit as stop:  # argparse's own errors
-        status = stop.code
-    assert status == 2
-    printed, told = capsys.readouterr()
-    told = [line for line in told.splitlines() if not line.startswith("[")]  # progress lines
-    assert printed == ""
-    assert len(told) == 1
-    assert told[0].startswith("proxsae: ")
-    assert says in told[0]
-    assert len(told[0]) < 200
-    assert contents(place) == before
-    gc.collect()  # a file left open is this test's fault
-
-
-def test_rows_that_cannot_be_learned_end_in_one_sentence(place, capsys):
-    np.save(place / "rows.npy", np.ones((60, 8)))
-    assert depth() == 2
-    *_, last = capsys.readouterr().err.splitlines()
-    assert last.startswith("proxsae: the 48 rows of activations are equal")
-    assert not (place / "out").exists()
-
-
-def test_ctrl_c_ends_with_130_and_leaves_nothing(place, capsys, monkeypatch):
-    calls = []
-
-    def interrupted(*arguments, **options):
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr("proxsae.studies.depth.train", interrupted)
-    before = contents(place)
-    assert depth() == 130
-    assert len(calls) == 2
-    printed, told = capsys.readouterr()
-    assert printed == ""
-    assert told.splitlines()[-1] == "proxsae: interrupted"
-    assert contents(place) == before
-
-
-def test_a_disk_that_fills_at_the_end_leaves_no_half_report(place, capsys, monkeypatch):
-    def full(self, content):
-        raise OSError(28, "No space left on device")
-
-    before = contents(place)
-    monkeypatch.setattr(Path, "write_bytes", full)
-    monkeypatch.setattr("proxsae.studies.depth.STEPS", (1, 2))
-    assert depth() == 2
-    *_, last = capsys.readouterr().err.splitlines()
-    assert last.startswith("proxsae: cannot write out")
-    assert contents(place) == before
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=str)
@@ -273,23 +145,6 @@ def test_the_module_is_the_command():
     assert done.returncode == 2
     assert done.stderr.startswith("proxsae: cannot read /none/such.npy")
     assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("option", ["--data", "--out"])
-def test_an_empty_path_is_refused(option, place, capsys):
-    assert main(["depth", option, ""]) == 2
-    assert capsys.readouterr().err == f"proxsae: {option} is empty, but must be a path\n"
-
-
-def test_too_little_memory_is_one_sentence(place, capsys, monkeypatch):
-    message = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.\nTraceback"
-
-    def hungry(*args, **kwargs):
-        raise RuntimeError(message)
-
-    monkeypatch.setattr("proxsae.studies.depth.train", hungry)
-    assert depth() == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("proxsae: not enough memory")
 
 
 def test_bench_explains_its_choices_and_times_nothing(capsys, monkeypatch):

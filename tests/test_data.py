@@ -122,7 +122,9 @@ def test_correlated_latents_fire_with_their_group():
     P, group = 64, np.arange(64) // 8
     same = (group[:, None] == group) & ~np.eye(P, dtype=bool)
     apart = group[:, None] != group
-    found = {kind: px.data.planted(n=8000, d_in=4, d_sae=P, k=6, kind=kind, seed=5).z for kind in ("correlated", "flat")}
+    found = {
+        kind: px.data.planted(n=8000, d_in=4, d_sae=P, k=6, kind=kind, seed=5).z for kind in ("correlated", "flat")
+    }
     lift = together(found["correlated"])
     assert lift[same].min() > 2  # for every pair of every group
     assert lift[apart].mean() < 0.8
@@ -139,7 +141,7 @@ def test_a_child_fires_only_with_its_parent(d_sae):
     parent = np.arange(d_sae) // 8 * 8
     child = parent != np.arange(d_sae)
     assert not (fires & ~fires[:, parent]).any()
-    assert 0.4 < fires[:, child].sum() / fires.sum() < 0.7
+    assert 0.6 < fires[:, child].sum() / fires.sum() < 0.7  # without the root of u_child it is half
     rates = fires.mean(axis=0)
     assert rates[child].min() > 0
     assert rates[child].max() < 0.5 * rates[~child].min()

@@ -1,5 +1,6 @@
 """Measures against values worked out by hand; a latent fires where z != 0, whatever its sign."""
 
+import itertools
 import math
 
 import numpy as np
@@ -82,6 +83,89 @@ def test_recovery_matches_one_to_one():
     assert metrics.recovery(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), truth) == pytest.approx(1 / 2)
     greedy = torch.tensor([[0.8, 0.6], [1.0, 0.0]])  # the first would take the atom that the second needs
     assert metrics.recovery(greedy, truth) == pytest.approx((0.6 + 1) / 2)
+
+
+def best_sum(similarity):
+    """The largest sum over one-to-one matchings, by trying all of them."""
+    if len(similarity) > len(similarity[0]):
+        similarity = [list(column) for column in zip(*similarity, strict=True)]
+    columns = range(len(similarity[0]))
+    return max(
+        sum(row[j] for row, j in zip(similarity, order, strict=True))
+        for order in itertools.permutations(columns, len(similarity))
+    )
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize(("P", "others"), [(5, 5), (3, 6), (6, 3), (1, 4)])
+def test_a_match_is_the_best_of_all_matchings(P, others, signed):
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        D, truth = rng.standard_normal((P, 3)), rng.standard_normal((others, 3))
+        cosines = (D @ truth.T) / np.linalg.norm(D, axis=1)[:, None] / np.linalg.norm(truth, axis=1)
+        found = metrics.match(torch.tensor(D), torch.tensor(truth), signed)
+        assert len(found.own) == len(set(found.own.tolist())) == len(set(found.true.tolist())) == min(P, others)
+        assert_close(found.cosine, torch.tensor(cosines[found.own.numpy(), found.true.numpy()]), 1e-12)
+        reached = found.cosine.abs() if signed else found.cosine
+        best = best_sum((np.abs(cosines) if signed else cosines).tolist())
+        assert float(reached.sum()) == pytest.approx(best, abs=1e-12)
+
+
+def flipped_copy(P=12, d=8):
+    """A dictionary and codes, and the same with another order and other signs: D, z, and theirs."""
+    generator = torch.Generator().manual_seed(0)
+    D = torch.nn.functional.normalize(torch.randn(P, d, generator=generator), dim=1)
+    z = torch.randn(50, P, generator=generator) * (torch.rand(50, P, generator=generator) < 0.3)
+    order, signs = torch.randperm(P, generator=generator), torch.tensor([1.0, -1.0, -1.0]).repeat(P // 3)
+    return D, z, signs[:, None] * D[order], signs * z[:, order]
+
+
+def test_permuted_and_flipped_dictionaries_recover_everything():
+    D, z, other, theirs = flipped_copy()
+    matched = metrics.match(other, D)
+    assert_close(matched.cosine.abs(), torch.ones(12, dtype=torch.float64), 1e-6)
+    moved = metrics.aligned(theirs, matched, 12)
+    assert_close(moved, z, 0)
+    assert metrics.support_f1(moved, z) == 1
+    assert metrics.coefficient_error(moved, z) == 0
+    assert metrics.code_iou(theirs, z, matched) == 1
+    assert metrics.support_f1(theirs, z) < 0.6
+    assert metrics.code_iou(z, z, matched) < 0.6  # these codes are not of the atoms that were matched
+
+
+def test_codes_of_fewer_atoms_are_aligned_and_of_more_refused():
+    D, _, _, _ = flipped_copy()
+    z = torch.tensor([[1.0, 2.0]], dtype=torch.float16)
+    moved = metrics.aligned(z, metrics.match(-D[[7, 3]], D), 12)
+    assert_close(moved, torch.tensor([[0, 0, 0, -2.0, 0, 0, 0, -1, 0, 0, 0, 0]], dtype=torch.float16), 0)
+    with pytest.raises(px.Error, match="z has 12 latents, but 2 matches"):
+        metrics.aligned(torch.ones(1, 12), metrics.match(D, D[:2]), 2)
+
+
+def test_support_f1_counts_entries_of_one_sign():
+    truth = torch.tensor([[1.0, -1.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0]])
+    z = torch.tensor([[5.0, 1.0, 0.0, 3.0], [0.0, 0.0, 0.0, 0.0]])  # one hit; 3 entries and 3 true ones
+    assert metrics.support_f1(z, truth) == pytest.approx(2 / 6)
+    assert metrics.support_f1(-z, truth) == pytest.approx(2 / 6)
+    assert metrics.support_f1(truth, truth) == 1
+    assert metrics.support_f1(-truth, truth) == 0
+    assert metrics.support_f1(0 * z, truth) == 0
+    assert metrics.support_f1(0 * z, 0 * z) == 0
+
+
+def test_coefficient_error_is_a_ratio_of_norms_over_all_rows():
+    truth, z = torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([[0.0, 0.0], [0.0, 8.0]])
+    assert metrics.coefficient_error(z, truth) == pytest.approx(1)
+    assert metrics.coefficient_error(0 * z, truth) == 1
+    assert metrics.coefficient_error(1.5 * truth, truth) == pytest.approx(0.5)
+    assert metrics.coefficient_error(1.5 * truth[:1].half(), truth[:1].half()) == pytest.approx(0.5)
+
+
+def test_code_iou_is_a_mean_over_rows_that_signs_do_not_touch():
+    matched = metrics.match(torch.eye(4)[[1, 0, 2, 3]], torch.eye(4))
+    z = torch.tensor([[1.0, 2.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    other = torch.tensor([[-1.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    assert metrics.code_iou(z, other, matched) == pytest.approx((1 / 3 + 1 + 1) / 3)
 
 
 def sae_of_eye():

@@ -1,11 +1,13 @@
-"""The report tells what the rows say, the same way every time, and leaves no half-written file behind."""
+"""The report tells what it was given, the same way every time, and leaves no half-written file behind."""
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import math
 import os
+import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +18,10 @@ import pytest
 
 from proxsae import report
 from proxsae.conventions import Error
+from proxsae.report.rows import cell
+from proxsae.report.section import Picture, Section, Table
+from proxsae.report.style import STYLES, band, canvas, house, image, log_axis, styles
+from proxsae.report.write import as_csv
 
 META: dict[str, Any] = {
     "data": "<script>alert('x')</script> & \"more\" $_{$ \u6570",
@@ -23,7 +29,12 @@ META: dict[str, Any] = {
     "versions": ["numpy 2", "<b>torch</b>"],
     "seconds": 12.5,
 }
-FILES = ["depth.png", "depth.svg", "report.html", "rows.csv", "rows.json"]
+HOSTILE = META["data"]
+TITLE = f"Steps {HOSTILE}"
+FILES = [
+    "figures/first.csv", "figures/first.svg", "figures/second.csv", "figures/second.svg", "report.html", "rows.csv",
+    "rows.json", "summary.md", "tables/claims.csv",
+]  # fmt: skip
 
 
 def make_row(sae: str, rule: str, steps: int, nmse: Any, **changes: Any) -> dict[str, Any]:
@@ -44,6 +55,42 @@ def make_rows() -> list[dict[str, Any]]:
         for rule, factor in factors.items()
         for power, steps in enumerate((1, 2, 4))
     ]
+
+
+@house()
+def make_picture(name: str, values: tuple[float, ...] = (0.31, 0.2, 0.1)) -> Picture:
+    figure, axes = canvas()
+    steps = [2**power for power in range(len(values))]
+    data: list[dict[str, Any]] = []
+    for scale, (label, style) in enumerate(styles(["relu", "topk"]).items(), 1):
+        mean = [scale * value for value in values]
+        low, high = ([factor * value for value in mean] for factor in (0.9, 1.1))
+        band(axes[0, 0], steps, mean, low, high, label, **style)
+        data += [
+            {"penalty": label, "steps": step, "nmse": number, "low": least, "high": most, "note": HOSTILE}
+            for step, number, least, most in zip(steps, mean, low, high, strict=True)
+        ]
+    log_axis(axes[0, 0], "x")
+    log_axis(axes[0, 0], "y")
+    axes[0, 0].set_title(HOSTILE.encode("ascii", "replace").decode(), parse_math=False)
+    axes[0, 0].set_xlabel("steps")
+    axes[0, 0].legend()
+    return Picture(name, f"{name} | {HOSTILE}", figure, data)
+
+
+def make_sections() -> list[Section]:
+    wide = ["0.3100 [0.2900, 0.3300]"] * 6
+    lines = [[HOSTILE, "0.25 [0.2, 0.3]", "-", *wide], ["long " * 30, "-", "no\nopinion *at* `all`", *wide]]
+    claims = Table("claims", f"claims {HOSTILE}", ["claim <i>", "nmse | x", "verdict", *"abcdef"], lines)
+    findings = [f"found {HOSTILE}", "* a [link](http://x.example)"]
+    return [
+        Section("depth", f"Depth {HOSTILE}", f"Why {HOSTILE}?", findings, [make_picture("first"), claims]),
+        Section("again", "Again", "The same once more?", shown=[make_picture("second")]),
+    ]
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 class Page(HTMLParser):
@@ -85,33 +132,11 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("home") / "new" / "report"
-    report.write_report(make_rows(), META, made)
+    assert sorted(report.write_report(make_sections(), META, make_rows(), made, title=TITLE)) == FILES
     return made
 
 
-# Table
-
-
-def test_table_is_aligned_and_grouped() -> None:
-    lines = report.table(make_rows()).splitlines()
-    assert lines[0].split() == [column.heading for column in report.COLUMNS]
-    assert lines.count("") == 12, "one blank line above each of the 12 groups"
-    body = [line for line in lines[2:] if line]
-    assert len(body) == 36
-    assert body[0].split()[:5] == ["relu", "lipschitz", "1", "0.3100", "0.6590"]
-    assert len({len(line) for line in body}) == 1, "every number ends in the column of its heading"
-    assert lines[0].index("nmse") + 4 == body[0].index("0.3100") + 6
-
-
-@pytest.mark.parametrize("value", [-1.2345678e-300, 1.23456e9, math.nan, None, 0.25])
-def test_table_is_at_most_110_wide(value: float | None) -> None:
-    wild = {column.key: value for column in report.COLUMNS[4:]}
-    row = make_row("jumprelu", "lipschitz", 16, 0.123456)
-    for rows in ([row | wild], make_rows()):
-        text = report.table(rows)
-        assert max(map(len, text.splitlines())) <= 110
-        assert "..." not in text
-    assert report.table([]).count("\n") == 1
+# Numbers
 
 
 @pytest.mark.parametrize(
@@ -121,23 +146,21 @@ def test_table_is_at_most_110_wide(value: float | None) -> None:
      (None, "-"), (16, "16"), (np.float32(0.25), "0.2500")],
 )  # fmt: skip
 def test_numbers_have_four_digits(value: Any, text: str) -> None:
-    shown = report.table([make_row("topk", "exact", 1, 0.5, cost=value)]).splitlines()[-1].split()
-    assert shown[10] == text
+    assert cell(value) == text
 
 
 # CSV and JSON
 
 
-def test_csv_gives_every_number_back(tmp_path: Path) -> None:
+def test_csv_gives_every_number_back() -> None:
     rows = make_rows()
     rows[0]["nmse"] = np.float64(0.1) + np.float64(0.2)
     rows[1]["steps"] = np.int64(2)
-    report.write_csv(rows, tmp_path / "rows.csv")
-    text = (tmp_path / "rows.csv").read_bytes().decode()
+    text = as_csv(rows).decode()
     assert text.endswith("\n")
     assert "\r" not in text
     read = list(csv.DictReader(text.splitlines()))
-    assert list(read[0]) == [column.key for column in report.COLUMNS]
+    assert list(read[0]) == list(rows[0])
     assert len(read) == len(rows)
     for old, new in zip(rows, read, strict=True):
         for key, value in old.items():
@@ -152,7 +175,7 @@ def test_json_gives_every_number_back_without_nan_tokens(tmp_path: Path) -> None
     rows[0] |= {"nmse": np.float64(0.1) + np.float64(0.2), "steps": np.int64(1)}
     rows[1] |= {"objective": math.inf, "cost": np.float32("nan"), "new": 1 / 7}
     meta = META | {"bound": math.nan, "path": Path("here"), "sizes": np.array([1, 2])}
-    report.write_json(rows, meta, tmp_path / "rows.json")
+    report.write_report([], meta, rows, tmp_path)
     text = (tmp_path / "rows.json").read_text(encoding="utf-8")
     assert text.endswith("}\n")
     read = json.loads(text, parse_constant=lambda token: pytest.fail(f"{token} is not JSON"))
@@ -161,157 +184,255 @@ def test_json_gives_every_number_back_without_nan_tokens(tmp_path: Path) -> None
     assert list(read["rows"][0]) == list(rows[0])
 
 
-def test_csv_keeps_a_quantity_it_has_not_heard_of(tmp_path: Path) -> None:
-    report.write_csv([make_row("topk", "exact", 1, 0.5), make_row("topk", "exact", 2, 0.4, new=1 / 7)],
-                     tmp_path / "rows.csv")  # fmt: skip
-    first, second = csv.DictReader((tmp_path / "rows.csv").read_text().splitlines())
+def test_csv_keeps_a_quantity_that_only_some_rows_have() -> None:
+    text = as_csv([make_row("topk", "exact", 1, 0.5), make_row("topk", "exact", 2, 0.4, new=1 / 7)]).decode()
+    first, second = csv.DictReader(text.splitlines())
     assert (first["new"], float(second["new"])) == ("", 1 / 7)
 
 
-def test_csv_and_json_that_cannot_be_written_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(Error, match=r"cannot write .*/none/rows\.csv: No such file"):
-        report.write_csv(make_rows(), tmp_path / "none" / "rows.csv")
-    with pytest.raises(Error, match=r"cannot write .*: Is a directory"):
-        report.write_json(make_rows(), META, tmp_path)
+# Style
 
 
-# Findings
+@pytest.mark.parametrize("names", [list(STYLES)[:6], list(STYLES)[6:], ["a", "b", "c", "d", "e", "f", "g"]], ids=str)
+def test_what_is_drawn_together_differs_in_colour_and_without(names: list[str]) -> None:
+    looks = list(styles(names).values())
+    assert len({look["color"] for look in looks}) == len(names)
+    assert len({look["marker"] for look in looks}) == len(names)
+    if names[0] in STYLES:
+        assert len({str(look["linestyle"]) for look in looks}) == len(names)
 
 
-def test_findings_say_what_the_rows_say() -> None:
-    rows = [
-        make_row("topk", "lipschitz", 1, 0.2), make_row("topk", "lipschitz", 16, 0.25, l0=40.0),
-        make_row("topk", "exact", 1, 0.2), make_row("topk", "exact", 16, 0.1),
-        make_row("relu", "exact", 16, 0.3), make_row("relu", "exact", 1, 0.3),
-        make_row("relu", "exact", 4, 0.2),
-        make_row("relu", "refit", 1, 0.3), make_row("relu", "refit", 16, math.nan),
-        make_row("jumprelu", "refit", 4, 0.5),
-    ]  # fmt: skip
-    topk, relu, jumprelu = report.findings(rows)
-    rises, falls = topk.split("; ")
-    assert rises == ("topk: from 1 to 16 lipschitz steps nmse rises from 0.2000 to 0.2500 "
-                     "(x1.25, 31.00 encoder products, l0 from 32.00 to 40.00)")  # fmt: skip
-    assert falls == ("from 1 to 16 exact steps nmse falls from 0.2000 to 0.1000 "
-                     "(x0.5, 31.00 encoder products).")  # fmt: skip
-    stays, diverges = relu.split("; ")
-    assert "from 1 to 16 exact steps nmse stays at 0.3000" in stays
-    assert "lowest 0.2000 at steps=4" in stays
-    assert "rises from 0.3000 to inf (31.00 encoder products)" in diverges
-    assert jumprelu == "jumprelu: refit was measured at one depth only, nmse 0.5000 at steps=4."
+def test_a_name_looks_the_same_in_every_figure() -> None:
+    assert styles(["topk", "mine"])["topk"] == styles(["other", "relu", "topk"])["topk"] == STYLES["topk"]
+    assert styles(["topk", "mine"])["mine"] == styles(["mine"])["mine"]
 
 
-# Figure
+def test_a_band_draws_what_it_is_given_and_leaves_gaps() -> None:
+    ax = canvas()[1][0, 0]
+    low, high = [0.4, None, None, 0.2], [0.7, None, math.inf, math.inf]
+    band(ax, [1, 2, 4, 8], [0.5, None, 0.3, math.inf], low, high, "relu", **STYLES["relu"])
+    (container,) = ax.containers
+    line, _, (bars,) = container.lines
+    np.testing.assert_array_equal(line.get_xdata(), [1, 2, 4, 8])
+    np.testing.assert_array_equal(line.get_ydata(), [0.5, np.nan, 0.3, np.nan])
+    np.testing.assert_allclose([ends for ends in bars.get_segments() if len(ends)], [[[1, 0.4], [1, 0.7]]])
+    assert (container.get_label(), line.get_color()) == ("relu", STYLES["relu"]["color"])
 
 
-def test_figure_shows_every_row_by_depth_and_by_cost() -> None:
-    rows = make_rows()
-    drawn = report.figure(rows, META)
-    assert len(drawn.axes) == 8
-    for place, ax in enumerate(drawn.axes):
-        sae, key = ("relu", "jumprelu", "topk", "abstopk")[place % 4], ("steps", "cost")[place // 4]
-        mine = [row for row in rows if row["sae"] == sae]
-        assert [x for line in ax.lines for x in np.asarray(line.get_xdata())] == [row[key] for row in mine]
-        assert [y for line in ax.lines for y in np.asarray(line.get_ydata())] == [row["nmse"] for row in mine]
-        assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
-        assert ax.get_title() == (sae if place < 4 else "")
-        for style in ("get_color", "get_marker", "get_linestyle"):
-            assert len({getattr(line, style)() for line in ax.lines}) == 3, "rules differ in each way"
-    legend = drawn.legends[0]
-    assert [text.get_text() for text in legend.get_texts()] == ["lipschitz", "exact", "refit"]
-    assert [line.get_color() for line in legend.get_lines()] == [line.get_color() for line in ax.lines]
-
-
-def test_a_rule_looks_the_same_in_every_figure() -> None:
-    rows = make_rows()
-    whole, part = report.figure(rows, {}), report.figure(rows[6:9], {})
-    assert part.axes[0].lines[0].get_color() == whole.axes[0].lines[2].get_color()
-
-
+@pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize(
     "values",
-    [(0.5,), (0.2, 0.21), (1e-9, 1e6), (math.nan,), (math.inf, 0.0, -1.0), (0.0, math.inf, None, 0.3)],
+    [(), (0.5,), (0.2, 0.21), (1e-9, 1e6), (0.17, 1.2), (math.nan,), (math.inf, 0.0, -1.0), (0.0, math.inf, None, 0.3)],
 )
-def test_figure_survives_strange_numbers(values: tuple[float | None, ...], tmp_path: Path) -> None:
-    rows = [make_row("topk", "own", 2**i, value) for i, value in enumerate(values)]
-    rows += [make_row("relu", "own", 1, math.nan)]
-    report.write_report(rows, META, tmp_path)  # warnings are errors
-    ax = report.figure(rows, META).axes[0]
+def test_a_log_axis_survives_strange_numbers(values: tuple[float | None, ...], first: bool) -> None:
+    figure, axes = canvas()
+    ax, none = axes[0, 0], [None] * len(values)
+    if first:
+        log_axis(ax, "x")
+        log_axis(ax, "y")
+    band(ax, [2**i for i in range(len(values))], values, none, none, "values", **STYLES["relu"])
+    if not first:
+        log_axis(ax, "x")
+        log_axis(ax, "y")
+    image(figure, "svg")  # warnings are errors
     low, high = ax.get_ylim()
+    ticks = [tick for tick in ax.get_yticks() if low <= tick <= high]
+    assert len(ticks) >= 2, "an axis with one number says nothing"
     if any(value is not None and 0 < value < math.inf for value in values):
-        assert any(low <= tick <= high for tick in ax.get_yticks()), "an axis without a number says nothing"
+        assert ax.get_yscale() == "log"
 
 
-def test_figure_needs_rows_and_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(Error, match="there are no rows"):
-        report.write_report([], META, tmp_path / "report")
+def test_steps_are_marked_at_powers_of_two_and_other_numbers_are_round() -> None:
+    figure, axes = canvas(columns=3, rows=2, width=6.25, sharex=True, sharey=True)
+    for ax in axes.flat:
+        band(ax, [1, 2, 4, 8, 16], [0.5, 0.4, 0.3, 0.2, 0.1], [None] * 5, [None] * 5, "relu")
+        log_axis(ax, "x")
+        log_axis(ax, "y")
+    image(figure, "svg")
+    ax = axes[1, 0]
+    for which, expected in (("x", ["1", "2", "4", "8", "16"]), ("y", ["0.1", "0.2", "0.3", "0.5"])):
+        axis = getattr(ax, f"{which}axis")
+        low, high = axis.get_view_interval()
+        assert (
+            axis.get_major_formatter().format_ticks([t for t in axis.get_majorticklocs() if low <= t <= high])
+            == expected
+        )
+
+
+def test_the_users_settings_change_no_figure_and_are_not_changed() -> None:
+    import matplotlib
+
+    plain = image(make_picture("first").figure, "svg")
+    with matplotlib.rc_context({"font.size": 20, "axes.edgecolor": "red", "svg.fonttype": "none"}):
+        before = dict(matplotlib.rcParams)
+        assert image(make_picture("first").figure, "svg") == plain
+        assert dict(matplotlib.rcParams) == before
+    assert b"<text" not in plain, "letters are outlines: no reader needs the font"
+    figure = make_picture("first").figure
+    image(figure, "svg")  # which makes the labels of the ticks
+    bare, axes = canvas()
+    image(bare, "svg")
+    assert {label.get_fontsize() for label in axes[0, 0].get_xticklabels()} == {8}
+    assert {line.get_linewidth() for line in axes[0, 0].get_xgridlines()} == {0.6}
+    sizes = {text.get_fontsize() for text in figure.findobj(matplotlib.text.Text) if text.get_text()}
+    assert 8 <= min(sizes) <= max(sizes) <= 9, "as a column of a paper wants"
+    assert figure.get_figwidth() == 7
+
+
+def test_figures_need_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(Error, match=r"matplotlib is missing: pip install 'proxsae\[study\]'"):
-        report.write_report(make_rows(), META, tmp_path / "report")
-    assert not list(tmp_path.iterdir())
-    assert report.table(make_rows())
+        canvas()
 
 
 # The whole report
 
 
-def test_report_is_five_files_and_nothing_else(folder: Path) -> None:
-    assert sorted(path.name for path in folder.iterdir()) == FILES
+def test_report_is_its_files_and_nothing_else(folder: Path) -> None:
+    assert written(folder) == FILES
     assert [path.name for path in folder.parent.iterdir()] == ["report"]
-    assert (folder / "depth.png").read_bytes().startswith(b"\x89PNG")
     assert len(json.loads((folder / "rows.json").read_text())["rows"]) == 36
 
 
 def test_same_rows_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    report.write_report(make_rows()[:1], META, tmp_path)
-    assert (tmp_path / "depth.svg").read_bytes() != (folder / "depth.svg").read_bytes()
-    report.write_report(make_rows(), META, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == FILES, "the second report replaces the first"
+    changed = [make_sections()[0], Section("again", "", "", shown=[make_picture("second", (0.3, 0.2))])]
+    report.write_report(changed, META, make_rows(), tmp_path, title=TITLE)
+    assert (tmp_path / "figures/second.svg").read_bytes() != (folder / "figures/second.svg").read_bytes()
+    report.write_report(make_sections(), META, make_rows(), tmp_path, title=TITLE)
+    assert written(tmp_path) == FILES, "the second report replaces the first"
     for name in FILES:
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
-    assert "<dc:date>" not in (folder / "depth.svg").read_text()
+    assert not {"date", "creator"} & set(re.findall(r"<dc:(\w+)", (folder / "figures/first.svg").read_text()))
 
 
-def test_page_holds_all_rows_and_escapes_what_it_was_given(folder: Path) -> None:
+def test_every_picture_and_table_has_its_data_beside_it_and_in_the_page(folder: Path) -> None:
+    links = {
+        attributes["download"]: attributes["href"] or ""
+        for _, attributes in Page((folder / "report.html").read_text(encoding="utf-8")).tags
+        if "download" in attributes
+    }
+    assert list(links) == ["first.csv", "claims.csv", "second.csv"]
+    for section in make_sections():
+        for shown in section.shown:
+            kind = "figures" if isinstance(shown, Picture) else "tables"
+            content = (folder / kind / f"{shown.name}.csv").read_bytes()
+            head, _, tail = links[f"{shown.name}.csv"].partition(",")
+            assert (head, base64.b64decode(tail)) == ("data:text/csv;base64", content)
+            headings, *lines = csv.reader(content.decode().splitlines(keepends=True))
+            if isinstance(shown, Picture):
+                assert (folder / "figures" / f"{shown.name}.svg").read_bytes().startswith(b"<?xml")
+                assert headings == list(shown.data[0])
+                kinds = [type(value) for value in shown.data[0].values()]
+                assert [[kind(text) for kind, text in zip(kinds, line, strict=True)] for line in lines] == [
+                    list(row.values()) for row in shown.data
+                ]
+            else:
+                assert [headings, *lines] == [shown.headings, *shown.lines]
+
+
+def test_page_holds_everything_and_escapes_what_it_was_given(folder: Path) -> None:
     text = (folder / "report.html").read_text(encoding="utf-8")
-    page = Page(text)
+    page, sections = Page(text), make_sections()
     assert page.open == [], "every element is closed"
     tags = [tag for tag, _ in page.tags]
-    assert not {"script", "b", "link", "iframe", "img"} & set(tags)
-    assert page.texts["title"] == f"proxsae depth: {META['data']}"
-    assert META["data"] in page.texts["dd"]
-    assert "numpy 2, <b>torch</b>" in page.texts["dd"]
+    assert not {"script", "i", "link", "iframe", "img"} & set(tags)
+    assert page.texts["title"] == page.texts["h1"] == TITLE
     assert text.startswith("<!DOCTYPE html>\n")
     assert ("html", {"lang": "en"}) in page.tags
     assert any(tag == "meta" and attributes.get("name") == "viewport" for tag, attributes in page.tags)
-    assert tags.count("svg") == 1
-    assert (text.count("<!DOCTYPE"), text.count("<?xml")) == (1, 0), "the XML heading stays outside"
-    shown = [line for line in report.table(make_rows()).splitlines()[3:] if line]
-    assert page.lines[1:] == [line.split() for line in shown]
-    assert page.lines[0] == [c.heading + c.unit for c in report.COLUMNS]
-    for sentence in report.findings(make_rows()):
-        assert sentence in page.texts["li"]
-    for column in report.COLUMNS:
-        assert column.meaning in page.texts["dd"]
+    assert META["data"] in page.texts["dd"]
+    assert "numpy 2, <b>torch</b>" in page.texts["dd"]
+    for section in sections:
+        assert section.title in page.texts["h2"]
+        assert section.question in page.texts["p"]
+        for sentence in section.findings:
+            assert sentence in page.texts["li"]
+    for number, name in (("Figure 1.", "first"), ("Table 1.", "claims"), ("Figure 2.", "second")):
+        assert number in page.texts["b"]
+        assert f"{name} {'| ' if name != 'claims' else ''}{HOSTILE}" in page.texts["figcaption"]
+    (claims,) = [shown for shown in sections[0].shown if isinstance(shown, Table)]
+    assert page.lines == [claims.headings, *claims.lines]
+    scopes = [attributes.get("scope") for tag, attributes in page.tags if tag == "th"]
+    assert scopes == ["col"] * 9 + ["row"] * 2
+    pictures = [attributes for tag, attributes in page.tags if tag == "svg"]
+    assert [(svg["role"], svg["aria-label"]) for svg in pictures] == [
+        ("img", f"Figure {number}: {name} | {HOSTILE}") for number, name in ((1, "first"), (2, "second"))
+    ]
+    assert (text.count("<!DOCTYPE"), text.count("<?xml"), text.count("<!--")) == (1, 0, 0)
 
 
-def test_page_escapes_rows(tmp_path: Path) -> None:
-    report.write_report([make_row("<i>", "a&b", 1, 0.5)], {"<u>": "\udcff"}, tmp_path)
-    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert not {"i", "u"} & {tag for tag, _ in page.tags}
-    assert page.lines[1][:2] == ["<i>", "a&b"]
+def test_ids_are_unique_and_what_is_named_is_there(folder: Path) -> None:
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    tags = Page(text).tags
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    values = [(name, value or "") for _, attributes in tags for name, value in attributes.items()]
+    named = [value[1:] for name, value in values if name in ("href", "xlink:href") and value.startswith("#")]
+    named += [anchor for _, value in values for anchor in re.findall(r"url\(#([^)]*)\)", value)]
+    assert {"depth", "again", "about"} <= set(named), "the contents lead to every section"
+    assert any(anchor.startswith("svg-second-") for anchor in named), "and a figure to its own clips and glyphs"
+    assert set(named) <= set(ids)
 
 
 def test_page_loads_nothing(folder: Path) -> None:
-    text = (folder / "report.html").read_text(encoding="utf-8")
-    for tag, attributes in Page(text).tags:
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    for tag, attributes in page.tags:
         for name, value in attributes.items():
             if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
-                assert (value or "").startswith("#"), f"<{tag} {name}={value}> leaves the page"
+                assert (value or "").startswith(("#", "data:")), f"<{tag} {name}={value}> leaves the page"
             assert "url(" not in (value or "").replace("url(#", ""), f"<{tag} {name}={value}> leaves the page"
-    assert "@import" not in text
-    assert "url(" not in Page(text).texts["style"]
+    assert "@import" not in page.texts["style"]
+    assert "url(" not in page.texts["style"]
+    assert [tag for tag, _ in page.tags].count("style") == 1, "the style sheet of a figure would hold for all the page"
+
+
+def test_summary_says_the_same_as_plain_text(folder: Path) -> None:
+    text = (folder / "summary.md").read_text(encoding="utf-8")
+    escaped = HOSTILE.replace("<", "\\<")
+    lines = text.splitlines()
+    assert lines[0] == f"# Steps {escaped}"
+    assert [line for line in lines if line.startswith("## ")] == [f"## Depth {escaped}", "## Again", "## About the run"]
+    assert f"- found {escaped}" in lines
+    assert "- \\* a [link\\](http://x.example)" in lines
+    assert f"- data: {escaped}" in lines
+    assert "- versions: numpy 2, \\<b>torch\\</b>" in lines
+    assert re.findall(r"!\[(.*?)\]\((.*?)\)", text) == [
+        ("Figure 1", "figures/first.svg"), ("Figure 2", "figures/second.svg")]  # fmt: skip
+    for name in re.findall(r"Data: `(.*?)`", text):
+        assert (folder / name).is_file()
+    wide = ["0.3100 [0.2900, 0.3300]"] * 6
+    table = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if line.startswith("|")]
+    assert [[cell.strip() for cell in line] for line in table] == [
+        ["claim \\<i>", "nmse \\| x", "verdict", *"abcdef"], ["---"] * 9, [escaped, "0.25 [0.2, 0.3]", "-", *wide],
+        [("long " * 30).strip(), "-", "no opinion \\*at\\* \\`all\\`", *wide],
+    ]  # fmt: skip
+
+
+def test_names_that_no_file_can_have_once_are_errors(tmp_path: Path) -> None:
+    table = Table("claims", "", ["a"], [["1"]])
+    for sections, name in (
+        ([Section("depth", "", "", shown=[table, table])], "'tables/claims' appears 2 times"),
+        ([Section("depth", "", ""), Section("depth", "", "")], "'depth' appears 2 times"),
+        ([Section("about", "", "")], "'about' appears 2 times"),
+        (
+            [Section("depth", "", "", shown=[Table("../claims", "", ["a"], [])])],
+            r"'tables/\.\./claims' appears 1 times",
+        ),
+        ([Section('"><b', "", "")], "'\"><b' appears 1 times"),
+    ):
+        with pytest.raises(Error, match=f"^the name {name}, but a report needs"):
+            report.write_report(sections, META, [], tmp_path / "report")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_no_text_file_can_hold_is_spelled_out(tmp_path: Path) -> None:
+    odd = "\udcff"
+    table = Table("claims", odd, [odd], [[odd]])
+    report.write_report([Section("depth", odd, odd, [odd], [table])], {odd: odd}, [{"path": odd}], tmp_path)
+    for name in ("report.html", "summary.md", "rows.csv", "tables/claims.csv"):
+        assert "\\udcff" in (tmp_path / name).read_text(encoding="utf-8"), name
 
 
 @pytest.mark.parametrize(
@@ -325,38 +446,47 @@ def test_page_loads_nothing(folder: Path) -> None:
 def test_folder_that_cannot_be_made_is_an_error(where: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(Error, match=f"^cannot write .*{where}: {reason}[^\n]*$") as caught:
-        report.write_report(make_rows()[:1], META, tmp_path / where)
+        report.write_report([], META, make_rows()[:1], tmp_path / where)
     assert isinstance(caught.value.__cause__, OSError)
     assert ".proxsae-" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_disk_that_fills_up_leaves_the_old_report(folder: Path, tmp_path: Path,
-                                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_disk_that_fills_up_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = Path.write_bytes
 
     def write_until_full(path: Path, content: bytes) -> int:
-        if path.name == "depth.svg":
+        if path.name == "second.svg":
             write(path, content[:100])
             raise OSError(28, "No space left on device", str(path))
         return write(path, content)
 
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "rows.csv").write_text("old")
+    sections = make_sections()
     monkeypatch.setattr(Path, "write_bytes", write_until_full)
     for name in ("old", "new"):
         with pytest.raises(Error, match=f"cannot write .*/{name}: No space left on device"):
-            report.write_report(make_rows()[:1], META, tmp_path / name)
+            report.write_report(sections, META, make_rows()[:1], tmp_path / name)
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "old", tmp_path / "old" / "rows.csv"]
     assert (tmp_path / "old" / "rows.csv").read_text() == "old"
 
 
-def test_a_name_that_is_taken_is_named(tmp_path: Path) -> None:
-    (tmp_path / "depth.png").mkdir()
-    with pytest.raises(Error, match=r"cannot write .*/depth\.png: Is a directory"):
-        report.write_report(make_rows()[:1], META, tmp_path)
-    assert not list(tmp_path.glob(".proxsae-*"))
+@pytest.mark.parametrize(
+    ("taken", "reason"),
+    [("tables/claims.csv/", "Is a directory"), ("report.html/", "Is a directory"), ("tables", "a file is in the way")],
+)
+def test_a_name_that_is_taken_is_named_and_nothing_is_written(taken: str, reason: str, tmp_path: Path) -> None:
+    if taken.endswith("/"):
+        (tmp_path / taken).mkdir(parents=True)
+    else:
+        (tmp_path / taken).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    sections = [Section("depth", "", "", shown=[Table("claims", "", ["a"], [["1"]])])]
+    with pytest.raises(Error, match=f"cannot write .*/{taken.rstrip('/')}: {reason}"):
+        report.write_report(sections, META, make_rows()[:1], tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_draft_lies_on_the_disk_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,10 +496,11 @@ def test_draft_lies_on_the_disk_of_the_report(tmp_path: Path, monkeypatch: pytes
     move, drafts = os.replace, []
 
     def move_and_tell(source: Path, target: Path) -> None:
-        drafts.append(source.parent.parent.resolve())
+        drafts.append(source.resolve())
         move(source, target)
 
     monkeypatch.setattr(os, "replace", move_and_tell)
-    report.write_report(make_rows()[:1], META, tmp_path / "link")
-    assert drafts == [tmp_path / "mount"] * 5
-    assert sorted(path.name for path in (tmp_path / "mount").iterdir()) == FILES
+    report.write_report(make_sections(), META, make_rows()[:1], tmp_path / "link")
+    assert len(drafts) == len(FILES)
+    assert all((tmp_path / "mount") in draft.parents for draft in drafts)
+    assert written(tmp_path / "mount") == FILES

@@ -10,10 +10,10 @@ import argparse
 import os
 import sys
 
-from proxsae.cli import checks, exports, saes, studies, training
+from proxsae.cli import checks, depth, exports, saes, studies, training
 from proxsae.conventions import Error
 
-GROUPS = (studies, training, saes, exports, checks)  # in the order of `proxsae --help`
+GROUPS = (depth, studies, training, saes, exports, checks)  # in the order of `proxsae --help`
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,7 +1,6 @@
-"""What a depth study found, told five ways: terminal table, CSV, JSON, figure, self-contained web page; and rates.
+"""What a study found, as files: a self-contained web page, Markdown, and every number as CSV and JSON; and rates.
 
-A row is one measurement, `meta` describes the run.  Nothing is computed here but the ratio of two numbers
-that are both shown, so that the reader can check every sentence against the table.
+A row is one measurement, `meta` describes the run, a section tells of one part of it.
 """
 
 from __future__ import annotations
@@ -9,21 +8,25 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from proxsae.report.figure import figure, figure_class, image
+from proxsae.conventions import Error
 from proxsae.report.page import html
 from proxsae.report.rates import rates_figure, rates_table, write_rates
-from proxsae.report.rows import COLUMNS, Row, findings, table
-from proxsae.report.write import as_csv, check_writable, disk_errors, write_files
+from proxsae.report.rows import Row
+from proxsae.report.section import Picture, Section, Table
+from proxsae.report.style import figure_class, image
+from proxsae.report.summary import markdown, stem
+from proxsae.report.write import as_csv, check_writable, table_csv, write_files
 
 __all__ = [
-    "COLUMNS", "check_writable", "figure", "figure_class", "findings", "rates_figure", "rates_table", "table",
-    "write_csv", "write_json", "write_rates", "write_report",
+    "Picture", "Section", "Table", "check_writable", "figure_class", "rates_figure", "rates_table", "write_rates",
+    "write_report",
 ]  # fmt: skip
 
 
@@ -42,39 +45,43 @@ def _json(rows: Sequence[Row], meta: Row) -> bytes:
     return f"{content}\n".encode()
 
 
-def write_csv(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
-    """Write the rows to the file `path` as CSV: a header, numbers in full precision, None as an empty field.
+def write_report(
+    sections: Sequence[Section],
+    meta: Row,
+    rows: Sequence[Row],
+    folder: str | os.PathLike[str],
+    title: str = "What more encoder steps change",
+) -> list[str]:
+    """Write a report into `folder`, made if missing, and return the names of its files.
 
-    Raises `Error` when the file cannot be written.
+    report.html is the whole report in one file, summary.md the same for a lab log; rows.csv and rows.json hold `rows`;
+    figures/NAME.svg and figures/NAME.csv a picture and its data, tables/NAME.csv a table.  All are written or none.
+
+    Raises `Error` when the folder cannot be written, matplotlib is missing, or a name is used twice or is no name.
     """
-    with disk_errors(path):
-        Path(path).write_bytes(as_csv(rows))
-
-
-def write_json(rows: Sequence[Row], meta: Row, path: str | os.PathLike[str]) -> None:
-    """Write `{"meta": {...}, "rows": [...]}` to the file `path`: full precision, NaN and infinity as null.
-
-    Raises `Error` when the file cannot be written.
-    """
-    with disk_errors(path):
-        Path(path).write_bytes(_json(rows, meta))
-
-
-def write_report(rows: Sequence[Row], meta: Row, folder: str | os.PathLike[str]) -> None:
-    """Write rows.csv, rows.json, depth.png, depth.svg and report.html into `folder`, made if missing.
-
-    All five are written to a temporary folder on the same disk, then moved: nobody ever sees half a file.
-
-    Raises `Error` when the folder cannot be written, matplotlib is missing, or there are no rows.
-    """
-    drawn = figure(rows, meta)
-    svg = image(drawn, "svg")
-    inline = svg[svg.index(b"<svg") :].decode()  # an HTML page has no place for the XML heading
+    shown = [item for section in sections for item in section.shown]
+    pictures = [item for item in shown if isinstance(item, Picture)]
+    _check_names([*(section.anchor for section in sections), "about"])
+    _check_names([stem(item) for item in shown])
+    drawn = {picture.name: image(picture.figure, "svg") for picture in pictures}
     files = {
+        "report.html": html(sections, meta, title, drawn).encode("utf-8", "backslashreplace"),
+        "summary.md": markdown(sections, meta, title).encode("utf-8", "backslashreplace"),
         "rows.csv": as_csv(rows),
         "rows.json": _json(rows, meta),
-        "depth.png": image(drawn, "png"),
-        "depth.svg": svg,
-        "report.html": html(rows, meta, inline).encode("utf-8", "backslashreplace"),
     }
+    for item in shown:
+        if isinstance(item, Picture):
+            files |= {f"{stem(item)}.svg": drawn[item.name], f"{stem(item)}.csv": as_csv(item.data)}
+        else:
+            files[f"{stem(item)}.csv"] = table_csv(item.headings, item.lines)
     write_files(files, folder)
+    return list(files)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """A name is a file's and an id's."""
+    for name, count in Counter(names).items():
+        if count > 1 or not re.fullmatch(r"(figures/|tables/)?[A-Za-z][\w-]*", name, re.ASCII):
+            msg = f"the name {name!r} appears {count} times, but a report needs names of letters, digits, - and _, once"
+            raise Error(msg)

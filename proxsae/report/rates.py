@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from proxsae.report.figure import figure_class, image
 from proxsae.report.rows import cell
+from proxsae.report.style import figure_class, image
 from proxsae.report.write import as_csv, write_files
 from proxsae.studies.rates import Rate, holds
 

@@ -7,13 +7,14 @@ import errno
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from proxsae.conventions import Error
-from proxsae.report.rows import COLUMNS, Row
+from proxsae.report.rows import Row
 
 
 @contextmanager
@@ -31,12 +32,15 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 def as_csv(rows: Sequence[Row]) -> bytes:
     """Rows as CSV: a header, numbers in full precision, None as an empty field."""
     # The keys come from the rows, so that a quantity this file has not heard of is saved all the same.
-    keys = list(dict.fromkeys(chain(*rows))) or [c.key for c in COLUMNS]
+    keys = list(dict.fromkeys(chain(*rows)))
+    return table_csv(keys, [[row.get(key) for key in keys] for row in rows])
+
+
+def table_csv(headings: Sequence[str], lines: Iterable[Sequence[Any]]) -> bytes:
+    """Headings and lines as CSV; what no text file can hold (a lone surrogate of a file's name) is spelled out."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, keys, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
+    csv.writer(text, lineterminator="\n").writerows([headings, *lines])
+    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
@@ -52,7 +56,7 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
 
 
 def write_files(files: Mapping[str, bytes], folder: str | os.PathLike[str]) -> None:
-    """Write files, by name, into `folder`, made if missing.
+    """Write files, by name or by subfolder/name, into `folder`, made if missing.
 
     All are written to a temporary folder on the same disk, then moved: nobody ever sees half a file.  Raises `Error`
     when the folder cannot be written.
@@ -65,7 +69,18 @@ def write_files(files: Mapping[str, bytes], folder: str | os.PathLike[str]) -> N
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home, prefix=".proxsae-") as draft:
             for name, content in files.items():
+                Path(draft, name).parent.mkdir(exist_ok=True)
                 Path(draft, name).write_bytes(content)
-            target.mkdir(exist_ok=True)
-            for name in files:
-                os.replace(Path(draft, name), target / name)
+            places = [target / name for name in files]
+            for place in places:  # before the first is moved: all or none
+                if place.is_dir():
+                    raise _in_the_way(errno.EISDIR, place)
+                if place.parent.exists() and not place.parent.is_dir():
+                    raise _in_the_way(errno.EEXIST, place.parent)
+            for name, place in zip(files, places, strict=True):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(Path(draft, name), place)
+
+
+def _in_the_way(number: int, path: Path) -> OSError:
+    return OSError(number, os.strerror(number), str(path), None, str(path))  # named as by a move that failed

@@ -1,0 +1,175 @@
+"""How every figure of a report looks: sizes for a two-column paper, and styles told apart without colour too."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from proxsae.conventions import Error
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_THIN = 0.6
+_HOUSE: dict[str, Any] = {
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 8.5,
+    "figure.titlesize": 9,
+    "legend.fontsize": 8,
+    "legend.title_fontsize": 8,
+    "legend.frameon": False,
+    "legend.handlelength": 3,  # long enough to see the dashes
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.linewidth": _THIN,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#dddddd",
+    "grid.linewidth": _THIN,
+    "xtick.major.width": _THIN,
+    "ytick.major.width": _THIN,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "errorbar.capsize": 2,
+}
+
+
+def _look(color: str, marker: str, linestyle: Any) -> dict[str, Any]:
+    return {"color": color, "marker": marker, "linestyle": linestyle}
+
+
+# Okabe-Ito colours; marker and dash repeat what the colour says, for print in grey.
+STYLES: dict[str, dict[str, Any]] = {
+    "relu": _look("#0072B2", "o", "-"),
+    "soft": _look("#56B4E9", "P", (0, (5, 1))),
+    "jumprelu": _look("#D55E00", "s", "--"),
+    "jumprelu2": _look("#E69F00", "v", (0, (3, 1, 1, 1, 1, 1))),
+    "topk": _look("#009E73", "^", "-."),
+    "abstopk": _look("#CC79A7", "D", ":"),
+    "lipschitz": _look("#0072B2", "o", "-"),
+    "exact": _look("#D55E00", "s", "--"),
+    "refit": _look("#009E73", "^", "-."),
+}
+_OTHERS = (
+    _look("#000000", "X", "-"), _look("#0072B2", "o", "--"), _look("#D55E00", "s", ":"), _look("#009E73", "^", "-"),
+    _look("#CC79A7", "D", "-."), _look("#E69F00", "v", "-"), _look("#56B4E9", "P", "--"),
+)  # fmt: skip
+
+
+def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return the style of each name: its own in `STYLES`, so in every figure the same, or the next of a cycle."""
+    others = cycle(_OTHERS)
+    return {name: STYLES.get(name) or next(others) for name in dict.fromkeys(names)}
+
+
+def figure_class() -> type[Figure]:
+    """Return matplotlib's Figure; raise `Error` when matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        msg = "matplotlib is missing: pip install 'proxsae[study]'"
+        raise Error(msg) from error
+    return Figure
+
+
+@contextmanager
+def house() -> Iterator[None]:
+    """Draw in the style of the house, whatever the user's own settings; they are as they were afterwards.
+
+    Also a decorator.  Titles, legends and texts take matplotlib's settings when they are made, so what draws on a
+    canvas stands inside.  Raises `Error` when matplotlib is missing.
+    """
+    figure_class()
+    from matplotlib import style
+
+    with style.context(["default", _HOUSE]):
+        yield
+
+
+def canvas(
+    columns: int = 1, rows: int = 1, width: float = 7.0, height: float | None = None, **subplots: Any
+) -> tuple[Figure, np.ndarray]:
+    """Return a figure `width` inches wide (7.0: the page, 3.4: a column) and its axes, an array (rows, columns).
+
+    `subplots` goes to `Figure.subplots`.  Raises `Error` when matplotlib is missing.
+    """
+    panel = min(max(0.75 * width / columns, 1.9), 2.8)
+    with house():
+        figure = figure_class()(figsize=(width, panel * rows if height is None else height), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, **subplots)
+        for ax in axes.flat:  # how many ticks there is room for is asked when they are drawn, maybe outside of `house`
+            ax.tick_params(labelsize=_HOUSE["xtick.labelsize"])
+    return figure, axes
+
+
+def band(
+    ax: Axes,
+    x: Sequence[float],
+    mean: Sequence[float | None],
+    low: Sequence[float | None],
+    high: Sequence[float | None],
+    label: str,
+    **style: Any,
+) -> None:
+    """Draw a line through `mean` with the intervals [low, high] as error bars; `style` is one of `STYLES`.
+
+    None, NaN and infinity are gaps: a mean without an interval is drawn alone.
+    """
+    middle, least, most = (np.array(values, dtype=float) for values in (mean, low, high))
+    for values in (middle, least, most):
+        values[~np.isfinite(values)] = np.nan
+    error = np.maximum([middle - least, most - middle], 0)  # rounding alone puts a mean outside of its interval
+    look: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 1.1, "elinewidth": 0.9} | style
+    ax.errorbar(np.array(x, dtype=float), middle, yerr=error, label=label, **look)
+
+
+def log_axis(ax: Axes, which: Literal["x", "y"]) -> None:
+    """Make the axis logarithmic, with ticks in plain numbers: powers of two on an x axis of steps, else round ones.
+
+    What is not positive is drawn at the lower edge; an axis without one positive number stays as it is.
+    """
+    from matplotlib import ticker
+
+    class Ticks(ticker.LogLocator):
+        def tick_values(self, vmin: float, vmax: float) -> Any:
+            if which == "x" and vmin >= 1 / 4 and 2 < vmax < 2**13:
+                self.set_params(base=2.0, subs=(1,))
+                return super().tick_values(vmin, vmax)
+            # Powers of ten alone would leave the axis bare within one decade, and sparse within three.
+            spread = ((1, 2, 3, 5, 7), 20), ((1, 2, 5), 1e3), ((1,), np.inf)
+            subs = next(subs for subs, ratio in spread if vmax < ratio * vmin)
+            self.set_params(base=10.0, subs=subs)
+            return super().tick_values(vmin, vmax)
+
+        def nonsingular(self, vmin: float, vmax: float) -> tuple[float, float]:
+            return super().nonsingular(vmin, vmax) if vmax > 0 else (1, 10)  # matplotlib warns, and does the same
+
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    if ax.has_data() and not np.isfinite(axis.get_minpos()):
+        return
+    ax.set(**{f"{which}scale": "log"})
+    axis.set_major_locator(Ticks())
+    axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(ticker.NullLocator())
+
+
+def image(drawn: Figure, kind: str) -> bytes:
+    """Return the figure as a file; the same figure gives the same SVG: a changed file is a changed result."""
+    from matplotlib import rc_context
+
+    content = io.BytesIO()
+    # No version and no date: only what is drawn.
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type")) if kind == "svg" else {}
+    with rc_context({"svg.hashsalt": "proxsae", "svg.fonttype": "path"}):
+        drawn.savefig(content, format=kind, dpi=150, metadata=metadata)
+    return content.getvalue()

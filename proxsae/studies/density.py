@@ -1,0 +1,79 @@
+"""The same SAE at another density: lam changed at inference, so that codes of unequal density are never compared.
+
+An SAE that was trained to k non-zeros in one step has another number after more steps.  With fewer zeros a code of the
+same dictionary has less error, which says nothing about steps; so lam is set anew for every number of steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from scipy.optimize import brentq
+from torch import Tensor, nn
+
+from proxsae.metrics import l0
+from proxsae.penalties import KSparse
+from proxsae.sae import SAE
+
+NEAR = 0.01  # relative distance of L0 at which the search is over
+FINE = 0.01  # of log lam, to which it goes on otherwise
+WIDEST = 8.0  # of |log lam|, beyond which no lam gives that density
+MOST = 512  # rows on which a density is matched, where there are as many
+
+
+def with_lam(sae: SAE, factor: float) -> SAE:
+    """The same weights with lam times `factor`; for L0, theta = sqrt(2 lam) times its root.  k-sparse ones stay."""
+    twin = sae._twin()
+    twin._shared = dict(sae._shared)
+    twin.scale_lam(factor)
+    if hasattr(sae, "threshold"):
+        twin.threshold = nn.Parameter(sae.threshold.detach() * math.sqrt(factor), requires_grad=False)
+    return twin
+
+
+def sample(x: Tensor) -> Tensor:
+    """The rows of x (n, d) on which densities are matched: the first 512.
+
+    They may be the held-out rows that are measured: what is fitted there is one number, and no error.
+    """
+    return x[:MOST]
+
+
+@torch.no_grad()
+def matched(sae: SAE, x: Tensor, k: float, start: float = 1.0) -> tuple[SAE, float]:
+    """The SAE whose lam gives k non-zeros a row, on average over the rows x (n, d_in), and the factor of lam.
+
+    Codes are those of all `sae.steps` steps.  Found by Brent's method in log lam, from the factor `start`, to 1 %;
+    where no lam gives k, that with the nearest density.  A `KSparse` SAE has no lam: it is returned, with factor 1.
+    """
+    if isinstance(sae.penalty, KSparse):
+        return sae, 1.0
+
+    def excess(log_factor: float) -> float:
+        found = l0(with_lam(sae, math.exp(log_factor)).encode(x)) / k - 1
+        return 0.0 if abs(found) < NEAR else found
+
+    near = math.log(start)
+    best = math.exp(_root(excess, near if abs(near) < WIDEST else 0.0))
+    return with_lam(sae, best), best
+
+
+def _root(excess: Callable[[float], float], near: float) -> float:
+    """Where `excess`, which falls, is 0, or as near to it as it comes."""
+    known: dict[float, float] = {}
+
+    def at(place: float) -> float:
+        if place not in known:
+            known[place] = excess(place)
+        return known[place]
+
+    step = math.copysign(0.1, at(near))
+    far = near
+    while at(far) * at(near) > 0:
+        if abs(far) > WIDEST:
+            return far
+        near, far = far, far + step
+        step *= 2
+    return float(brentq(at, near, far, xtol=FINE)) if near != far else near

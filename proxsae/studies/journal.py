@@ -1,0 +1,89 @@
+"""What a study has done so far, on disk: a line for each task that ended, so that a study can be interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from proxsae.conventions import Error
+from proxsae.studies.task import Row
+
+FILE = "study.jsonl"
+TORN = b'{"study": '  # how a first line begins, of which a kill may have left less
+
+
+class Journal:
+    """The tasks that ended, with their rows and seconds; the first line says what study it is.
+
+    A line is written whole and forced to the disk before the next task begins.  A last line that a kill tore is
+    dropped, and its task done again.
+    """
+
+    def __init__(self, folder: Path, study: dict[str, Any]) -> None:
+        """Begin a journal, or go on with that of the same `study`; `Error` for another, and for a foreign file."""
+        self.path, self.done, self.seconds = folder / FILE, dict[str, list[Row]](), 0.0
+        study = json.loads(json.dumps(study))
+        there = planned(folder)
+        if not there:
+            self.path.unlink(missing_ok=True)
+            self._append({"study": study})
+            return
+        check_same(self.path, there, study)
+        whole = _lines(self.path)
+        try:
+            for line in whole[1:]:
+                entry = json.loads(line)
+                self.done[entry["task"]] = entry["rows"]
+                self.seconds += entry["seconds"]
+            os.truncate(self.path, sum(map(len, whole)))
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            msg = f"{self.path} is damaged ({problem}): use another folder, or remove it"
+            raise Error(msg) from None
+
+    def add(self, task: str, rows: list[Row], seconds: float) -> None:
+        """Note that a task has ended, and how long it took.  Raises `Error` where the disk refuses."""
+        self._append({"task": task, "seconds": seconds, "rows": rows})
+        self.done[task] = rows
+        self.seconds += seconds
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        try:
+            with open(self.path, "ab") as file:
+                file.write(json.dumps(entry).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as problem:
+            msg = f"cannot write {self.path}: {problem.strerror}"
+            raise Error(msg) from None
+
+
+def check_same(path: Path, there: dict[str, Any], study: dict[str, Any]) -> None:
+    """Raise `Error` where the study of a journal is another one, naming the first thing that differs."""
+    for name, value in study.items():
+        if there.get(name) != value:
+            msg = f"{path} is of another study ({name} is {there.get(name)}, not {value}): "
+            msg += "one folder holds one study, so use another, or remove it"
+            raise Error(msg)
+
+
+def planned(folder: Path) -> dict[str, Any]:
+    """What the study in a folder was planned to be, and nothing where there is none; `Error` for a foreign file."""
+    path = folder / FILE
+    try:
+        torn = path.exists() and not _lines(path) and TORN.startswith(path.read_bytes()[: len(TORN)])
+        if torn or not path.exists():
+            return {}
+        study = json.loads(_lines(path)[0])["study"]
+        if not isinstance(study, dict):
+            raise TypeError
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        msg = f"{path} is not the journal of a study: use another folder, or remove it"
+        raise Error(msg) from None
+    return study
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines that were written whole."""
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
