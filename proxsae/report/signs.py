@@ -8,13 +8,13 @@ from typing import Any
 from proxsae.report.section import Picture, Section, Table
 from proxsae.report.signs_findings import SAES, TITLES, findings, names_of, selectivity
 from proxsae.report.style import band, canvas, house, styles
-from proxsae.report.words import STUDENT, seeds_of
+from proxsae.report.words import SEED, STUDENT, seeds_of
 from proxsae.studies.intervals import Interval, mean_of, pick
 from proxsae.studies.signs import OPPOSED, TWO_SIDED
 from proxsae.studies.task import Row
 
 LOOKS = styles(("abstopk", "topk", "jumprelu", "dim", "topk2"))
-SEEDS = f"intervals are {STUDENT}, which set weights and batches: the data stays the same"
+SEEDS = f"intervals are {STUDENT}; {SEED}"
 SLANTED = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
 WORDS = "intervals are 95 % bootstrap over held-out words, the SAEs held fixed"
 
@@ -57,7 +57,8 @@ def _latents(rows: Sequence[Row]) -> Picture:
             ax.set_ylim(-0.04 * top, top)
     return Picture(
         "signs-latents",
-        f"Signs of the codes of the held-out rows, and directions of the atoms, by SAE; {seeds_of(rows)}; {SEEDS}. "
+        f"Signs of the codes of {pick(rows, kind='latents')[0]['rows']} held-out rows, and directions of the atoms, by "
+        f"SAE; {seeds_of(rows)}; {SEEDS}. "
         "The sign balance of a latent is how often its rarer sign fires, over how often the other does. A live latent "
         f"is two-sided if that is at least {TWO_SIDED:g}, and has an opposite partner if the cosine of its atom with "
         f"that of another live one is below {OPPOSED:g}. TopK and JumpReLU have no negative codes: their balance is 0 "
@@ -134,15 +135,21 @@ def _steering(rows: Sequence[Row]) -> Picture:
     figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=2, loc="outside lower center", handlelength=1)
     return Picture(
         "signs-steering",
-        "Clamping the best latent of each two-sided concept to +q or -q (0 where codes are non-negative) on the "
-        "held-out pairs, q its mean |z| where it fires on the training side: the shift of the concept's linear probe, "
-        "in units of its distance between the sides, against the damage, the root mean square shift of the probes of "
-        f"all other concepts. A point is a concept, the mean over {seeds_of(found)}; its interval is in the data; "
-        f"{SEEDS}. Probes are ridge regressions, fitted on the training side. The difference in means takes steps "
-        "of the same norm. What the SAE leaves over is kept, so a shift of 1 would carry a row from one side to the "
-        "other.",
+        "Clamping the best latent of each two-sided concept to +q or -q (0 where codes are non-negative) on its "
+        f"held-out pairs{_pairs(rows)}, q its mean |z| where it fires on the training side: the shift of the concept's "
+        "linear probe, in units of its distance between the sides, against the damage, the root mean square shift of "
+        f"the probes of all other concepts. A point is a concept, the mean over {seeds_of(found)}; its interval is in "
+        f"the data; {SEEDS}. Probes are ridge regressions, fitted on the training side. The difference in means takes "
+        "steps of the same norm. What the SAE leaves over is kept, so a shift of 1 would carry a row from one side to "
+        "the other.",
         figure, data,
     )  # fmt: skip
+
+
+def _pairs(rows: Sequence[Row]) -> str:
+    """How many held-out pairs a concept has."""
+    found = sorted({row["pairs"] for row in pick(rows, kind="concept")})
+    return f" ({found[0]} to {found[-1]} a concept)" if found else ""
 
 
 def _comparisons(rows: Sequence[Row]) -> Table:
@@ -188,7 +195,7 @@ def _sides(rows: Sequence[Row]) -> Table:
         "signs-sides",
         "The best AbsTopK latent of each concept on the held-out words, turned so that the concept's positive side is "
         "up: balanced accuracy at the threshold of the training side, shares of rows by their sign, and the share of "
-        f"pairs that are above zero on the positive side and below on the negative; {seeds_of(found)}, {SEEDS}.",
+        f"pairs that are above zero on the positive side and below on the negative; {seeds_of(found)}; {SEEDS}.",
         ["concept", "sides", "accuracy", "+ side: z > 0", "+ side: z = 0", "- side: z = 0", "- side: z < 0",
          "opposite signs", "chosen for them"], lines,
     )  # fmt: skip
@@ -207,7 +214,7 @@ def _steering_table(rows: Sequence[Row]) -> Table:
     number = len({row["concept"] for row in found})
     return Table(
         "signs-steering-means",
-        f"Steering, means over {number} two-sided concepts; {seeds_of(found)}, {SEEDS}. Norm is that of the change of "
+        f"Steering, means over {number} two-sided concepts; {seeds_of(found)}; {SEEDS}. Norm is that of the change of "
         "a row; selectivity is the sum of |shift| over that of damage.",
         ["sae", "steered by", "towards", "shift", "damage", "norm", "selectivity"], lines,
     )  # fmt: skip

@@ -25,7 +25,8 @@ GLOSSARY = (
     "TopK (2P): a TopK SAE with twice as many latents. AUC: how often a positive example ranks above a negative one.",
 )
 STUDENT = "Student's 95 % interval of the mean over seeds, cut at 0 and 1 for shares"
-INTERVAL = f"Bars are {STUDENT}; a seed sets weights and batches, the data stays the same. One seed has none."
+SEED = "a seed sets weights and batches, the data stays the same"
+INTERVAL = f"Bars are {STUDENT}; {SEED}. One seed has none."
 
 
 def steps(number: int) -> str:
