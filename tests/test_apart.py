@@ -293,3 +293,5 @@ def test_the_report_survives_what_is_missing():
     fewer = [row for row in rows if row["penalty"] != "relu" and (row["method"], row["steps"]) != ("encoder", 16)]
     assert report.section(fewer).shown
     assert report.findings([row for row in make_rows() if row["seed"] or row["method"] != "best"])
+    exact = [row | ({"nmse": 0.0} if row.get("method") == "best" else {}) for row in make_rows()]
+    assert report.section(exact).findings, "a code without error must not cost the report"

@@ -73,7 +73,14 @@ def sign_rows(difference, p, opposite=0.8):
         for sae, two in (("abstopk", 0.9), ("topk", 0.0), ("topk2", 0.0), ("jumprelu", 0.0)):
             base = {"part": "signs", "seed": seed, "sae": sae}
             rows.append(
-                {**base, "kind": "latents", "nmse": 0.2, "often_two_sided": two + 0.01 * seed, "fragmented": 0.0}
+                {
+                    **base,
+                    "kind": "latents",
+                    "nmse": 0.2,
+                    "l0": 4.0,
+                    "often_two_sided": two + 0.01 * seed,
+                    "fragmented": 0.0,
+                }
             )
             for name, sides in (("gender", 1), ("music", 0)):
                 rows.append({
@@ -114,14 +121,14 @@ def test_verdicts_on_concepts_ask_for_significance_and_for_the_mean():
     )
     assert [found(sign_rows(0, 1, share))[opposites].verdict for share in (0.8, 0.1, 0.49)] == [YES, NO, OPEN]
     same = found(sign_rows(0.1, 0.01))
-    assert same["Most AbsTopK latents fire with both signs, whatever these mean"].verdict == YES
+    assert same["Most AbsTopK latents that fire often do so with both signs, whatever these mean"].verdict == YES
     steers = "Clamping one AbsTopK latent steers as selectively, to 5 %, as the supervised difference in means"
     assert same[steers].verdict == NO
     assert "0.33" in same[steers].measured
 
 
 def test_steering_is_judged_by_the_side_that_is_moved_to_less():
-    text = "One signed latent steers to both sides, where a TopK latent steers to one"
+    text = "One AbsTopK latent steers further than a TopK latent to the side that it steers to less"
     assert found(sign_rows(0, 1))[text].verdict == YES
     rows = sign_rows(0, 1)
     for row in rows:  # a latent of TopK that is switched on towards -, and does nothing towards +
@@ -149,6 +156,10 @@ def test_verdicts_on_stability_ask_all_pairs_of_enough_seeds():
     )
     assert [found(stability_rows(change))[text].verdict for change in (-0.1, 0.1, -0.005)] == [YES, NO, OPEN]
     assert found(stability_rows(-0.1, seeds=3))[text].verdict == OPEN
+    shallow = [row for row in stability_rows(-0.1) if row["train_depth"] == 1]
+    texts = [claim.text for claim in claims.claims(shallow)]
+    assert len(texts) == len(set(texts))
+    assert not any("trained with 1" in each for each in texts)
 
 
 def apart_rows(coded, learned):
@@ -159,6 +170,7 @@ def apart_rows(coded, learned):
             for depth, factor in ((1, 1.0), (4, learned)):
                 for method, steps, error in (("encoder", 1, 1.0), ("best", None, coded * factor)):
                     rows.append({
+                        "l0": 4.0,
                         "part": "apart", "kind": "frozen", "penalty": penalty, "train_depth": depth, "seed": seed,
                         "method": method, "steps": steps, "nmse": error * (1 + 0.01 * seed),
                         "share": (0.1 if method == "encoder" else 0.0) + 0.001 * seed,
@@ -177,6 +189,11 @@ def test_verdicts_on_the_bottleneck_compare_the_two_gains():
         row["share"] = 0.001 + 0.0001 * row["seed"]
     assert found(none)[gap.format("ReLU")].verdict == NO
     assert found(none)[gap.format("AbsTopK")].verdict == OPEN, "a lower bound refutes nothing"
+    sparser = apart_rows(0.9, 0.5)
+    for row in sparser:
+        row["l0"] = 3.0 if row["train_depth"] == 4 else 4.0
+    assert found(sparser)[text].verdict == OPEN
+    assert found(sparser)[text].measured.endswith("at l0 4.0 against 4.0 against 3.0")
 
 
 def recovery_rows(one, many, true):
@@ -198,6 +215,13 @@ def test_verdicts_on_recovery():
     text = "The dictionary, not the inference, holds back the supports that are found (planted, flat, signed)"
     assert found(recovery_rows(0.5, 0.6, 1.0))[text].verdict == YES
     assert found(recovery_rows(0.2, 0.9, 1.0))[text].verdict == NO
+    pursued = recovery_rows(0.5, 0.6, 1.0)
+    pursued += [
+        {**row, "method": "omp", "steps": None, "f1": 0.95}
+        for row in pursued
+        if row["kind"] == "learned" and (row["dictionary"], row["steps"]) == ("learned", 16)
+    ]
+    assert found(pursued)[text].verdict == NO, "the best inference counts, not that of 16 steps"
     kept = "One step finds every support where it is promised; past that it fails, and 16 steps do better"
     rows = recovery_rows(0.5, 0.6, 1.0)
     assert found(rows)[kept].verdict == YES

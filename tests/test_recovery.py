@@ -344,6 +344,7 @@ def test_one_seed_has_no_interval():
     found = report.section(made_rows(seeds=(0,)))
     text = "\n".join(found.findings)
     assert "beyond" not in text
+    assert "support F1 rises in 11 and falls in 1 of 12 problems (mean changes from -0.100 to +0.200" in text
     assert "nan" not in text
     assert not any("nan" in cell for line in found.shown[-1].lines for cell in line)
 

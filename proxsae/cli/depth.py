@@ -132,6 +132,7 @@ def _study(arguments: argparse.Namespace, setting: Any, parts: tuple[str, ...], 
         made = study.plan(setting, parts, 60 * arguments.budget, arguments.seeds, arguments.train_steps)
         plan = vars(made) | {"a training step": setting.seconds}
     seeds = tuple(range(arguments.seed, arguments.seed + plan["seeds"]))
+    check_seed(seeds[-1])
     rows = f"{len(setting.train)} to train, {len(setting.test)} held out, of which {plan['rows']} are measured"
     setting = replace(
         setting,

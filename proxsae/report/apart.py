@@ -151,7 +151,7 @@ def _bottleneck(rows: Sequence[Row]) -> list[str]:
             _cell(rows, penalty, depth, name)
             for depth, name in ((first, "one step"), (first, "best"), (last, "best"), (last, "as trained"))
         )
-        shared = sorted(set(one) & set(best) & set(other))
+        shared = sorted(s for s in set(one) & set(best) & set(other) if min(one[s], best[s], other[s]) > 0)
         if not shared:
             continue
         # log of inference's ratio, best / one, less that of the dictionary's, other / best

@@ -45,9 +45,10 @@ def section(rows: Sequence[Row], command: str) -> Section:
         "public reviews; Nelson, Karaletsos and Locatello, Toward Identifiable SAEs (2026); Barin-Pacela et al., Stop "
         "Probing, Start Coding (2603.28744); O'Neill, Gumran and Klindt (2411.13117); Tropp (2004). Brackets are "
         "Student's 95 % intervals over seeds, and a verdict asks that all of one lies on the side of the claim. Other "
-        "verdicts: on concepts also Holm's test over words; on stability the agreement of all pairs of five seeds; on "
-        "theorems every single measurement. Errors are compared where densities differ by 5 % at most. "
-        f"To repeat a row: {command} with its last column."
+        "verdicts: on which SAE tells two-sided concepts apart, also Holm's test over words; on stability the "
+        "agreement of all pairs of five seeds; on theorems every single measurement. Errors are compared where "
+        "densities differ by 5 % at most. "
+        f"To repeat a row: {command} with its last column, where that begins with --parts."
     )
     table = Table("claims", caption, ["claim", "verdict", "measured here", "said or asked by", "to repeat"], lines)
     counts = {each: sum(claim.verdict == each for claim in found) for each in (YES, NO, OPEN, CANNOT)}

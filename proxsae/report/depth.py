@@ -107,7 +107,7 @@ def _drawn(data: Sequence[Row], line: str, across: str) -> Figure:
         ax.set_xlabel("inference steps" if across == "steps" else "encoder products")
     for ax in axes[:, 0]:
         ax.set_ylabel("error (nmse)")
-    handles, labels = axes.flat[-1 if line != "rule" else len(penalties) - 1].get_legend_handles_labels()
+    handles, labels = axes.flat[len(penalties) - 1].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=len(labels), loc="outside lower center")
     return figure
 

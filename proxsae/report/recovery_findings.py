@@ -105,12 +105,13 @@ def _counted(changes: dict[str, Interval]) -> str:
     """How many changes are up and down beyond their intervals, between which means they are, and the rarer by name."""
     if not changes:
         return "was not measured"
-    up = [name for name, change in changes.items() if change.low > 0]
-    down = [name for name, change in changes.items() if change.high < 0]
+    alone = next(iter(changes.values())).n < 2  # and has no interval
+    up = [name for name, change in changes.items() if (change.mean if alone else change.low) > 0]
+    down = [name for name, change in changes.items() if (change.mean if alone else change.high) < 0]
     rarer = min(up, down, key=len)
     names = f"; it {'rises' if rarer is up else 'falls'} for {', '.join(rarer)}" if 0 < len(rarer) <= NAMED else ""
     means = [change.mean for change in changes.values()]
-    beyond = "beyond the 95 % interval over seeds " if next(iter(changes.values())).n > 1 else ""
+    beyond = "" if alone else "beyond the 95 % interval over seeds "
     return (
         f"rises in {len(up)} and falls in {len(down)} of {len(changes)} problems {beyond}(mean changes from "
         f"{min(means):+.3f} to {max(means):+.3f}{names})"
@@ -127,7 +128,7 @@ def about_stability(rows: Sequence[Row]) -> list[str]:
             found.get((penalty, depth, t)) for found, t in ((iou, first), (iou, last), (cosine, first))
         )
         if before and after and atoms:
-            change = "rises" if after.mean > before.mean else "falls"
+            change = "rises" if after.mean > before.mean else "falls" if after.mean < before.mean else "stays,"
             overlap = "" if before.high < after.low or after.high < before.low else ", ranges that overlap"
             said.append(
                 f"{TITLES[penalty]}, trained with {steps(depth)}: from {steps(first)} to {last} the code IoU {change} "

@@ -38,7 +38,7 @@ def _about_latents(rows: Sequence[Row]) -> list[str]:
         signs = f"{percent(two)} of the live latents are two-sided, with a mean sign balance of {balance}; "
         opposite = f"{percent(mean_of(rows, 'fragmented', **of))} have a live partner of the opposite direction "
         said.append(
-            f"{TITLES[name]}: {signs if two.mean else ''}{opposite}(cosine below {OPPOSED:g}); "
+            f"{TITLES[name]}: {signs if two.n and two.mean else ''}{opposite}(cosine below {OPPOSED:g}); "
             f"the mean over atoms of the most negative cosine is {mean_of(rows, 'opposed', **of)}; "
             f"{percent(dead)} of all latents are dead, and a held-out row has {mean_of(rows, 'l0', **of)} non-zeros."
         )

@@ -15,8 +15,9 @@ from proxsae.studies.task import Row, Setting, Task
 
 STEPS = (1, 16)
 ROWS = 512  # held-out ones on which codes are compared
-CODES = 40  # of one SAE at all `STEPS`, over a training step of the setting
-PAIR = 1.0  # seconds to match two dictionaries of 1152 latents; it grows with the third power
+CODES = {"topk": 15, "abstopk": 15}  # of one SAE at all `STEPS`, over a training step of the setting
+MATCHED = 100  # the same where a density is matched
+PAIR = 0.2  # seconds to match two dictionaries of 1152 latents; it grows with the third power at most
 
 
 def tasks(setting: Setting) -> list[Task]:
@@ -24,9 +25,13 @@ def tasks(setting: Setting) -> list[Task]:
     seeds = len(setting.seeds)
     if seeds < 2:
         return []
-    seconds = CODES * setting.seconds * seeds + PAIR * (setting.d_sae / 1152) ** 3 * seeds * (seeds - 1) / 2
+    pairs = PAIR * (setting.d_sae / 1152) ** 3 * seeds * (seeds - 1) / 2
     return [
-        Task(f"stability {penalty}-train{T}", seconds, partial(stability, setting, penalty, T))
+        Task(
+            f"stability {penalty}-train{T}",
+            CODES.get(penalty, MATCHED) * setting.seconds * seeds + pairs,
+            partial(stability, setting, penalty, T),
+        )
         for penalty, T in product(TRAINING, setting.train_depths)
     ]
 
