@@ -7,6 +7,7 @@ Tables but that of claims stay in the report of the study: what is on the page i
 """
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from proxsae.report.summary import markdown
 DOCS = Path(__file__).parent.parent / "docs"
 FIGURES = ("depth-steps", "apart-gaps", "recovery-separation", "signs-concepts")
 TITLE = "What a depth study found"
+OPTIONS = r"--[a-z-]+(?: [\w,./-]+)?(?: --[a-z-]+ [\w,./-]+)*"
+COMMAND = re.compile(rf"(proxsae (?:depth {OPTIONS}|statements [a-z-]+)|--parts \w+ --out [\w-]+|--parts(?=\.))")
 INTRODUCTION = (
     "Every sentence of the report that the command at the end of this page wrote, and the table of claims. How to read "
     "it is in the guide [Reading a depth study](guides/reading-a-depth-study.md). One small model, one layer, one "
@@ -40,6 +43,7 @@ def main(folder):
     head, rest = markdown(kept, study["meta"], TITLE).split("\n", 1)
     for elsewhere in (" Data: `tables/claims.csv`.", "Every measurement is in `rows.csv` and in `rows.json`."):
         rest = rest.replace(elsewhere, "")
+    rest = COMMAND.sub(r"`\1`", rest)  # as text its dashes would become one
     (DOCS / "study.md").write_text(f"{head}\n\n{INTRODUCTION}\n{rest.rstrip()}\n", encoding="utf-8")
 
 

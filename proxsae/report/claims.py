@@ -23,7 +23,7 @@ UNTESTABLE = (
     ("A language model reads two opposite meanings in a share of the latents", PAPER, "needs that judge"),
     ("Signed latents are as monosemantic, by automatic interpretation", "asked by reviewer 2", "needs that judge"),
     ("The same holds in other layers, in attention and MLPs, and in models of 10B parameters",
-     "asked by reviewers 1 and 4", "these rows are of one layer of one model; --data takes others"),
+     "asked by reviewers 1 and 4", "these rows are of one layer of one model; any others can be given"),
 )  # fmt: skip
 
 
