@@ -194,23 +194,30 @@ def priced(monkeypatch):
 
 def test_a_larger_budget_buys_more(priced, tmp_path):
     made = setting(tmp_path)
-    plans = [study.plan(made, ("depth",), budget, None, None) for budget in (1, 2, 10, 100, 1e9)]
+    plans = [study.plan(made, ("depth",), budget / 60, None, None) for budget in (1, 2, 10, 100, 1e9)]
     for plan, budget in zip(plans, (1, 2, 10, 100, 1e9), strict=True):
         assert plan.seconds == 0.01 * plan.seeds * plan.train_steps <= study.HEADROOM * budget
     sizes = [(plan.seeds, plan.train_steps) for plan in plans]
     assert sizes == [(3, 25), (3, 50), (4, 200), (8, 1000), study.LADDER[-1][:2]]
     assert plans[-1] == study.Plan(*study.LADDER[-1][:2], 100, 0.01 * math.prod(study.LADDER[-1][:2]))
-    twice = study.plan(made, ("depth", "apart"), 10, None, None)
+    twice = study.plan(made, ("depth", "apart"), 10 / 60, None, None)
     assert twice.seeds * twice.train_steps < plans[2].seeds * plans[2].train_steps
 
 
 def test_what_is_given_stays_and_what_does_not_fit_is_said(priced, tmp_path):
     made = setting(tmp_path)
-    assert study.plan(made, ("depth",), 10, 7, None) == study.Plan(7, 100, 100, pytest.approx(7.0))
-    assert study.plan(made, ("depth",), 10, None, 40) == study.Plan(10, 40, 100, 4.0)
-    assert study.plan(made, ("depth",), 10, 3, 7) == study.Plan(3, 7, 100, pytest.approx(0.21))
+    assert study.plan(made, ("depth",), 10 / 60, 7, None) == study.Plan(7, 100, 100, pytest.approx(7.0))
+    assert study.plan(made, ("depth",), 10 / 60, None, 40) == study.Plan(10, 40, 100, 4.0)
+    assert study.plan(made, ("depth",), 1e-9, 3, 7) == study.Plan(3, 7, 100, pytest.approx(0.21))
     with pytest.raises(px.Error, match=r"--budget 0.005 is less than the 0.0139 minutes that 3 seeds of 25 training"):
-        study.plan(made, ("depth",), 0.3, None, None)
+        study.plan(made, ("depth",), 0.005, None, None)
+
+
+def test_without_a_budget_the_least_is_done_however_long_it_takes(priced, tmp_path, monkeypatch):
+    made = setting(tmp_path)
+    assert study.plan(made, ("depth",), None, None, None) == study.plan(made, ("depth",), study.BUDGET, None, None)
+    monkeypatch.setattr(study, "BUDGET", 0.001)
+    assert study.plan(made, ("depth",), None, None, None) == study.Plan(3, 25, 100, pytest.approx(0.75))
 
 
 def test_parts_bring_what_they_need():

@@ -36,9 +36,8 @@ def add(commands: Any) -> None:
     depth.add_argument(
         "--budget",
         type=float,
-        default=20,
         metavar="MINUTES",
-        help="how long it may take; more is spent on seeds and training steps (default: 20)",
+        help="how long it may take; more is spent on seeds and training steps (default: 20, or what the least takes)",
     )
     depth.add_argument(
         "--parts", metavar="P,Q", help="only these of depth, stability, apart, recovery, signs, bounds (default: all)"
@@ -69,7 +68,7 @@ def _depth(arguments: argparse.Namespace) -> int:
         if (value := getattr(arguments, name)) is not None:
             check_count(f"--{name.replace('_', '-')}", value, 1)
     check_seed(arguments.seed)
-    if not 0 < arguments.budget < math.inf:
+    if arguments.budget is not None and not 0 < arguments.budget < math.inf:
         msg = f"--budget {arguments.budget:g} must be a number of minutes > 0"
         raise Error(msg)
     depths = tuple(sorted(set(numbers("--train-depths", arguments.train_depths))))
@@ -129,7 +128,7 @@ def _study(arguments: argparse.Namespace, setting: Any, parts: tuple[str, ...], 
         plan = there["plan"]
     else:
         setting = replace(setting, seconds=study.seconds_a_step(setting.train, setting.d_sae, setting.k))
-        made = study.plan(setting, parts, 60 * arguments.budget, arguments.seeds, arguments.train_steps)
+        made = study.plan(setting, parts, arguments.budget, arguments.seeds, arguments.train_steps)
         plan = vars(made) | {"a training step": setting.seconds}
     seeds = tuple(range(arguments.seed, arguments.seed + plan["seeds"]))
     check_seed(seeds[-1])
@@ -146,7 +145,7 @@ def _study(arguments: argparse.Namespace, setting: Any, parts: tuple[str, ...], 
         journal = Journal(out, asked | {"plan": plan})
         told(
             f"{len(seeds)} seeds, {setting.train_steps} training steps, {plan['rows']} rows, {len(tasks)} tasks: about "
-            f"{plan['seconds'] / 60:.1f} of {arguments.budget:g} minutes; "
+            f"{plan['seconds'] / 60:.1f} of {arguments.budget or study.BUDGET:g} minutes; "
             f"{sum(task.name not in journal.done for task in tasks)} tasks are left"
         )
         spent = 0.0
@@ -167,7 +166,7 @@ def _study(arguments: argparse.Namespace, setting: Any, parts: tuple[str, ...], 
                 f"{str(stop) or 'interrupted'}; {out} keeps the {len(journal.done)} tasks of {len(tasks)} that ended, "
             )
             raise type(stop)(msg + "and the same command goes on from there") from None
-    planned_minutes = f"{plan['seconds'] / 60:.1f} were planned, of a budget of {arguments.budget:g}"
+    planned_minutes = f"{plan['seconds'] / 60:.1f} were planned, of a budget of {arguments.budget or study.BUDGET:g}"
     meta = about | {
         "rows": rows,
         "seeds": f"{seeds[0]} to {seeds[-1]}",

@@ -33,6 +33,7 @@ LADDER = [
     (5, 200, 1024), (5, 300, 1024), (5, 400, 1024), (5, 600, 1024), (6, 800, 1024), (8, 1000, 1024), (10, 2000, 1024),
     (10, 4000, 1024), (10, 8000, 1024), (10, 16000, 1024),
 ]  # fmt: skip
+BUDGET = 20.0  # minutes, where nobody says
 HEADROOM = 0.9  # of the budget is planned: the rest is for the report, and for what the estimate missed
 TRIALS, TRIAL = 5, 8  # times that training steps are timed, and how many
 
@@ -70,20 +71,25 @@ def seconds_a_step(x: Tensor, d_sae: int, k: int) -> float:
     return min(times)  # what else runs here may end before the study does
 
 
-def plan(setting: Setting, parts: Sequence[str], budget: float, seeds: int | None, train_steps: int | None) -> Plan:
-    """The most seeds and training steps that fit into `budget` seconds; what is given is left as it is.
+def plan(
+    setting: Setting, parts: Sequence[str], minutes: float | None, seeds: int | None, train_steps: int | None
+) -> Plan:
+    """The most seeds and training steps that fit into some minutes; what is given is left as it is.
 
-    Where both are given the budget is not asked.  Raises `Error` where the least does not fit.
+    Where both are given the minutes are not asked.  Raises `Error` where the least does not fit; by default, without
+    `minutes`, that is done all the same.
     """
+    budget = 60 * (BUDGET if minutes is None else minutes)
     found: Plan | None = None
     for count, steps in dict.fromkeys((seeds or most, train_steps or steps) for most, steps, _ in LADDER):
         rows = min(max((rows for _, least, rows in LADDER if least <= steps), default=LADDER[0][2]), len(setting.test))
         trial = replace(setting, seeds=tuple(range(count)), train_steps=steps, test=setting.test[:rows])
         seconds = sum(task.seconds for task in all_tasks(trial, parts))
-        if seconds <= HEADROOM * budget or (seeds and train_steps):
+        least = found is None and minutes is None
+        if seconds <= HEADROOM * budget or (seeds and train_steps) or least:
             found = Plan(count, steps, rows, seconds)
         elif found is None:
-            msg = f"--budget {budget / 60:g} is less than the {seconds / HEADROOM / 60:.3g} minutes that {count} seeds "
+            msg = f"--budget {minutes:g} is less than the {seconds / HEADROOM / 60:.3g} minutes that {count} seeds "
             msg += f"of {steps} training steps are thought to take here: give it more, or fewer --parts"
             raise Error(msg)
     assert found is not None
