@@ -20,8 +20,9 @@ from proxsae import report
 from proxsae.conventions import Error
 from proxsae.report.rows import cell
 from proxsae.report.section import Picture, Section, Table
-from proxsae.report.style import STYLES, band, canvas, house, image, log_axis, styles
+from proxsae.report.style import STYLES, band, canvas, house, image, legend, log_axis, means, styles
 from proxsae.report.write import as_csv
+from proxsae.studies.intervals import Interval
 
 META: dict[str, Any] = {
     "data": "<script>alert('x')</script> & \"more\" $_{$ \u6570",
@@ -205,6 +206,19 @@ def test_what_is_drawn_together_differs_in_colour_and_without(names: list[str]) 
 def test_a_name_looks_the_same_in_every_figure() -> None:
     assert styles(["topk", "mine"])["topk"] == styles(["other", "relu", "topk"])["topk"] == STYLES["topk"]
     assert styles(["topk", "mine"])["mine"] == styles(["mine"])["mine"]
+
+
+def test_means_draw_intervals_and_a_legend_names_each_line_once() -> None:
+    figure, axes = canvas(columns=2)
+    found = [Interval(1.0, 0.5, 1.5, 3), Interval(2.0, math.nan, math.nan, 1)]
+    for ax in axes.flat:
+        means(ax, [1, 2], found, "one", **STYLES["topk"])
+        means(ax, [], [], "none", **STYLES["relu"])
+    ends = axes[0, 0].containers[0].lines[2][0].get_segments()
+    assert [list(point) for point in ends[0]] == [[1, 0.5], [1, 1.5]]
+    assert list(axes[0, 0].containers[0].lines[0].get_ydata()) == [1, 2]
+    legend(figure, axes, 2)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "none"]
 
 
 def test_a_band_draws_what_it_is_given_and_leaves_gaps() -> None:

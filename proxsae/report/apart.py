@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from proxsae.report.section import Picture, Section, Table
-from proxsae.report.style import STYLES, band, canvas, house, log_axis, styles
-from proxsae.report.words import INTERVAL, TITLES, percent, seeds_of, steps, times
+from proxsae.report.style import STYLES, canvas, house, legend, log_axis, means, styles
+from proxsae.report.words import INTERVAL, TITLES, penalties_of, percent, seeds_of, steps, times
 from proxsae.studies.apart import STEPS
-from proxsae.studies.intervals import Interval, by_seed, grouped, mean_of, over_seeds, ratio_over_seeds
+from proxsae.studies.intervals import Interval, by_seed, grouped, mean_of, over_seeds, pick, ratio_over_seeds
 from proxsae.studies.task import Row
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 CONVEX = ("relu", "soft")
 SAME_DENSITY = 1.05  # ratio of l0 up to which errors are compared
@@ -30,8 +30,7 @@ SEARCHES = (("1", "zero", 1), ("4", "zero", 4), ("16", "zero", 16), ("64", "zero
 @house()
 def section(rows: Sequence[Row]) -> Section:
     """The part on dictionary and inference, from the rows of `studies.apart`."""
-    frozen = [row for row in rows if row["kind"] == "frozen"]
-    small = [row for row in rows if row["kind"] == "small"]
+    frozen, small = pick(rows, kind="frozen"), pick(rows, kind="small")
     shown: list[Picture | Table] = []
     if frozen:
         shown += [_gaps(frozen), _gap_table(frozen), _decomposition(frozen), _two_by_two(frozen)]
@@ -47,8 +46,7 @@ def section(rows: Sequence[Row]) -> Section:
 
 def findings(rows: Sequence[Row]) -> list[str]:
     """What encoders leave, whether that or the dictionary is more, and how good the codes are that this rests on."""
-    frozen = [row for row in rows if row["kind"] == "frozen"]
-    small = [row for row in rows if row["kind"] == "small"]
+    frozen, small = pick(rows, kind="frozen"), pick(rows, kind="small")
     return [*_gap_findings(frozen), *_bottleneck(frozen), *_small_findings(small)]
 
 
@@ -57,7 +55,7 @@ def findings(rows: Sequence[Row]) -> list[str]:
 
 def _gap_findings(rows: Sequence[Row]) -> list[str]:
     told, depth = [], min((row["train_depth"] for row in rows), default=1)
-    for penalty in _ordered(rows, "penalty"):
+    for penalty in penalties_of(rows):
         which = {"penalty": penalty, "train_depth": depth}
         one, many = (mean_of(rows, "share", method="encoder", steps=t, **which) for t in (1, MANY))
         if one.n and many.n:
@@ -95,12 +93,12 @@ def _gaps(rows: Sequence[Row]) -> Picture:
     figure, axes = canvas(columns=2, rows=len(depths), width=7.0, sharex=True, sharey=True)
     for line, depth in zip(axes, depths, strict=True):
         for ax, method in zip(line, ("encoder", "zero"), strict=True):
-            for penalty in _ordered(rows, "penalty"):
+            for penalty in penalties_of(rows):
                 chosen = {key[3]: i for key, i in found.items() if key[:3] == (penalty, depth, method)}
                 clipped = [
                     Interval(max(i.mean, LEAST), max(i.low, LEAST), max(i.high, LEAST), i.n) for i in chosen.values()
                 ]
-                _line(ax, chosen, clipped, TITLES[penalty], STYLES[penalty])
+                means(ax, chosen, clipped, TITLES[penalty], **STYLES[penalty])
             start = "learned encoder first" if method == "encoder" else "from z = 0"
             ax.set_title(f"{start}, trained with {steps(depth)}")
             log_axis(ax, "x")
@@ -108,7 +106,7 @@ def _gaps(rows: Sequence[Row]) -> Picture:
         line[0].set_ylabel("share of the gain left")
     for ax in axes[-1]:
         ax.set_xlabel("steps")
-    _legend(figure, axes.flat[0], 3)
+    legend(figure, axes, 3)
     caption = (
         f"Amortisation gap F(z_T) - F(best), as a share of F(0) - F(best), against the number of steps; {_size(rows)}. "
         f"For L1 the best code is optimal, up to a certificate; for the others it is the best known, so that the true "
@@ -123,7 +121,7 @@ def _gap_table(rows: Sequence[Row]) -> Table:
     for penalty, depth in _pairs(rows):
         which = {"penalty": penalty, "train_depth": depth}
         shares = [mean_of(rows, "share", method=method, steps=t, **which) for method, t in asked]
-        best = [row for row in rows if (row["penalty"], row["train_depth"], row["method"]) == (penalty, depth, "best")]
+        best = pick(rows, method="best", **which)
         doubts = [row["certificate"] / row["objective"] for row in best if row["certificate"] is not None]
         against = f"the optimum, known up to {max(doubts):.1e} of F" if doubts else "the best code known"
         lines.append([TITLES[penalty], str(depth), *(percent(i) if i.n else "-" for i in shares), against])
@@ -146,7 +144,7 @@ def _bottleneck(rows: Sequence[Row]) -> list[str]:
         return []
     first, last = depths[0], depths[-1]
     told = []
-    for penalty in _ordered(rows, "penalty"):
+    for penalty in penalties_of(rows):
         one, best, other, deep = (
             _cell(rows, penalty, depth, name)
             for depth, name in ((first, "one step"), (first, "best"), (last, "best"), (last, "as trained"))
@@ -192,7 +190,7 @@ def _cell(rows: Sequence[Row], penalty: str, depth: int, inference: str, value: 
 
 
 def _decomposition(rows: Sequence[Row]) -> Picture:
-    depths, penalties = sorted({row["train_depth"] for row in rows}), _ordered(rows, "penalty")
+    depths, penalties = sorted({row["train_depth"] for row in rows}), penalties_of(rows)
     names = {depth: f"dictionary trained with {steps(depth)}" for depth in depths}
     looks = styles(names.values())
     figure, axes = canvas(columns=3, rows=-(-len(penalties) // 3), width=7.0, sharex=True)
@@ -200,7 +198,7 @@ def _decomposition(rows: Sequence[Row]) -> Picture:
     for ax, penalty in zip(axes.flat, penalties, strict=False):
         for depth in depths:
             found = [over_seeds(_cell(rows, penalty, depth, name).values()) for name, _, _ in INFERENCE]
-            _line(ax, range(len(INFERENCE)), found, names[depth], looks[names[depth]])
+            means(ax, range(len(INFERENCE)), found, names[depth], **looks[names[depth]])
             data += [
                 {"penalty": penalty, "train_depth": depth, "inference": name, "nmse": i.mean, "low": i.low,
                  "high": i.high, "seeds": i.n}
@@ -212,7 +210,7 @@ def _decomposition(rows: Sequence[Row]) -> Picture:
         ax.set_visible(False)
     for ax in axes[:, 0]:
         ax.set_ylabel("nmse")
-    _legend(figure, axes.flat[0], len(names))
+    legend(figure, axes, len(names))
     caption = (
         f"Error by dictionary (lines) and inference (across): where lines lie apart the dictionary matters, where they "
         f"fall inference does; {_size(rows)}. The best code has the lowest objective, which for L1 and L0 is not the "
@@ -238,7 +236,7 @@ def _two_by_two(rows: Sequence[Row]) -> Table:
 
 def _small_findings(rows: Sequence[Row]) -> list[str]:
     told = []
-    for penalty in _ordered(rows, "penalty"):
+    for penalty in penalties_of(rows):
         share, reached = (mean_of(rows, key, penalty=penalty, method="best") for key in ("share", "reached"))
         if share.n:
             told.append(
@@ -254,7 +252,7 @@ def _small_findings(rows: Sequence[Row]) -> list[str]:
 def _small(rows: Sequence[Row]) -> Picture:
     figure, axes = canvas(columns=2, width=7.0)
     data = []
-    for penalty in _ordered(rows, "penalty"):
+    for penalty in penalties_of(rows):
         for ax, key in zip(axes.flat, ("share", "reached"), strict=True):
             found = []
             for name, method, number in SEARCHES:
@@ -262,12 +260,12 @@ def _small(rows: Sequence[Row]) -> Picture:
                 found.append(i)
                 data.append({"penalty": penalty, "search": name, "measure": key, "mean": i.mean, "low": i.low,
                              "high": i.high, "seeds": i.n})  # fmt: skip
-            _line(ax, range(len(SEARCHES)), found, TITLES[penalty], STYLES[penalty] | {"linestyle": "none"})
+            means(ax, range(len(SEARCHES)), found, TITLES[penalty], **STYLES[penalty] | {"linestyle": "none"})
     for ax, label in zip(axes.flat, ("share of the gain left", "share of problems solved"), strict=True):
         ax.set_xticks(range(len(SEARCHES)), [name for name, _, _ in SEARCHES], rotation=30)
         ax.set_xlabel("exact steps from z = 0, or another search")
         ax.set_ylabel(label)
-    _legend(figure, axes.flat[0], 2)
+    legend(figure, axes, 2)
     caption = (
         f"Searches for the best k-sparse code where it is known, by trying all supports: what they leave of F(0) - F* "
         f"on average, and in how many problems they reach F*. 200 problems a seed, {seeds_of(rows)}, 3 of 16 random "
@@ -280,10 +278,6 @@ def _small(rows: Sequence[Row]) -> Picture:
 # Parts of figures ----------------------------------------------------------------------------------------------------
 
 
-def _ordered(rows: Sequence[Row], key: str) -> list[Any]:
-    return [name for name in TITLES if any(row[key] == name for row in rows)]
-
-
 def _pairs(rows: Sequence[Row]) -> list[tuple[str, int]]:
     depths = sorted({row["train_depth"] for row in rows})
     have = {(row["penalty"], row["train_depth"]) for row in rows}
@@ -292,13 +286,3 @@ def _pairs(rows: Sequence[Row]) -> list[tuple[str, int]]:
 
 def _size(rows: Sequence[Row]) -> str:
     return f"{rows[0]['rows']} held-out rows, {seeds_of(rows)}"
-
-
-def _line(ax: Any, x: Iterable[float], found: Sequence[Interval], label: str, look: dict[str, Any]) -> None:
-    mean, low, high = ([interval[n] for interval in found] for n in range(3))
-    band(ax, list(x), mean, low, high, label, **look)
-
-
-def _legend(figure: Figure, ax: Any, columns: int) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=columns, loc="outside lower center")

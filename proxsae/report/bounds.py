@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from proxsae.report.section import Picture, Section, Table
-from proxsae.report.style import STYLES, band, canvas, house, log_axis
+from proxsae.report.style import STYLES, band, canvas, house, legend, log_axis
 from proxsae.report.words import TITLES
+from proxsae.studies.intervals import pick
 from proxsae.studies.task import Row
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ SOURCES = {"sae": "trained SAEs", "rates": "made problems"}
 def section(rows: Sequence[Row]) -> Section:
     """The part on bounds, from the rows of `studies.bounds`."""
     rates = [row for row in rows if row["source"] == "sae" and row["statement"] in RATES]
-    gaps = [row for row in rows if row["statement"] == "thm-duality-gap"]
+    gaps = pick(rows, statement="thm-duality-gap")
     shown: list[Picture | Table] = [_verdicts(rows)]
     if rates:
         shown.append(_rates(rates))
@@ -80,7 +81,7 @@ def _verdicts(rows: Sequence[Row]) -> Table:
     lines = []
     keys = dict.fromkeys((row["statement"], row["source"], row["kind"]) for row in rows)
     for statement, source, kind in sorted(keys, key=lambda key: (key[0], key[1] != "sae", key[2])):
-        same = [row for row in rows if (row["statement"], row["source"], row["kind"]) == (statement, source, kind)]
+        same = pick(rows, statement=statement, source=source, kind=kind)
         ratios = [row["largest"] for row in same if row["largest"] is not None]
         hold = f"{sum(row['holds'] for row in same)} of {len(same)}"
         lines.append([statement, SOURCES[source], kind, hold, _tightest(kind, ratios)])
@@ -105,7 +106,7 @@ def _rates(rows: Sequence[Row]) -> Picture:
     present = [statement for statement in RATES if any(row["statement"] == statement for row in rows)]
     figure, axes = canvas(columns=len(present), height=3.2, sharex=True)
     for ax, statement in zip(axes.flat, present, strict=True):
-        _pair(ax, [row for row in rows if row["statement"] == statement], "bound")
+        _pair(ax, pick(rows, statement=statement), "bound")
         ax.set_title(RATES[statement])
         ax.set_ylabel("shortest step$^2$" if statement == "thm-stationarity-rate" else "$F(z_t) - F^\\star$")
     _finish(figure, axes)
@@ -137,7 +138,7 @@ def _certificates(rows: Sequence[Row]) -> Picture:
 def _pair(ax: Axes, rows: Sequence[Row], name: str) -> None:
     """Measured and theory against steps, for each problem of the rows."""
     for problem in dict.fromkeys(row["problem"] for row in rows):
-        points = [row for row in rows if row["problem"] == problem]
+        points = pick(rows, problem=problem)
         steps = [row["steps"] for row in points]
         for key, look, label in (
             ("measured", {"linestyle": "-"}, TITLES[problem]),
@@ -152,10 +153,7 @@ def _pair(ax: Axes, rows: Sequence[Row], name: str) -> None:
 def _finish(figure: Figure, axes: Any) -> None:
     for ax in axes[-1]:
         ax.set_xlabel("steps t")
-    named = {
-        label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
-    }  # fmt: skip
-    figure.legend(list(named.values()), list(named), ncols=2, loc="outside lower center")
+    legend(figure, axes, 2)
 
 
 def _data(rows: Sequence[Row]) -> list[Row]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from proxsae.report.section import Picture, Section, Table
-from proxsae.report.style import band, canvas, house, log_axis, styles
-from proxsae.report.words import INTERVAL, STUDENT, TITLES, seeds_of, steps, times
+from proxsae.report.style import band, canvas, house, legend, log_axis, styles
+from proxsae.report.words import INTERVAL, STUDENT, TITLES, penalties_of, seeds_of, steps, times
 from proxsae.studies.intervals import Interval, by_seed, grouped, holm, paired_p, pick, ratio_over_seeds, ratios
 from proxsae.studies.task import Row
 
@@ -54,7 +54,7 @@ def findings(rows: Sequence[Row]) -> list[str]:
     told = []
     depths = sorted({row["steps"] for row in rows})
     last = depths[-1]
-    for penalty in _ordered(rows, "penalty"):
+    for penalty in penalties_of(rows):
         parts = []
         for trained in sorted({row["train_depth"] for row in rows}):
             changes = {t: _change(rows, penalty, trained, "exact", t) for t in depths}
@@ -72,10 +72,6 @@ def _change(rows: Sequence[Row], penalty: str, depth: int, rule: str, last: int)
     return ratio_over_seeds(by_seed(rows, "nmse", steps=last, **which), by_seed(rows, "nmse", steps=1, **which))
 
 
-def _ordered(rows: Sequence[Row], key: str) -> list[Any]:
-    return list(dict.fromkeys(row[key] for row in rows))
-
-
 def _picture(name: str, rows: Sequence[Row], line: str, across: str, caption: str) -> Picture:
     error, place = grouped(rows, KEYS, "nmse"), grouped(rows, KEYS, across)
     data = [
@@ -88,13 +84,16 @@ def _picture(name: str, rows: Sequence[Row], line: str, across: str, caption: st
 
 
 def _drawn(data: Sequence[Row], line: str, across: str) -> Figure:
-    penalties = _ordered(data, "penalty")
+    penalties = penalties_of(data)
     figure, axes = canvas(columns=3, rows=-(-len(penalties) // 3), width=7.0, sharex=True, sharey=True)
-    names = {value: value if line == "rule" else f"trained with {steps(value)}" for value in _ordered(data, line)}
+    names = {
+        value: value if line == "rule" else f"trained with {steps(value)}"
+        for value in dict.fromkeys(row[line] for row in data)
+    }
     looks = styles(names.values())
     for ax, penalty in zip(axes.flat, penalties, strict=False):
         for value, name in names.items():
-            points = [row for row in data if row["penalty"] == penalty and row[line] == value]
+            points = pick(data, penalty=penalty, **{line: value})
             if points:
                 x, mean, low, high = ([row[key] for row in points] for key in (across, "nmse", "low", "high"))
                 band(ax, x, mean, low, high, name, **looks[name])
@@ -107,8 +106,7 @@ def _drawn(data: Sequence[Row], line: str, across: str) -> Figure:
         ax.set_xlabel("inference steps" if across == "steps" else "encoder products")
     for ax in axes[:, 0]:
         ax.set_ylabel("error (nmse)")
-    handles, labels = axes.flat[len(penalties) - 1].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=len(labels), loc="outside lower center")
+    legend(figure, axes, len(names))
     return figure
 
 
@@ -116,16 +114,15 @@ def _changes(rows: Sequence[Row]) -> Table:
     """For each SAE and rule: the error at one step and at the most, their ratio, and whether it differs from 1."""
     last = max(row["steps"] for row in rows)
     lines, p_values = [], []
-    for (penalty, depth, rule), _ in grouped(rows, KEYS[:3], "nmse").items():
-        which = {"penalty": penalty, "train_depth": depth, "rule": rule}
-        one, many = by_seed(rows, "nmse", steps=1, **which), by_seed(rows, "nmse", steps=last, **which)
-        cost = grouped([row for row in rows if row["steps"] == last], KEYS, "cost")[(penalty, depth, rule, last)]
+    for penalty, depth, rule in grouped(rows, KEYS[:3], "nmse"):
+        same = pick(rows, penalty=penalty, train_depth=depth, rule=rule)
+        error, cost = (grouped(same, ("steps",), value) for value in ("nmse", "cost"))
+        one, many = (by_seed(same, "nmse", steps=t) for t in (1, last))
         p_values.append(paired_p(ratios(many, one)))
-        change = times(ratio_over_seeds(many, one))
-        least = min(_of(rows, which).items(), key=lambda item: item[1].mean)
+        (least,) = min(error, key=lambda t: error[t].mean)
         lines.append([
-            TITLES[penalty], str(depth), rule, str(grouped(rows, KEYS, "nmse")[(penalty, depth, rule, 1)]),
-            str(grouped(rows, KEYS, "nmse")[(penalty, depth, rule, last)]), change, str(least[0]), f"{cost.mean:.1f}",
+            TITLES[penalty], str(depth), rule, str(error[(1,)]), str(error[(last,)]),
+            times(ratio_over_seeds(many, one)), str(least), f"{cost[(last,)].mean:.1f}",
         ])  # fmt: skip
     for line, p in zip(lines, holm(p_values), strict=True):
         line.append(f"{p:.2g}")
@@ -141,16 +138,11 @@ def _changes(rows: Sequence[Row]) -> Table:
     return Table("depth-changes", caption, headings, lines)
 
 
-def _of(rows: Sequence[Row], which: dict[str, Any]) -> dict[int, Interval]:
-    same = [row for row in rows if all(row[key] == value for key, value in which.items())]
-    return {key[0]: value for key, value in grouped(same, ("steps",), "nmse").items()}
-
-
 def _densities(rows: Sequence[Row]) -> Table:
     """How dense the codes really were, and how far lam was moved for it: what makes the comparison fair."""
     lines = []
     for (penalty, depth, rule), density in grouped(rows, KEYS[:3], "l0").items():
-        same = [row for row in rows if (row["penalty"], row["train_depth"], row["rule"]) == (penalty, depth, rule)]
+        same = pick(rows, penalty=penalty, train_depth=depth, rule=rule)
         l0, factor = [row["l0"] for row in same], [row["lam_factor"] for row in same]
         dead, two = (grouped(same, ("steps",), key)[(1,)].mean for key in ("dead", "two_sided"))
         lines.append([

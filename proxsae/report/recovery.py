@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from proxsae.report.recovery_findings import (
     NAMES,
@@ -15,14 +15,14 @@ from proxsae.report.recovery_findings import (
     spans,
 )
 from proxsae.report.section import Picture, Section, Table
-from proxsae.report.style import band, canvas, house, log_axis, styles
+from proxsae.report.style import band, canvas, house, legend, log_axis, means, styles
 from proxsae.report.words import STUDENT, TITLES, seeds_of, steps
-from proxsae.studies.intervals import Interval, grouped, pick
+from proxsae.studies.intervals import grouped, pick
 from proxsae.studies.recovery import D_IN, D_SAE, K
 from proxsae.studies.task import Row
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
 WAY = ("dictionary", "train_depth", "method", "steps")
 SEEDS = f"each seed draws another dictionary, other rows, weights and batches; intervals are {STUDENT}"
@@ -66,7 +66,7 @@ def _separation(rows: Sequence[Row]) -> Picture:
         ax.set_title(f"k = {k}")
         ax.set_xlabel("dynamic range")
     axes[0, 0].set_ylabel("share of rows with\nthe exact support")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=4, loc="outside lower center")
+    legend(figure, axes, 4)
     return Picture(
         "recovery-separation",
         f"Share of {rows[0]['rows']} rows whose support is found exactly, from zero, with the known D = [I, H/√256] "
@@ -92,11 +92,6 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return found
 
 
-def _draw(ax: Axes, x: Sequence[float], found: Sequence[Interval], label: str, **look: Any) -> None:
-    mean, low, high = ([getattr(each, end) for each in found] for end in ("mean", "low", "high"))
-    band(ax, x, mean, low, high, label, **look)
-
-
 def _data(rows: Sequence[Row], values: Sequence[str]) -> list[Row]:
     keys = (*PROBLEM, *WAY)
     return [
@@ -119,17 +114,16 @@ def _learned(rows: Sequence[Row], signs: str) -> Picture:
                 found = grouped(pick(of, data=kind), ("method", "steps"), measure)
                 walked = [(i, found["exact", T]) for i, T in enumerate(depths) if ("exact", T) in found]
                 if walked:
-                    _draw(ax, [i for i, _ in walked], [each for _, each in walked], label, **looks[label])
+                    means(ax, [i for i, _ in walked], [each for _, each in walked], label, **looks[label])
                 if ("omp", None) in found:
-                    _draw(ax, [len(depths)], [found["omp", None]], "_", **looks[label] | {"linestyle": "none"})
+                    means(ax, [len(depths)], [found["omp", None]], "_", **looks[label] | {"linestyle": "none"})
             ax.set_xticks(range(len(depths) + 1), [*map(str, depths), "OMP"])
         across[0].set_ylabel(title)
     for ax, kind in zip(axes[0], kinds, strict=True):
         ax.set_title(kind)
     for ax in axes[1]:
         ax.set_xlabel("inference steps")
-    handles = {label: handle for ax in axes[0] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles, ncols=2, loc="outside lower center")
+    legend(figure, axes, 2)
     return Picture(
         f"recovery-{signs}",
         f"Codes of {rows[0]['rows']} fresh planted rows ({signs}, dynamic range 10, k = {K}, {D_SAE} atoms in {D_IN} "
@@ -157,12 +151,12 @@ def _ranges(rows: Sequence[Row]) -> Picture:
             for T in (depths[0], depths[-1]):
                 found = grouped(sorted(pick(of, steps=T), key=lambda row: row["range"]), ("range",), "f1")
                 label = f"{line.split(', ')[1]}, {'one' if T == 1 else T} at inference"
-                _draw(ax, [key[0] for key in found], list(found.values()), label, **looks[label])
+                means(ax, [key[0] for key in found], list(found.values()), label, **looks[label])
         log_axis(ax, "x")
         ax.set_title(f"{signs}: {NAMES[_FITS[signs]]}")
         ax.set_xlabel("dynamic range")
     axes[0, 0].set_ylabel("support F1")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=2, loc="outside lower center")
+    legend(figure, axes, 2)
     return Picture(
         "recovery-range",
         f"F1 of the supports of {rows[0]['rows']} fresh flat planted rows against the largest ratio of magnitudes, by "
@@ -230,15 +224,14 @@ def _stability(rows: Sequence[Row], pairs: str) -> Picture:
             for i, penalty in enumerate(penalties):
                 here = {j: found[penalty, depth, T] for j, T in enumerate(taken) if (penalty, depth, T) in found}
                 x = [j + 0.03 * (i - (len(penalties) - 1) / 2) for j in here]  # side by side, so that bars are seen
-                _draw(ax, x, list(here.values()), TITLES[penalty], **looks[penalty])
+                means(ax, x, list(here.values()), TITLES[penalty], **looks[penalty])
             ax.set_xticks(range(len(taken)), list(map(str, taken)))
         across[0].set_ylabel(title)
     for ax, depth in zip(axes[0], depths, strict=True):
         ax.set_title(f"trained with {steps(depth)}")
     for ax in axes[1]:
         ax.set_xlabel("inference steps")
-    handles = {label: handle for ax in axes[0] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles, ncols=3, loc="outside lower center")
+    legend(figure, axes, 3)
     data = [
         {"penalty": penalty, "train_depth": depth, "steps": T, "measure": value, "mean": found.mean, "least": found.low,
          "most": found.high, "pairs": found.n}

@@ -7,7 +7,7 @@ from typing import Any
 
 from proxsae.report.section import Picture, Section, Table
 from proxsae.report.signs_findings import SAES, TITLES, findings, names_of, selectivity
-from proxsae.report.style import band, canvas, house, styles
+from proxsae.report.style import band, canvas, house, legend, styles
 from proxsae.report.words import SEED, STUDENT, seeds_of
 from proxsae.studies.intervals import Interval, mean_of, pick
 from proxsae.studies.signs import OPPOSED, TWO_SIDED
@@ -85,7 +85,7 @@ def _concepts(rows: Sequence[Row]) -> Picture:
         axes[0].axvline(two - 0.5, color="black", linewidth=0.8, linestyle=":")
     axes[0].set_xticks(range(len(concepts)), list(concepts), **SLANTED)
     axes[0].set_ylabel("AUC on held-out words")
-    figure.legend(*axes[0].get_legend_handles_labels(), ncols=len(names), loc="outside lower center", handlelength=1)
+    legend(figure, axes, len(names), handlelength=1)
     words = sorted(row["words"] for row in means)
     return Picture(
         "signs-concepts",
@@ -132,7 +132,7 @@ def _steering(rows: Sequence[Row]) -> Picture:
         ax.set_title(TITLES[name])
         ax.set_xlabel("damage")
     axes[0, 0].set_ylabel("shift of the concept")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=2, loc="outside lower center", handlelength=1)
+    legend(figure, axes, 2, handlelength=1)
     return Picture(
         "signs-steering",
         "Clamping the best latent of each two-sided concept to +q or -q (0 where codes are non-negative) on its "

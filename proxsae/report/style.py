@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from proxsae.conventions import Error
+from proxsae.studies.intervals import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,6 +132,18 @@ def band(
     error = np.maximum([middle - least, most - middle], 0)  # rounding alone puts a mean outside of its interval
     look: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 1.1, "elinewidth": 0.9} | style
     ax.errorbar(np.array(x, dtype=float), middle, yerr=error, label=label, **look)
+
+
+def means(ax: Axes, x: Iterable[float], found: Sequence[Interval], label: str, **style: Any) -> None:
+    """`band` of intervals, of which there may be none."""
+    mean, low, high = ([each[end] for each in found] for end in range(3))
+    band(ax, list(x), mean, low, high, label, **style)
+
+
+def legend(figure: Figure, axes: np.ndarray, columns: int, **options: Any) -> None:
+    """One legend below the figure, of all that its axes name, each once."""
+    named = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(named.values()), list(named), ncols=columns, loc="outside lower center", **options)
 
 
 def log_axis(ax: Axes, which: Literal["x", "y"]) -> None:

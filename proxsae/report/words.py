@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from proxsae.studies.intervals import Interval
 from proxsae.studies.task import Row
@@ -27,6 +27,11 @@ GLOSSARY = (
 STUDENT = "Student's 95 % interval of the mean over seeds, cut at 0 and 1 for shares"
 SEED = "a seed sets weights and batches, the data stays the same"
 INTERVAL = f"Bars are {STUDENT}; {SEED}. One seed has none."
+
+
+def penalties_of(rows: Sequence[Row]) -> list[str]:
+    """The penalties that have rows, in the order of `TITLES`."""
+    return [name for name in TITLES if any(row["penalty"] == name for row in rows)]
 
 
 def steps(number: int) -> str:
