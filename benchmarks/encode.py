@@ -15,7 +15,7 @@ from timing import begin, parser, ratios, rows, show
 from torch import Tensor
 
 from proxsae import SAE, KSparse
-from proxsae.kernels.dispatch import has_kernels
+from proxsae.pytorch.cost_model import has_kernels
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def fused(x: Tensor, W: Tensor, b: Tensor, k: int) -> dict[str, Callable[[], obj
     """On a GPU, the kernel whose product keeps group maxima: what this prints says where the encoder should call it."""
     if not has_kernels(x.device.type):
         return {}
-    kernel = importlib.import_module("proxsae.kernels.encode")
+    kernel = importlib.import_module("proxsae.pytorch.kernels.encode")
     return {"proxsae AbsTopK, fused kernel": lambda: kernel.encode(x, W.T, b, k)}
 
 

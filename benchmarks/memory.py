@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import proxsae as px
-from proxsae import sparse
+from proxsae.pytorch import codes
 
 
 def memory(call: Callable[[], object], device: str) -> tuple[int, int]:
@@ -42,7 +42,7 @@ def main() -> None:
     """Measure forward and backward of each peer."""
     given = parser(__doc__, rows=1024, d_in=768, d_sae=16384, k=32, steps=4).parse_args()
     begin(given)
-    sparse.Pages.take = lambda self, P, d, dtype, device: torch.empty(P, d, dtype=dtype, device=device)
+    codes.Pages.take = lambda self, P, d, dtype, device: torch.empty(P, d, dtype=dtype, device=device)
     x = rows("Gaussian", given.rows, given.d_in, given)
     unit = given.rows * given.d_sae * x.element_size()
     sae = px.SAE(given.d_in, given.d_sae, px.KSparse(given.k)).to(x)

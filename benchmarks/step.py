@@ -14,7 +14,7 @@ from peers import compiled, dense_encode, dense_step
 from timing import begin, parser, ratios, rows, show
 
 import proxsae as px
-from proxsae import encoder
+from proxsae.pytorch import ksparse_encoder
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     W, b, D, T = sae.W_enc, sae.b_enc, sae.W_dec, given.steps
     L = px.lipschitz(D)
     chosen = replace(sae.plan(len(x)), product="gram")
-    gram = encoder.gram_blocks(D, chosen.columns)
+    gram = ksparse_encoder.gram_blocks(D, chosen.columns)
 
     def dense(steps: int, further: Callable[..., torch.Tensor] = dense_step) -> torch.Tensor:
         indices, values = dense_encode(x, W, b, given.k)
@@ -37,10 +37,10 @@ def main() -> None:
 
     def by_gram_rows() -> None:
         """The walk of the encoder, with the Gram matrix that a million rows would share."""
-        how = encoder.Steps(sae.penalty, T, px.Lipschitz(), L, chosen, decode=False, keep=False)
+        how = ksparse_encoder.Steps(sae.penalty, T, px.Lipschitz(), L, chosen, decode=False, keep=False)
         area = x.new_empty(chosen.rows * chosen.columns)
         for piece in (x - sae.b_dec).split(chosen.rows):
-            for _ in encoder._walk(piece, W, b, D, how, area, gram):
+            for _ in ksparse_encoder._walk(piece, W, b, D, how, area, gram):
                 pass
 
     codes = sae.encode(x)

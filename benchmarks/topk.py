@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proxsae.selection import top_k
+from proxsae.pytorch.topk import top_k
 
 PEERS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "torch.topk": lambda u, k: u.abs().topk(k).indices,

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from proxsae.certificates import coherence, duality_gap, fixed_point_residual, lambda_max, lipschitz
 from proxsae.conventions import Error
-from proxsae.iteration import Backtracking, ExactStep, FixedStep, LearnedSteps, Lipschitz, Refit, Solution, Trace
 from proxsae.penalties import L0, L1, MCP, SCAD, BatchKSparse, ElasticNet, GroupL2, KSparse, Penalty, SortedL1
-from proxsae.reference import ista, solve
+from proxsae.reference.iteration import ista, solve
+from proxsae.steps import Backtracking, ExactStep, FixedStep, LearnedSteps, Lipschitz, Refit, Solution, Trace
 
 if TYPE_CHECKING:
     from proxsae import data, testing
-    from proxsae.metrics import evaluate
+    from proxsae.pytorch.codes import SparseCodes
     from proxsae.sae import SAE, abstopk_sae, jumprelu_sae, load, relu_sae, topk_sae
-    from proxsae.sparse import SparseCodes
+    from proxsae.sae.evaluation import evaluate
     from proxsae.training import train
 
 __version__ = "0.1.0"
@@ -27,8 +27,8 @@ __version__ = "0.1.0"
 # Names that load torch (or much else), and where they live.
 _LAZY = {
     **dict.fromkeys(("SAE", "abstopk_sae", "jumprelu_sae", "load", "relu_sae", "topk_sae"), "proxsae.sae"),
-    "SparseCodes": "proxsae.sparse",
-    "evaluate": "proxsae.metrics",
+    "SparseCodes": "proxsae.pytorch.codes",
+    "evaluate": "proxsae.sae.evaluation",
     "train": "proxsae.training",
 }
 

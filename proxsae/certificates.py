@@ -149,3 +149,24 @@ def _dictionary(D: Any) -> Any:
         msg = f"D of shape {tuple(D.shape)} must be a (d_sae, d_in) matrix that is not all zeros (def-lipschitz)"
         raise Error(msg)
     return wide(D)
+
+
+def certify(x: Any, D: Any, z: Any, before: Any, R: Penalty, tol: float, L: float) -> tuple[Any, Any, Any]:
+    """The certificate of z, whether it is good enough, and whether it is settled: three arrays of shape (...).
+
+    Settled is what is within a tenth of tol, rounding left aside: what rounding costs, more steps cannot mend.  Good
+    enough for L1 is a gap that is small with all that rounding may hide (lem-sure-gap).  For L0 and KSparse a fixed
+    point at step 1/L is a weak thing, so the last `Refit` step, which is longer, must have left its code `before` in
+    place as well.
+    """
+    if isinstance(R, L1):
+        gap, objective = l1_gap(x, D, z, R)
+        good, settled = ((gap <= t * objective) & (gap < np.inf) for t in (tol, tol / 10))
+        if good.any():
+            good = good & (l1_gap(x, D, z, R, sure=True)[0] <= tol * objective)
+            good = good & ((objective > FAINT) | ~(x != 0).any(-1))
+        return gap, good, settled
+    gap = fixed_point_residual(x, D, z, R, 1 / L)
+    size, last = (z * z).sum(-1) ** 0.5, ((z - before) ** 2).sum(-1) ** 0.5
+    good, settled = ((gap <= t * size) & (last <= t * size) for t in (tol, tol / 10))
+    return gap, good, settled

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from proxsae.conventions import Error, check_count
-from proxsae.sae import SAE
+from proxsae.conventions import Error
 
 
 def nmse(x: Tensor, xhat: Tensor) -> float:
@@ -57,32 +56,6 @@ def support_change(before: Tensor, after: Tensor) -> float:
     union = (one | other).sum(dim=-1)
     shared = (one & other).sum(dim=-1)
     return float((1 - torch.where(union > 0, shared / union.clamp(min=1), 1.0)).mean())
-
-
-@torch.no_grad()
-def evaluate(sae: SAE, activations: Any, batch_size: int = 4096) -> dict[str, float]:
-    """Measure an SAE on rows (n, d_in): nmse, explained_variance, cosine, l0, dead, two_sided (share of live latents
-    that fire with both signs) and sign_balance (their mean over live latents).
-
-    NumPy rows are converted; raises `Error` for no rows, NaN or infinite rows and a width that does not fit.
-    """
-    x = sae.rows(activations)
-    check_count("batch_size", batch_size, 1)
-    batches = x.split(batch_size)
-    codes = [sae.encode(batch) for batch in batches]
-    xhat = torch.cat([sae.decode(z, like=batch) for z, batch in zip(codes, batches, strict=True)])
-    z = torch.cat(codes)
-    live = (z != 0).any(dim=0)
-    balance = sign_balance(z)[live]
-    return {
-        "nmse": nmse(x, xhat),
-        "explained_variance": explained_variance(x, xhat),
-        "cosine": cosine(x, xhat),
-        "l0": l0(z),
-        "dead": dead_fraction(z),
-        "two_sided": ratio((balance > 0).sum(), live.sum()),
-        "sign_balance": ratio(balance.sum(), live.sum()),
-    }
 
 
 def ratio(part: Tensor, whole: Tensor) -> float:

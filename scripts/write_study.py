@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from proxsae.report import Table
-from proxsae.report.study import sections
 from proxsae.report.style import image
 from proxsae.report.summary import markdown
+from proxsae.studies.sections import sections
 
 DOCS = Path(__file__).parent.parent / "docs"
 FIGURES = ("depth-steps", "apart-gaps", "recovery-separation", "signs-concepts")

@@ -40,9 +40,9 @@ import torch
 from safetensors.torch import load, save
 
 import proxsae as px
-from proxsae import checkpoints
+from proxsae.formats import own as own_format
 from proxsae.formats.parts import DTYPES
-from proxsae.sae.storage import describe
+from proxsae.sae.files import describe
 from proxsae.testing import assert_same
 from proxsae.training import files as run_files
 from tests import test_rows
@@ -596,7 +596,7 @@ def reshaped_pickle(data, rng):
 def rehash(name, data):
     """The hash of an edited file of ours made right again; the file itself where that cannot be."""
     try:
-        if name == checkpoints.CONFIG:
+        if name == own_format.CONFIG:
             return data
         header, body = header_of(data)
         run = json.loads(header["__metadata__"]["run"])
@@ -610,9 +610,9 @@ def rehash(name, data):
 def with_hash(files):
     """A folder of ours with its hash made right, as an adversary would."""
     try:
-        config = json.loads(files[checkpoints.CONFIG])
-        config["sha256"] = checkpoints.digest(config, files[checkpoints.WEIGHTS])
-        return {**files, checkpoints.CONFIG: json.dumps(config).encode()}
+        config = json.loads(files[own_format.CONFIG])
+        config["sha256"] = own_format.digest(config, files[own_format.WEIGHTS])
+        return {**files, own_format.CONFIG: json.dumps(config).encode()}
     except Exception:
         return files
 
@@ -719,11 +719,11 @@ def mutant(target, rng, marker, pool):
     elif target.format == OWN:
         claim, how = "any", "forged with its hash right"
         if rng.random() < 0.6:
-            new[checkpoints.CONFIG], more = json_mutant(target.files[checkpoints.CONFIG], rng)
+            new[own_format.CONFIG], more = json_mutant(target.files[own_format.CONFIG], rng)
         else:
-            weights = target.files[checkpoints.WEIGHTS]
-            new[checkpoints.WEIGHTS], more = (
-                (retensored(checkpoints.WEIGHTS, weights, rng), "tensors")
+            weights = target.files[own_format.WEIGHTS]
+            new[own_format.WEIGHTS], more = (
+                (retensored(own_format.WEIGHTS, weights, rng), "tensors")
                 if rng.random() < 0.6
                 else forged(weights, rng)
             )

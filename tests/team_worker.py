@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 import proxsae as px
-from proxsae.distributed import join
 from proxsae.sae.shards import split
+from proxsae.sae.team import join
 from proxsae.training import train
 
 

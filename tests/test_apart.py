@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import proxsae as px
-from proxsae.report import apart as report
 from proxsae.report.section import Picture, Table
-from proxsae.studies import apart
-from proxsae.studies.depth import name_of
+from proxsae.studies.parts.apart import measure as apart
+from proxsae.studies.parts.apart import section as report
+from proxsae.studies.parts.depth.measure import name_of
 from proxsae.studies.task import Setting
 
 D_IN, D_SAE, N = 6, 10, 12

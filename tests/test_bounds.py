@@ -11,10 +11,10 @@ import torch
 
 import proxsae as px
 from proxsae import theory
-from proxsae.report import bounds as report
 from proxsae.report.section import Picture
-from proxsae.studies import bounds
-from proxsae.studies.depth import name_of
+from proxsae.studies.parts.bounds import measure as bounds
+from proxsae.studies.parts.bounds import section as report
+from proxsae.studies.parts.depth.measure import name_of
 from tests.test_apart import PENALTIES, a_setting, an_sae, first_code, lasso_by_coordinates, weights
 
 LABELS = set(re.findall(r"^\((.+)\)=$", "".join(

@@ -10,7 +10,7 @@ from scipy.optimize import minimize, nnls
 import proxsae as px
 from proxsae import testing as pt
 from proxsae import theory
-from tests.test_unroll import problem, tensors
+from tests.twins.test_iteration import problem, tensors
 
 
 def test_lipschitz_is_an_upper_bound_and_tight():

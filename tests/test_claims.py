@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from proxsae.report import claims
-from proxsae.report.claims import TESTS
-from proxsae.report.claims_tested import CANNOT, NO, OPEN, YES, verdict
-from proxsae.studies.intervals import Interval
+from proxsae.studies.parts.claims import section as claims
+from proxsae.studies.parts.claims.errors import CANNOT, NO, OPEN, YES, verdict
+from proxsae.studies.parts.claims.section import TESTS
+from proxsae.studies.statistics import Interval
 
 PENALTIES = ("relu", "soft", "jumprelu", "jumprelu2", "topk", "abstopk")
 

@@ -92,7 +92,7 @@ def test_laws_check_statements_and_their_planted_errors(capsys, monkeypatch):
 
 
 def test_statements_are_listed_and_told_apart(capsys):
-    from proxsae.testing.statements import STATEMENTS
+    from proxsae.statements import STATEMENTS
 
     assert main(["statements"]) == 0
     printed = capsys.readouterr().out

@@ -14,9 +14,9 @@ import pytest
 
 import proxsae as px
 from proxsae.cli import main
-from proxsae.studies import depth as depth_part
 from proxsae.studies import study
 from proxsae.studies.journal import FILE
+from proxsae.studies.parts.depth import measure as depth_part
 
 ROWS = px.data.planted(n=60, d_in=8, d_sae=16, k=4, noise=0.1).x.astype(np.float32)
 
@@ -129,7 +129,7 @@ def test_the_same_command_goes_on_and_ends_in_the_same_report(place, capsys, mon
             raise KeyboardInterrupt
         return train(*arguments, **options)
 
-    monkeypatch.setattr("proxsae.studies.depth.train", interrupted)
+    monkeypatch.setattr("proxsae.studies.parts.depth.measure.train", interrupted)
     assert depth() == 130
     last = capsys.readouterr().err.splitlines()[-1]
     assert (
@@ -260,7 +260,7 @@ def test_too_little_memory_is_one_sentence(place, capsys, monkeypatch):
     def hungry(*args, **kwargs):
         raise RuntimeError(message)
 
-    monkeypatch.setattr("proxsae.studies.depth.train", hungry)
+    monkeypatch.setattr("proxsae.studies.parts.depth.measure.train", hungry)
     assert depth() == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("proxsae: not enough memory")
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import proxsae as px
-from proxsae.distributed import join
+from proxsae.sae.team import join
 from proxsae.testing import assert_close, assert_same
 from proxsae.training import files
 from tests import team_worker
@@ -141,7 +141,7 @@ def test_ranks_that_do_not_begin_alike_are_refused(tmp_path):
     script = tmp_path / "unseeded.py"
     script.write_text("""
 import numpy as np, torch, proxsae as px
-from proxsae.distributed import join
+from proxsae.sae.team import join
 from proxsae.training import train
 team = join(1, "cpu")
 torch.manual_seed(team.rank)

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import proxsae as px
-from proxsae import checkpoints, formats
-from proxsae.sae import storage
+from proxsae import formats
+from proxsae.formats import own
+from proxsae.sae import loading
 from proxsae.testing import assert_same
 from proxsae.training import files as run_files
 from proxsae.training import state
@@ -204,16 +205,16 @@ def test_no_byte_of_what_is_hashed_can_be_changed_unseen(form, name, judge, targ
 
 def with_tensors(change):
     """A change of an SAE's folder: of its tensors."""
-    return lambda files: {**files, checkpoints.WEIGHTS: hostile.save(change(hostile.load(files[checkpoints.WEIGHTS])))}
+    return lambda files: {**files, own.WEIGHTS: hostile.save(change(hostile.load(files[own.WEIGHTS])))}
 
 
 def with_penalty(**fields):
     """A change of an SAE's folder: of its penalty."""
 
     def change(files):
-        config = json.loads(files[checkpoints.CONFIG])
+        config = json.loads(files[own.CONFIG])
         config["penalty"] |= fields
-        return {**files, checkpoints.CONFIG: json.dumps(config).encode()}
+        return {**files, own.CONFIG: json.dumps(config).encode()}
 
     return change
 
@@ -222,8 +223,8 @@ def with_metadata(**fields):
     """A change of an SAE's folder: of its metadata."""
 
     def change(files):
-        config = json.loads(files[checkpoints.CONFIG]) | {"metadata": fields}
-        return {**files, checkpoints.CONFIG: json.dumps(config).encode()}
+        config = json.loads(files[own.CONFIG]) | {"metadata": fields}
+        return {**files, own.CONFIG: json.dumps(config).encode()}
 
     return change
 
@@ -258,7 +259,7 @@ def test_names_of_files_are_quoted_fit_for_a_terminal(judge, targets):
 
 def test_every_field_of_an_sae_is_hashed(tmp_path):
     px.SAE(6, 10, px.L1(np.linspace(0.1, 0.2, 10)), 3, px.FixedStep(0.01)).save(tmp_path / "sae")
-    file = tmp_path / "sae" / checkpoints.CONFIG
+    file = tmp_path / "sae" / own.CONFIG
     good = json.loads(file.read_text())
     seen = 0
     for i in range(len(list(hostile.places(good)))):
@@ -278,12 +279,12 @@ def test_every_field_of_an_sae_is_hashed(tmp_path):
 def test_an_sae_saved_before_its_description_was_hashed_is_read(tmp_path):
     sae = px.topk_sae(6, 10, 3)
     sae.save(tmp_path / "sae")
-    file = tmp_path / "sae" / checkpoints.CONFIG
+    file = tmp_path / "sae" / own.CONFIG
     config = json.loads(file.read_text()) | {"format": "proxsae-1"}
     file.write_text(json.dumps(config))
     with pytest.raises(px.Error, match="their hash differs"):
         px.load(tmp_path / "sae")
-    config["sha256"] = checkpoints.digest(config, (tmp_path / "sae" / checkpoints.WEIGHTS).read_bytes())
+    config["sha256"] = own.digest(config, (tmp_path / "sae" / own.WEIGHTS).read_bytes())
     file.write_text(json.dumps(config))
     assert_same_sae(px.load(tmp_path / "sae"), sae)
 
@@ -323,7 +324,7 @@ def test_a_path_that_is_none_is_refused_in_one_sentence():
 # The judge
 
 PLANTED = {
-    "no hash": (checkpoints, "digest", lambda config, weights: config.get("sha256"), "proxsae"),
+    "no hash": (own, "digest", lambda config, weights: config.get("sha256"), "proxsae"),
     "no hash of a run": (
         run_files,
         "digest",
@@ -335,7 +336,7 @@ PLANTED = {
     "shapes": (formats.parts, "_check", lambda *_: None, "SAELens"),
     "sizes": (formats.files, "_dense", lambda path, name, a: a, "openai"),
     "pipes": (formats.files, "check_file", lambda path: None, "sparsify"),
-    "raw words": (storage, "sentence", lambda text, most=0: str(text), "proxsae"),
+    "raw words": (loading, "sentence", lambda text, most=0: str(text), "proxsae"),
 }
 
 

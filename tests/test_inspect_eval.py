@@ -11,10 +11,10 @@ import torch
 
 import proxsae as px
 from proxsae.cli import main
-from proxsae.iteration import LearnedSteps
-from proxsae.studies import evaluation, inspection
-from proxsae.studies.evaluation import encode_rows, evaluate_depths
-from proxsae.studies.inspection import compare, inspect
+from proxsae.sae import evaluation, inspection
+from proxsae.sae.evaluation import encode_rows, evaluate_depths
+from proxsae.sae.inspection import compare, inspect
+from proxsae.steps import LearnedSteps
 from proxsae.testing import assert_close
 
 PENALTIES = {

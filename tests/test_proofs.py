@@ -6,8 +6,8 @@ import pytest
 import proxsae as px
 from proxsae import testing as pt
 from proxsae.penalties import FAMILIES, Separable
+from proxsae.statements.proofs import PROOFS, prove, refute
 from proxsae.testing import proofs
-from proxsae.testing.proofs import PROOFS, prove, refute
 
 SEPARABLE = [family for family in FAMILIES.values() if issubclass(family, Separable)]
 
@@ -45,8 +45,8 @@ def test_what_is_proved_is_what_runs(monkeypatch):
 
 def test_the_rank_formula_of_the_proofs_is_the_sort_that_runs():
     """The solver cannot sort, so `sparse.keep` counts who comes first; on floats it must be KSparse.prox, ties too."""
-    from proxsae.testing.proofs.arithmetic import AtPoint
-    from proxsae.testing.proofs.sparse import keep, keep_positive
+    from proxsae.statements.proofs.arithmetic import AtPoint
+    from proxsae.statements.proofs.sparse import keep, keep_positive
 
     for P in (1, 2, 3):
         for u in np.array(np.meshgrid(*[[-2.0, -1, 0, 1, 2]] * P)).reshape(P, -1).T:
@@ -57,8 +57,8 @@ def test_the_rank_formula_of_the_proofs_is_the_sort_that_runs():
 
 
 def test_the_pair_formulas_of_the_proofs_are_what_runs():
-    from proxsae.testing.proofs import groups
-    from proxsae.testing.proofs.arithmetic import AtPoint
+    from proxsae.statements.proofs import groups
+    from proxsae.statements.proofs.arithmetic import AtPoint
 
     o, values = AtPoint({}), [-3.0, -1.25, -1, 0, 0.5, 1, 3]
     for u in np.array(np.meshgrid(values, values)).reshape(2, -1).T:

@@ -8,7 +8,7 @@ from scipy.linalg import hadamard
 from scipy.optimize import nnls
 
 from proxsae.conventions import Error
-from proxsae.pursuit import best_k_sparse, omp
+from proxsae.reference.pursuit import best_k_sparse, omp
 
 
 def problem(n, d, P, seed=0, norms=True):

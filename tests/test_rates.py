@@ -10,9 +10,9 @@ import pytest
 import proxsae as px
 from proxsae import theory
 from proxsae.cli import main
-from proxsae.studies import rates as study
-from proxsae.studies.rates import Rate, holds, rates
-from proxsae.testing.statements.descent import variant
+from proxsae.statements.descent import variant
+from proxsae.studies.rates import measure as study
+from proxsae.studies.rates.measure import Rate, holds, rates
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_a_broken_bound_is_shown_and_exits_with_1(rows, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     wrong = replace(rows[-1], measured=math.nan)
     monkeypatch.setattr(study, "rates", lambda seed: [*rows[:-1], wrong])
-    monkeypatch.setattr("proxsae.report.rates.draw", lambda rows, figure: None)
+    monkeypatch.setattr("proxsae.studies.rates.figure.draw", lambda rows, figure: None)
     assert main(["rates"]) == 1
     printed = capsys.readouterr().out
     assert printed.count("BROKEN") == 1
@@ -202,7 +202,7 @@ def test_a_disk_that_fills_leaves_nothing(rows, tmp_path, monkeypatch, capsys):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(study, "rates", lambda seed: rows)
-    monkeypatch.setattr("proxsae.report.rates.draw", lambda rows, figure: None)
+    monkeypatch.setattr("proxsae.studies.rates.figure.draw", lambda rows, figure: None)
     monkeypatch.setattr(Path, "write_bytes", full)
     assert main(["rates"]) == 2
     assert capsys.readouterr().err == "proxsae: cannot write proxsae-rates: No space left on device\n"

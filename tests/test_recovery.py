@@ -10,8 +10,10 @@ import torch
 
 import proxsae as px
 from proxsae.data import Planted
-from proxsae.report import recovery as report
-from proxsae.studies import depth, recovery, stability
+from proxsae.studies.parts.depth import measure as depth
+from proxsae.studies.parts.recovery import measure as recovery
+from proxsae.studies.parts.recovery import section as report
+from proxsae.studies.parts.stability import measure as stability
 from proxsae.studies.task import Setting
 
 # Separation
@@ -149,7 +151,7 @@ def test_codes_are_measured_on_the_rows_without_their_bias(tiny, monkeypatch):
     planted_weights(monkeypatch)
     row = recovery.learned(FLAT, 1, seed=0, steps=1)[-1]
     fresh = recovery._drawn(FLAT, 0)[1]
-    z = px.pursuit.omp(fresh.x - np.linspace(-1, 1, 16), fresh.D, 2)
+    z = px.reference.pursuit.omp(fresh.x - np.linspace(-1, 1, 16), fresh.D, 2)
     assert row["nmse"] == pytest.approx(
         ((fresh.x - np.linspace(-1, 1, 16) - z @ fresh.D) ** 2).sum() / (fresh.x**2).sum(), rel=1e-3, abs=1e-9
     )

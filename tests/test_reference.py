@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import proxsae as px
-from proxsae import reference
 from proxsae import testing as pt
+from proxsae.reference import iteration as reference
 
 f16, f32 = np.float16, np.float32
 

@@ -22,7 +22,7 @@ from proxsae.report.rows import cell
 from proxsae.report.section import Picture, Section, Table
 from proxsae.report.style import STYLES, band, canvas, house, image, legend, log_axis, means, styles
 from proxsae.report.write import as_csv
-from proxsae.studies.intervals import Interval
+from proxsae.studies.statistics import Interval
 
 META: dict[str, Any] = {
     "data": "<script>alert('x')</script> & \"more\" $_{$ \u6570",

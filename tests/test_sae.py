@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.func import functional_call
 
 import proxsae as px
-from proxsae import checkpoints
+from proxsae.formats import own
 from proxsae.testing import assert_close, assert_same
 
 PENALTIES = {
@@ -434,7 +434,7 @@ def test_an_empty_folder_may_be_saved_to(tmp_path):
     (tmp_path / "sae").mkdir()
     make(px.L1(0.5)).save(tmp_path / "sae")
     assert_same_sae(px.load(tmp_path / "sae"), make(px.L1(0.5)))
-    assert sorted(f.name for f in (tmp_path / "sae").iterdir()) == [checkpoints.CONFIG, checkpoints.WEIGHTS]
+    assert sorted(f.name for f in (tmp_path / "sae").iterdir()) == [own.CONFIG, own.WEIGHTS]
 
 
 def test_a_disk_that_fills_leaves_the_old_sae_whole(tmp_path, monkeypatch):
@@ -478,26 +478,26 @@ def test_a_kill_between_two_renames_is_refused_and_the_next_save_mends_it(links,
         monkeypatch.setattr("os.link", lambda *paths: (_ for _ in ()).throw(OSError(1, "Operation not permitted")))
     make(px.L1(0.5)).save(tmp_path / "sae")
     make(px.KSparse(2), seed=1).save(tmp_path / "other")
-    os.replace(tmp_path / "other" / checkpoints.WEIGHTS, tmp_path / "sae" / checkpoints.WEIGHTS)
+    os.replace(tmp_path / "other" / own.WEIGHTS, tmp_path / "sae" / own.WEIGHTS)
     one_line_error(lambda: px.load(tmp_path / "sae"), tmp_path / "sae", "not of one save")
     for state in ("mixed", "without weights"):
         if state == "without weights":
-            (tmp_path / "sae" / checkpoints.WEIGHTS).unlink()
+            (tmp_path / "sae" / own.WEIGHTS).unlink()
         make(px.KSparse(2)).save(tmp_path / "sae")
         assert_same_sae(px.load(tmp_path / "sae"), make(px.KSparse(2)))
 
 
 def with_config(**changes):
     def change(folder):
-        config = json.loads((folder / checkpoints.CONFIG).read_text()) | changes
-        (folder / checkpoints.CONFIG).write_text(json.dumps({k: v for k, v in config.items() if v != "DROPPED"}))
+        config = json.loads((folder / own.CONFIG).read_text()) | changes
+        (folder / own.CONFIG).write_text(json.dumps({k: v for k, v in config.items() if v != "DROPPED"}))
 
     return change
 
 
 def with_tensors(change_tensors):
     def change(folder):
-        save_file(change_tensors(load_file(folder / checkpoints.WEIGHTS)), folder / checkpoints.WEIGHTS)
+        save_file(change_tensors(load_file(folder / own.WEIGHTS)), folder / own.WEIGHTS)
 
     return change
 
@@ -511,17 +511,17 @@ def with_bytes(name, change_bytes):
 
 BROKEN = {
     "missing folder": shutil.rmtree,
-    "missing config": lambda folder: (folder / checkpoints.CONFIG).unlink(),
-    "missing weights": lambda folder: (folder / checkpoints.WEIGHTS).unlink(),
-    "truncated weights": with_bytes(checkpoints.WEIGHTS, lambda data: data[:-5]),
-    "truncated header": with_bytes(checkpoints.WEIGHTS, lambda data: data[:20]),
-    "empty weights": with_bytes(checkpoints.WEIGHTS, lambda data: b""),
-    "foreign weights": with_bytes(checkpoints.WEIGHTS, lambda data: b"x" * 100),
-    "broken JSON": with_bytes(checkpoints.CONFIG, lambda data: data[:-10]),
-    "JSON not in UTF-8": with_bytes(checkpoints.CONFIG, lambda data: b"\xff\xfe\xfd"),
-    "JSON too deep": with_bytes(checkpoints.CONFIG, lambda data: b"[" * 100_000),
-    "JSON list": with_bytes(checkpoints.CONFIG, lambda data: b"[1, 2]"),
-    "foreign JSON": with_bytes(checkpoints.CONFIG, lambda data: b'{"architecture": "topk"}'),
+    "missing config": lambda folder: (folder / own.CONFIG).unlink(),
+    "missing weights": lambda folder: (folder / own.WEIGHTS).unlink(),
+    "truncated weights": with_bytes(own.WEIGHTS, lambda data: data[:-5]),
+    "truncated header": with_bytes(own.WEIGHTS, lambda data: data[:20]),
+    "empty weights": with_bytes(own.WEIGHTS, lambda data: b""),
+    "foreign weights": with_bytes(own.WEIGHTS, lambda data: b"x" * 100),
+    "broken JSON": with_bytes(own.CONFIG, lambda data: data[:-10]),
+    "JSON not in UTF-8": with_bytes(own.CONFIG, lambda data: b"\xff\xfe\xfd"),
+    "JSON too deep": with_bytes(own.CONFIG, lambda data: b"[" * 100_000),
+    "JSON list": with_bytes(own.CONFIG, lambda data: b"[1, 2]"),
+    "foreign JSON": with_bytes(own.CONFIG, lambda data: b'{"architecture": "topk"}'),
     "other format": with_config(format="proxsae-99"),
     "no steps": with_config(steps="DROPPED"),
     "bad steps": with_config(steps=0),

@@ -11,13 +11,12 @@ import pytest
 import torch
 
 from proxsae.data import Contrast
-from proxsae.report import signs as report
 from proxsae.report.section import Picture, Table
-from proxsae.report.signs_findings import mean_of, pick, selectivity
 from proxsae.sae import abstopk_sae, topk_sae
-from proxsae.studies import signs, signs_concepts
-from proxsae.studies.intervals import bootstrap, holm
-from proxsae.studies.signs_concepts import (
+from proxsae.studies.parts.signs import concepts as signs_concepts
+from proxsae.studies.parts.signs import measure as signs
+from proxsae.studies.parts.signs import section as report
+from proxsae.studies.parts.signs.concepts import (
     FLIPS,
     Pairs,
     auc,
@@ -33,7 +32,9 @@ from proxsae.studies.signs_concepts import (
     sign_flip_p,
     wins,
 )
-from proxsae.studies.signs_steering import Probe, clamped, ridge, steered
+from proxsae.studies.parts.signs.findings import mean_of, pick, selectivity
+from proxsae.studies.parts.signs.steering import Probe, clamped, ridge, steered
+from proxsae.studies.statistics import bootstrap, holm
 from proxsae.studies.task import Setting
 
 CONCEPTS = ("heat", "size", "music")

@@ -8,8 +8,8 @@ import pytest
 
 import proxsae as px
 from proxsae import testing as pt
+from proxsae.statements import PLANTED, STATEMENTS, Kit, run
 from proxsae.testing import proofs, statements
-from proxsae.testing.statements import PLANTED, STATEMENTS, Kit, run
 
 ROOT = Path(__file__).parent.parent
 THEORY = ROOT / "docs" / "theory"

@@ -11,9 +11,11 @@ import torch
 from scipy import stats
 
 import proxsae as px
-from proxsae.studies import depth, intervals, study
+from proxsae.studies import statistics as intervals
+from proxsae.studies import study
 from proxsae.studies.density import matched, with_lam
 from proxsae.studies.journal import FILE, Journal, planned
+from proxsae.studies.parts.depth import measure as depth
 from proxsae.studies.task import Setting, Task
 
 D, P, K = 12, 24, 4

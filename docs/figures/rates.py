@@ -5,9 +5,9 @@ A changed picture is a changed iteration, but for rounding, which differs betwee
 
 from pathlib import Path
 
-from proxsae.report import rates_figure
 from proxsae.report.figure import image
-from proxsae.studies.rates import rates
+from proxsae.studies.rates.figure import rates_figure
+from proxsae.studies.rates.measure import rates
 
 if __name__ == "__main__":
     Path(__file__).with_suffix(".svg").write_bytes(image(rates_figure(rates()), "svg"))

@@ -107,9 +107,9 @@ def _depth(arguments: argparse.Namespace) -> int:
 def _study(arguments: argparse.Namespace, setting: Any, parts: tuple[str, ...], about: dict[str, Any]) -> int:
     """Plan or go on with a study, do what is left of it, and write the report."""
     from proxsae.report import write_report
-    from proxsae.report.study import sections
     from proxsae.studies import study
     from proxsae.studies.journal import FILE, Journal, check_same, planned
+    from proxsae.studies.sections import sections
     from proxsae.training.files import held
 
     def told(line: str) -> None:

@@ -72,8 +72,8 @@ def _encode(arguments: argparse.Namespace) -> int:
         raise Error(msg)
     sae, rows, _ = open_both(arguments)
 
-    from proxsae.studies.evaluation import encode_rows, unrolled
-    from proxsae.studies.inspection import steps_of
+    from proxsae.sae.evaluation import encode_rows, unrolled
+    from proxsae.sae.inspection import steps_of
 
     saved, steps = sae, arguments.steps or sae.steps
     if steps != sae.steps or arguments.step or arguments.analysis or arguments.b_enc:
@@ -124,7 +124,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     check_writable(target)
 
     from proxsae.sae import load
-    from proxsae.studies.inspection import compare, notes_of, summary
+    from proxsae.sae.inspection import compare, notes_of, summary
 
     sae: Any = load(source)
     read, notes = summary(sae), notes_of(sae)

@@ -13,7 +13,7 @@ from typing import Any
 
 from proxsae.cli.common import Progress, check_path, command, device_named, machine, numbers, paragraph, versions
 from proxsae.conventions import Error, check_count
-from proxsae.iteration import Backtracking, ExactStep, LearnedSteps, Lipschitz, Refit, StepRule
+from proxsae.steps import Backtracking, ExactStep, LearnedSteps, Lipschitz, Refit, StepRule
 
 RULES: dict[str, StepRule] = {
     "exact": ExactStep(),
@@ -77,7 +77,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     device = device_named(arguments.device)
 
     from proxsae.sae import load
-    from proxsae.studies.inspection import inspect
+    from proxsae.sae.inspection import inspect
 
     sae = load(arguments.sae)
     facts = [("file", arguments.sae), ("format", format_of(arguments.sae, sae)), *inspect(sae.to(device))]
@@ -98,8 +98,8 @@ def _eval(arguments: argparse.Namespace) -> int:
         check_writable(arguments.out)
     sae, rows, device = open_both(arguments)
 
-    from proxsae.studies.evaluation import STEPS, default_batch, evaluate_depths
-    from proxsae.studies.inspection import name_of
+    from proxsae.sae.evaluation import STEPS, default_batch, evaluate_depths
+    from proxsae.sae.inspection import name_of
 
     learned = arguments.step == "learned"
     if learned:
@@ -167,7 +167,7 @@ def _check_learned(sae: Any, arguments: argparse.Namespace) -> None:
 
 def _remarks(sae: Any, meta: dict[str, Any], found: list[dict[str, Any]], size: int) -> list[str]:
     """What a reader of the table should know, where it applies."""
-    from proxsae.studies.inspection import free_of_charge
+    from proxsae.sae.inspection import free_of_charge
 
     remarks = [
         "support: mean Jaccard distance to the supports in the line above; cost: products with the dictionary a row, "
@@ -203,8 +203,8 @@ def open_both(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
 
 def format_of(path: str, sae: Any) -> str:
     """The format of the file at `path`, and where it was converted from."""
-    from proxsae.checkpoints import CONFIG
     from proxsae.data.readers import sentence
+    from proxsae.formats.own import CONFIG
 
     origin = sae.metadata.get("format")
     if not Path(path, CONFIG).is_file():

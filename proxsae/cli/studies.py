@@ -40,8 +40,9 @@ def add(commands: Any) -> None:
 
 
 def _rates(arguments: argparse.Namespace) -> int:
-    from proxsae.report import check_writable, figure_class, rates_table, write_rates
-    from proxsae.studies.rates import holds, rates
+    from proxsae.report import check_writable, figure_class
+    from proxsae.studies.rates.figure import rates_table, write_rates
+    from proxsae.studies.rates.measure import holds, rates
 
     check_path("--out", arguments.out)
     check_writable(arguments.out)
@@ -64,8 +65,8 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from proxsae.encoder import free_bytes
-    from proxsae.kernels.dispatch import kind_of, plan
+    from proxsae.pytorch.cost_model import kind_of, plan
+    from proxsae.pytorch.ksparse_encoder import free_bytes
     from proxsae.studies.cost import cost
 
     d_in, d_sae, k, rows, steps = (getattr(arguments, name) for name in ("d_in", "d_sae", "k", "rows", "steps"))

@@ -83,7 +83,7 @@ def _train(arguments: argparse.Namespace) -> int:
         msg = f"--out {out} is a file, but must be a folder"
         raise Error(msg)
 
-    from proxsae.checkpoints import CONFIG
+    from proxsae.formats.own import CONFIG
 
     if (out / "sae").is_dir() and any((out / "sae").iterdir()) and not (out / "sae" / CONFIG).exists():
         msg = f"{out / 'sae'} holds other files, but the trained SAE is to be written there: use another folder"
@@ -94,7 +94,7 @@ def _train(arguments: argparse.Namespace) -> int:
     import torch
 
     from proxsae.data import open_rows
-    from proxsae.distributed import join
+    from proxsae.sae.team import join
     from proxsae.training import train
     from proxsae.training.files import CHECKPOINT, replace
 
@@ -155,9 +155,9 @@ def _start(arguments: argparse.Namespace, rows: Any) -> Any:
     import torch
 
     from proxsae.data import Shuffle
-    from proxsae.iteration import ExactStep, LearnedSteps, Lipschitz
     from proxsae.penalties import L0, L1, BatchKSparse, KSparse
     from proxsae.sae import SAE, load
+    from proxsae.steps import ExactStep, LearnedSteps, Lipschitz
 
     rules: dict[str, Any] = {"lipschitz": Lipschitz(), "exact": ExactStep(), "learned": LearnedSteps()}
     steps, rule = arguments.encoder_steps, rules.get(arguments.encoder_rule)

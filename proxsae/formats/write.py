@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proxsae.checkpoints import replace_folder, safetensors_library
 from proxsae.conventions import Error
+from proxsae.formats.own import replace_folder, safetensors_library
 from proxsae.formats.parts import Found, check_finite
 from proxsae.penalties import L0, L1, BatchKSparse, KSparse
 

@@ -41,7 +41,7 @@ class Penalty(ABC):
     statement: ClassVar[str]
     nonneg: bool
 
-    @torch_twin("proxsae.functional")
+    @torch_twin("proxsae.pytorch.prox")
     def value(self, z: Any) -> Any:
         """R(z) for every row: shape (..., P) -> (...).  A negative entry costs infinity when `nonneg`."""
         z = check_floats("z", z)
@@ -53,7 +53,7 @@ class Penalty(ABC):
                 total = np.where((z < 0).any(axis=-1), np.inf, total)
             return np.asarray(total).astype(z.dtype)
 
-    @torch_twin("proxsae.functional")
+    @torch_twin("proxsae.pytorch.prox")
     def prox(self, u: Any, step: Any = 1.0) -> Any:
         """prox_{step R}(u), row by row: shape (..., P) -> (..., P); `step` is one number or one per row, shape (...).
 
@@ -66,7 +66,7 @@ class Penalty(ABC):
         self.check_fits("u", u, u.shape[-1])
         return self._prox(np.maximum(u, 0) if self.nonneg else u, _per_row(step))
 
-    @torch_twin("proxsae.functional")
+    @torch_twin("proxsae.pytorch.prox")
     def slope(self, z: Any) -> Any:
         """The derivative of an `affine` R along the support of z, signs held: shape (..., P), and 0 off the support."""
         return self._slope(z)

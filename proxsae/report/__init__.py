@@ -1,4 +1,4 @@
-"""What a study found, as files: a self-contained web page, Markdown, and every number as CSV and JSON; and rates.
+"""What a study found, as files: a self-contained web page, Markdown, and every number as CSV and JSON.
 
 A row is one measurement, `meta` describes the run, a section tells of one part of it.
 """
@@ -17,7 +17,6 @@ import numpy as np
 
 from proxsae.conventions import Error
 from proxsae.report.page import html
-from proxsae.report.rates import rates_figure, rates_table, write_rates
 from proxsae.report.rows import Row
 from proxsae.report.section import Picture, Section, Table
 from proxsae.report.style import figure_class, image
@@ -25,8 +24,7 @@ from proxsae.report.summary import markdown, stem
 from proxsae.report.write import as_csv, check_writable, table_csv, write_files
 
 __all__ = [
-    "Picture", "Section", "Table", "check_writable", "figure_class", "rates_figure", "rates_table", "write_rates",
-    "write_report",
+    "Picture", "Section", "Table", "check_writable", "figure_class", "write_report",
 ]  # fmt: skip
 
 

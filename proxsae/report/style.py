@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from proxsae.conventions import Error
-from proxsae.studies.intervals import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,8 +133,8 @@ def band(
     ax.errorbar(np.array(x, dtype=float), middle, yerr=error, label=label, **look)
 
 
-def means(ax: Axes, x: Iterable[float], found: Sequence[Interval], label: str, **style: Any) -> None:
-    """`band` of intervals, of which there may be none."""
+def means(ax: Axes, x: Iterable[float], found: Sequence[tuple[float | None, ...]], label: str, **style: Any) -> None:
+    """`band` of intervals (mean, low, high), of which there may be none."""
     mean, low, high = ([each[end] for each in found] for end in range(3))
     band(ax, list(x), mean, low, high, label, **style)
 

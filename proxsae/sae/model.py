@@ -22,19 +22,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from proxsae import encoder
 from proxsae.certificates import lipschitz
-from proxsae.certified import certified_top_k
 from proxsae.conventions import Error, check_count, check_finite, check_floats
-from proxsae.distributed import Team
-from proxsae.functional import prox
-from proxsae.iteration import FixedStep, LearnedSteps, Lipschitz, Refit, StepRule, check_rule
-from proxsae.kernels.dispatch import Plan, kind_of, plan
-from proxsae.normalization import Normalized, check_kind, normalize
 from proxsae.penalties import L0, BatchKSparse, KSparse, Penalty
-from proxsae.sae import shards, storage, walks
-from proxsae.sparse import Pages, SparseCodes, accumulator, sparse_decode, sparsify
-from proxsae.unroll import Point, iterate
+from proxsae.pytorch import ksparse_encoder
+from proxsae.pytorch.certified_topk import certified_top_k
+from proxsae.pytorch.codes import Pages, SparseCodes, accumulator, sparse_decode, sparsify
+from proxsae.pytorch.cost_model import Plan, kind_of, plan
+from proxsae.pytorch.iteration import Point, iterate
+from proxsae.pytorch.prox import prox
+from proxsae.sae import files, walks
+from proxsae.sae.normalize import Normalized, check_kind, normalize
+from proxsae.sae.team import Team, lipschitz_of_all
+from proxsae.steps import FixedStep, LearnedSteps, Lipschitz, Refit, StepRule, check_rule
 
 
 class SAE(nn.Module):
@@ -47,7 +47,7 @@ class SAE(nn.Module):
     keeps its code.  b_enc belongs to the first step only; with b_enc="every" it is a part of the problem, which then
     has the further term -<b_enc, z>, in its objective too.
     `normalize` says what is done to each row before it is encoded, and undone after: "none", "layer_norm" or
-    "constant_norm" (proxsae.normalization).  Codes, steps and objectives then live in normalised units.
+    "constant_norm" (proxsae.sae.normalize).  Codes, steps and objectives then live in normalised units.
 
     A `BatchKSparse` SAE selects over the batch that it is given, which is one vector to its further steps; training
     leaves in `batch_threshold` what `thresholded` needs.  `metadata` says where a loaded SAE comes from.
@@ -287,9 +287,9 @@ class SAE(nn.Module):
         return self.decode(z, like=x), sparsify(z)
 
     def _on_supports(self) -> bool:
-        """Whether encoder.py has these steps: k-sparse ones, by the dictionary, with a rule that needs no refit."""
+        """Whether `ksparse_encoder` has these steps: k-sparse, by the dictionary, with a rule that needs no refit."""
         by_dictionary = self.analysis == "dictionary" and self.bias_at == "first"
-        lean = self.steps == 1 or (by_dictionary and isinstance(self.step, encoder.RULES))
+        lean = self.steps == 1 or (by_dictionary and isinstance(self.step, ksparse_encoder.RULES))
         return lean and isinstance(self._shared["penalty"], KSparse)
 
     def _encode(self, x: Tensor, decode: bool) -> tuple[SparseCodes, Tensor | None]:
@@ -306,9 +306,9 @@ class SAE(nn.Module):
         if team is not None and chosen.product == "gram":  # its rows are on all ranks
             chosen = replace(chosen, product="residual")
         rule, R = cast(StepRule, self.step), cast(KSparse, self.penalty)
-        how = encoder.Steps(R, self.steps, rule, L, chosen, decode, keep, pages, team)
+        how = ksparse_encoder.Steps(R, self.steps, rule, L, chosen, decode, keep, pages, team)
         with torch.autocast(x.device.type, enabled=False):  # codes must not depend on which products the plan takes
-            indices, values, xhat = encoder.Encode.apply(rows, *weights, how)
+            indices, values, xhat = ksparse_encoder.Encode.apply(rows, *weights, how)
         k = values.shape[-1]
         codes = SparseCodes(indices.reshape(*x.shape[:-1], k), values.reshape(*x.shape[:-1], k), self.d_sae)
         if xhat is None:
@@ -322,7 +322,7 @@ class SAE(nn.Module):
         vector, whose entries differ so that their order shows: two reads of W_dec, each row summed in one order.
         """
         if (team := self._shared.get("team")) is not None:
-            return shards.lipschitz_of_all(self.W_dec, team)
+            return lipschitz_of_all(self.W_dec, team)
         with torch.no_grad(), torch.autocast(self.W_dec.device.type, enabled=False):
             W = self.W_dec.to(accumulator(self.W_dec.dtype))
             vector = torch.arange(1, self.d_in + 1, device=W.device, dtype=W.dtype).cos()
@@ -337,7 +337,8 @@ class SAE(nn.Module):
         """How that many rows would be encoded, and in `.reasons` why.  `frozen` says that no gradient is asked for."""
         W, R = self.W_dec, self.penalty
         k = min(R.k, self.d_sae) if isinstance(R, KSparse) else self.d_sae
-        free = encoder.free_bytes(W.device) if self.steps > 1 and frozen else 0.0  # only a Gram matrix asks for it
+        wants_gram = self.steps > 1 and frozen  # only a Gram matrix asks how much memory is free
+        free = ksparse_encoder.free_bytes(W.device) if wants_gram else 0.0
         return plan(
             rows, self.d_in, self.d_sae, k, self.steps,
             kind=kind_of(W.device.type, W.element_size()), bytes_per_number=W.element_size(), frozen=frozen,
@@ -410,12 +411,12 @@ class SAE(nn.Module):
     @property
     def cfg(self) -> SimpleNamespace:
         """What tools made for SAELens read of an SAE: d_in, d_sae, dtype, architecture, hook_name and the like."""
-        return storage.saelens_cfg(self)
+        return files.saelens_cfg(self)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the folder `sae.json` + `sae.safetensors`, beside and then renamed; raise `Error` if that fails."""
         self._whole("save")
-        storage.save(self, folder)
+        files.save(self, folder)
 
     def export(self, folder: str | os.PathLike[str], double: bool = False) -> None:
         """Write the one-step SAE in SAELens' layout, which its tools read.
@@ -424,7 +425,7 @@ class SAE(nn.Module):
         the same reconstruction (prop-splitting-codes).  Raises `Error` for more steps than one, and for what that
         layout cannot say.
         """
-        storage.export(self, folder, double)
+        files.export(self, folder, double)
 
     def extra_repr(self) -> str:
         """What print(sae) shows."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from proxsae.conventions import Error
-from proxsae.distributed import Team
-from proxsae.iteration import FixedStep, Lipschitz
 from proxsae.penalties import KSparse
+from proxsae.sae.team import Team
+from proxsae.steps import FixedStep, Lipschitz
 
 if TYPE_CHECKING:
     from proxsae.sae.model import SAE
@@ -49,13 +48,3 @@ def split(sae: SAE, team: Team) -> SAE:
     part.d_sae = sae.d_sae // team.shards
     part._shared = {"penalty": sae._shared["penalty"], "team": team}
     return part
-
-
-@torch.no_grad()
-def lipschitz_of_all(W_dec: Tensor, team: Team) -> float:
-    """||D||^2 of all shards by the Gram matrix (d_in, d_in), rounded up as `certificates.lipschitz` is."""
-    W = W_dec.double()
-    P, d = W.shape
-    summed = team.total(torch.cat([(W.T @ W).view(-1), W.square().sum().view(1)]))
-    slack = 4 * (P * team.shards + d) * 2.0**-52 * float(summed[-1])
-    return float(torch.linalg.eigvalsh(summed[:-1].view(d, d))[-1]) + slack

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proxsae.functional import prox
 from proxsae.penalties import Penalty
-from proxsae.unroll import Point
+from proxsae.pytorch.iteration import Point
+from proxsae.pytorch.prox import prox
 
 
 def encoder(point: Point, R: Penalty, W_enc: Tensor, tilt: Tensor | None) -> Iterator[Point]:

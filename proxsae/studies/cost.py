@@ -1,4 +1,4 @@
-"""What the k-sparse encoder costs on this machine, beside what the cost model of `kernels/dispatch.py` says.
+"""What the k-sparse encoder costs on this machine, beside what the cost model of `pytorch/cost_model.py` says.
 
 Every time is divided by that of the product x W_enc of the same round; the model counts flops and bytes and knows
 nothing of caches, page faults or launches.
@@ -14,10 +14,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from proxsae.iteration import ExactStep
-from proxsae.kernels.dispatch import RHO_S, gather_cost, kind_of
 from proxsae.penalties import KSparse
+from proxsae.pytorch.cost_model import RHO_S, gather_cost, kind_of
 from proxsae.sae import SAE
+from proxsae.steps import ExactStep
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,13 @@ from torch import Tensor
 from proxsae.conventions import Error
 from proxsae.penalties import KSparse
 from proxsae.sae import SAE
-from proxsae.studies import apart, bounds, depth, recovery, signs, stability
 from proxsae.studies.journal import Journal
+from proxsae.studies.parts.apart import measure as apart
+from proxsae.studies.parts.bounds import measure as bounds
+from proxsae.studies.parts.depth import measure as depth
+from proxsae.studies.parts.recovery import measure as recovery
+from proxsae.studies.parts.signs import measure as signs
+from proxsae.studies.parts.stability import measure as stability
 from proxsae.studies.task import Row, Setting, Task
 from proxsae.training import train
 

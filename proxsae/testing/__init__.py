@@ -44,6 +44,13 @@ __all__ = [  # noqa: RUF022  (grouped by what they are)
     "assert_same", "assert_close", "numpy_of",
 ]  # fmt: skip
 
+# Loaded when asked for; the last two live beside `testing`, and keep the names by which they were published.
+_ELSEWHERE = {
+    "strategies": "proxsae.testing.strategies",
+    "statements": "proxsae.statements",
+    "proofs": "proxsae.statements.proofs",
+}
+
 _PER_LATENT = np.array([0.5, 0.0, 2.0, 0.125, 0.5])
 _FALLING = np.array([2.0, 0.5, 0.5, 0.125, 0.0])
 
@@ -80,7 +87,7 @@ def killers(mutant: Mutant, device: str = "cpu") -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("strategies", "statements", "proofs"):
-        return importlib.import_module(f"proxsae.testing.{name}")
+    if name in _ELSEWHERE:
+        return importlib.import_module(_ELSEWHERE[name])
     msg = f"module 'proxsae.testing' has no attribute {name!r}"
     raise AttributeError(msg)

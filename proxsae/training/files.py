@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proxsae.checkpoints import flush, read_safetensors, safetensors_library
 from proxsae.conventions import Error, check_count
 from proxsae.data.readers import sentence
+from proxsae.formats.own import flush, read_safetensors, safetensors_library
 
 CHECKPOINT, METRICS, FORMAT = "checkpoint.safetensors", "metrics.csv", "proxsae-run-1"
 COLUMNS = ["step", "loss", "nmse", "l0", "dead", "lr", "lam"]  # of the metrics

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from proxsae.conventions import Error, check_count
-from proxsae.distributed import Team
 from proxsae.penalties import BatchKSparse
 from proxsae.sae import SAE
+from proxsae.sae.team import Team
 from proxsae.training import files
 from proxsae.training.losses import outcome
 from proxsae.training.recipe import Recipe, Source, check_l0, condition, kind_of_run

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proxsae.distributed import Team, among_all
-from proxsae.functional import count_above, k_sparse, prox
 from proxsae.penalties import L0, BatchKSparse, KSparse
+from proxsae.pytorch.codes import SparseCodes, sparse_decode
+from proxsae.pytorch.prox import count_above, k_sparse, prox
+from proxsae.pytorch.topk import top_k
 from proxsae.sae import SAE
-from proxsae.selection import top_k
-from proxsae.sparse import SparseCodes, sparse_decode
+from proxsae.sae.team import Team, among_all
 
 AUX_SHARE = 1 / 32
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from proxsae.conventions import Error, check_count, check_seed
 from proxsae.data import Rows, Shuffle, open_rows
-from proxsae.distributed import Team
 from proxsae.penalties import BatchKSparse, KSparse
 from proxsae.sae import SAE
+from proxsae.sae.files import describe
 from proxsae.sae.shards import check_split
-from proxsae.sae.storage import describe
+from proxsae.sae.team import Team
 from proxsae.training import files
 from proxsae.training.losses import mean_lam
 

@@ -13,10 +13,10 @@ from torch.nn.functional import normalize
 
 from proxsae.conventions import Error
 from proxsae.data.readers import sentence
-from proxsae.distributed import Team
 from proxsae.penalties import L0, L1
 from proxsae.sae import SAE
 from proxsae.sae.shards import DIMENSION, part_of, split
+from proxsae.sae.team import Team
 from proxsae.training import files
 from proxsae.training.losses import mean_lam
 from proxsae.training.recipe import Recipe

@@ -1,0 +1,298 @@
+"""The unrolled iteration in torch: batched, on CPU and CUDA, differentiable in x, D, z0, bias and a tensor lam.
+
+    z+ = prox_{mu R}(z - mu g),   g = D^T (D z + b - x)                                              (def-ista)
+
+The formulas are those of `reference/iteration.py`.  Here all rows run together, and no product is worked out twice.
+Step sizes and supports are held constant in the backward pass: the derivative of a support is zero almost everywhere,
+and that of a step size is left out by choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from proxsae.certificates import certify, lipschitz
+from proxsae.conventions import Error, check_count, check_problem
+from proxsae.penalties import L1, KSparse, Penalty
+from proxsae.pytorch import lasso_working_sets
+from proxsae.pytorch.codes import sparse_decode, sparsify
+from proxsae.pytorch.cost_model import gather_cost, kind_of
+from proxsae.pytorch.prox import prox, slope, value
+from proxsae.pytorch.refit import implicit, refit
+from proxsae.steps import (
+    FIRST_TRIAL,
+    Backtracking,
+    ExactStep,
+    FixedStep,
+    Lipschitz,
+    Refit,
+    Solution,
+    StepRule,
+    Trace,
+    check_rule,
+    check_tol,
+    how_to_solve,
+)
+
+LEFT_ENTRIES = 2**24  # codes iterated together where working sets failed: 128 MiB each of a few copies
+CHECK_EVERY = 5  # steps of `solve` between certificates, each of which costs about one step
+
+
+def ista(
+    x: Tensor,
+    D: Tensor,
+    R: Penalty,
+    steps: int,
+    step: StepRule = Lipschitz(),  # noqa: B008  (a frozen value without state)
+    momentum: str | None = None,
+    z0: Tensor | None = None,
+    bias: Tensor | None = None,
+    keep: str = "last",
+) -> Trace:
+    """Proximal gradient on tensors; what `proxsae.ista` calls, and where its arguments are explained."""
+    c, D, z0, lead = check_problem(x, D, z0, bias, R)
+    steps, L = check_count("steps", steps, 0), lipschitz(D)
+    check_rule(step, momentum, keep, R, L)
+    rows = c.reshape(-1, c.shape[-1])
+    z = rows.new_zeros(len(rows), len(D)) if z0 is None else z0.reshape(-1, len(D))
+    kept, objective, products = [], [], []
+    for _, point in zip(range(steps + 1), iterate(rows, D, R, step, momentum, z, L), strict=False):
+        codes = point.z.reshape(*lead, len(D))
+        if keep == "all":
+            kept.append(codes)
+        objective.append(point.objective(R).reshape(lead))
+        products.append(point.spent.reshape(lead))
+    return Trace(codes, torch.stack(objective), torch.stack(products), tuple(kept) if keep == "all" else None)
+
+
+def solve(
+    x: Tensor, D: Tensor, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000, bias: Tensor | None = None
+) -> Solution:
+    """Iterate to a certificate on tensors; what `proxsae.solve` calls, and where its arguments are explained."""
+    centred, D, _, lead = check_problem(x, D, None, bias, R)
+    tol, max_steps = check_tol(tol), check_count("max_steps", max_steps, 0)
+    rows = centred.reshape(-1, centred.shape[-1])
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # a product in half would certify nothing
+        codes, gap, taken, converged = _solve(rows.double(), D.double(), R, tol, max_steps, x.dtype)
+    codes = codes.to(x.dtype)
+    lam = getattr(R, "lam", None)
+    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in (x, D, bias, lam)):
+        if not R.affine:
+            msg = f"gradients of solve are for L1, L0 and KSparse, not {R!r}: detach its inputs (thm-implicit-gradient)"
+            raise Error(msg)
+        with torch.autocast(x.device.type, enabled=False):
+            codes = implicit(codes, rows, D, R)
+    return Solution(codes.reshape(*lead, len(D)), gap.reshape(lead), taken.reshape(lead), converged.reshape(lead))
+
+
+def _solve(
+    c: Tensor, D: Tensor, R: Penalty, tol: float, max_steps: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if not isinstance(R, L1):
+        return _iterate_to_certificate(c, D, R, tol, max_steps, dtype)
+    codes, gap, taken, converged, left = lasso_working_sets.solve(c, D, R, tol, max_steps, dtype)
+    # rows too degenerate for working sets start anew; a step is one more product with D either way
+    for rows in left.nonzero()[:, 0].split(max(1, LEFT_ENTRIES // len(D))):
+        if not len(rows):
+            break
+        used = int(taken[rows].max())
+        other, its, more, good = _iterate_to_certificate(c[rows], D, R, tol, max_steps - used, dtype)
+        taken[rows] += more
+        better = good | (its < gap[rows])
+        rows = rows[better]
+        codes[rows], gap[rows], converged[rows] = other[better], its[better], good[better]
+    return codes, gap, taken, converged
+
+
+def _iterate_to_certificate(
+    c: Tensor, D: Tensor, R: Penalty, tol: float, max_steps: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rule, momentum = how_to_solve(R)
+    every = CHECK_EVERY if isinstance(R, L1) else 1  # other certificates compare with the step before
+    L = lipschitz(D)
+    codes = c.new_full((len(c), len(D)), torch.inf)
+    taken = torch.zeros(len(c), dtype=torch.int64, device=c.device)
+    open_rows = torch.ones(len(c), dtype=torch.bool, device=c.device)
+    for t, point in enumerate(iterate(c, D, R, rule, momentum, torch.zeros_like(codes), L)):
+        if t % every == 0 or t == max_steps:
+            z = point.z[open_rows]
+            rounded, before = z.to(dtype).double(), codes[open_rows]  # judged is what will be returned
+            _, good, settled = certify(c[open_rows], D, rounded, before, R, tol, L)
+            if dtype != torch.float64:
+                settled = certify(c[open_rows], D, z, before, R, tol, L)[2]
+            codes[open_rows], taken[open_rows] = z, t
+            open_rows[open_rows.clone()] = ~(good | settled)
+        if t == max_steps or not bool(open_rows.any()):
+            break
+    rounded = codes.to(dtype).double()
+    gap, good, _ = certify(c, D, rounded, codes, R, tol, L)
+    return rounded.to(dtype), gap, taken, good & ~open_rows
+
+
+class Point:
+    """One iterate: the code z (B, P), the products spent per row, and its residual D z - c, computed once if asked.
+
+    `width` is a number of non-zeros that no row exceeds, where the penalty sets one; `tilt` (P,) a linear term
+    -<tilt, z> of the objective.
+    """
+
+    def __init__(
+        self,
+        z: Tensor,
+        c: Tensor,
+        D: Tensor,
+        spent: Tensor,
+        residual: Tensor | None = None,
+        width: int | None = None,
+        tilt: Tensor | None = None,
+    ) -> None:
+        self.z, self.c, self.D, self.spent = z, c, D, spent
+        self._residual, self._width, self._tilt = residual, width, tilt
+
+    def residual(self) -> Tensor:
+        """D z - c, shape (B, d)."""
+        if self._residual is None:
+            self._residual = _times(self.z, self.D, self._width) - self.c
+        return self._residual
+
+    def objective(self, R: Penalty) -> Tensor:
+        """F(z) per row, shape (B,), in the dtype of the codes."""
+        smooth = (0.5 * _square(self.residual())).to(self.z.dtype)
+        return (smooth if self._tilt is None else smooth - self.z @ self._tilt) + value(R, self.z)
+
+
+def iterate(
+    c: Tensor,
+    D: Tensor,
+    R: Penalty,
+    rule: StepRule,
+    momentum: str | None,
+    z: Tensor,
+    L: float,
+    spent: float = 0.0,
+    tilt: Tensor | None = None,
+) -> Iterator[Point]:
+    """Yield the points z_0, z_1, z_2, ... for centred rows c (B, d), without end.
+
+    With `tilt` (P,) the objective has the further term -<tilt, z>, so that g = D^T (D z - c) - tilt: the quadratic
+    part, which the step rules are about, stays as it is.  Where R couples rows the batch is one vector, with one mu.
+    A row's count of products starts at `spent` and follows `reference.iterate`: 1 for each gradient, 1 for the residual
+    before it unless z = 0 or a trial has already paid for it, and 1 for each trial.
+    """
+    largest = FIRST_TRIAL / float(D.detach().double().square().sum(dim=1).max())  # as in reference.iterate
+    count = torch.full((len(c),), spent, dtype=torch.float64, device=c.device)
+    width = R.k if isinstance(R, KSparse) else None
+    point = Point(z, c, D, count, None if bool(z.any()) else -c, tilt=tilt)  # of any number of non-zeros
+    owed = (z != 0).any(dim=-1).double()
+    mu = torch.full_like(count, largest)
+    t = torch.ones_like(count)
+    y, r = z, point.residual()
+    yield point
+    while True:
+        g = r @ D.T if tilt is None else r @ D.T - tilt
+        count = count + owed + 1
+        owed, residual = torch.ones_like(owed), None
+        if isinstance(rule, (Lipschitz, FixedStep)):
+            step = rule.mu if isinstance(rule, FixedStep) else 1 / L
+            new = prox(R, y - step * g, step)
+        else:
+            if isinstance(rule, ExactStep):
+                new, residual, tried, owed = _exact_step(y, r, g, D, R, largest, L)
+            else:
+                start = mu if isinstance(rule, Backtracking) else torch.full_like(mu, largest)
+                new, residual, mu, tried, owed = _safe_step(y, r, g, D, R, start, L)
+            count = count + tried
+            if isinstance(rule, Refit):
+                size = (new != 0).sum(dim=-1).double()
+                count, owed = count + owed + size * (size + 2) / len(D), torch.zeros_like(owed)
+                new, residual = refit(new, c, D, R), None
+        previous, before, point = point, y, Point(new, c, D, count, residual, width, tilt)
+        yield point
+        y, r = new, point.residual()
+        if momentum is not None:
+            change = new - previous.z
+            if momentum == "restart":  # where the momentum points uphill
+                t = torch.where(((before - new) * change).sum(dim=-1) > 0, 1.0, t)
+            after = (1 + (1 + 4 * t * t).sqrt()) / 2
+            beta = ((t - 1) / after)[:, None].to(c.dtype)
+            y, r, t = new + beta * change, r + beta * (r - previous.residual()), after
+
+
+def _safe_step(
+    z: Tensor,
+    r: Tensor,
+    g: Tensor,
+    D: Tensor,
+    R: Penalty,
+    mu: Tensor,
+    L: float,
+    face: Tensor | None = None,
+    face_move: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Halve mu per row, down to 1/L, until  mu ||D dz||^2 <= ||dz||^2  (lem-backtracking).
+
+    Returns the codes, their residuals, mu, the products tried and those owed.  Where a trial has the signs of `face`
+    (for L0 and KSparse its support), dz is known to be -mu h and safe, and D dz = -mu `face_move` costs nothing
+    (thm-exact-step).
+    """
+    rows = torch.arange(len(z), device=z.device)
+    new, move = torch.zeros_like(z), torch.zeros_like(r)
+    tried, owed = torch.zeros_like(mu), torch.zeros_like(mu)
+    while len(rows):
+        step = mu[rows]
+        column = step[:, None].to(z.dtype)
+        trial = prox(R, z[rows] - column * g[rows], step)
+        dz = trial - z[rows]
+        same = torch.zeros_like(step, dtype=torch.bool)
+        if face is not None and face_move is not None:
+            kept = trial.sign() == face[rows].sign() if R.convex else (trial != 0) == (face[rows] != 0)
+            same = kept.all(dim=-1) if R.rowwise else kept.all().expand(len(kept))
+            along = -column * face_move[rows]
+            dr = along if bool(same.all()) else torch.where(same[:, None], along, dz @ D)
+        else:
+            dr = dz @ D
+        floor = step <= 1 / L
+        tried[rows] += (~same & ~floor).double()
+        owed[rows] = (~same & floor).double()
+        safe = same | floor | (step * _over(R, _square(dr)) <= _over(R, _square(dz)))
+        new, move = new.index_copy(0, rows, trial), move.index_copy(0, rows, dr)
+        rows = rows[~safe]
+        mu = mu.index_copy(0, rows, (mu[rows] / 2).clamp(min=1 / L))
+    return new, r + move, mu, tried, owed
+
+
+def _exact_step(
+    z: Tensor, r: Tensor, g: Tensor, D: Tensor, R: Penalty, largest: float, L: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The exact line step on the support: mu = ||h||^2 / ||D h||^2, then safe (thm-exact-step)."""
+    empty = ~(z != 0).any(dim=-1) if R.rowwise else ~(z != 0).any().expand(len(z))
+    face = z
+    if bool(empty.any()):  # at z = 0, the support that a step would open
+        face = torch.where(empty[:, None], prox(R, z - largest * g, largest), z)
+    h = torch.where(face != 0, g + slope(R, face), 0)
+    face_move = h @ D
+    with torch.no_grad():
+        mu = _over(R, _square(h.double())) / _over(R, _square(face_move.double()))  # >= 1/L, but for rounding
+        mu = torch.where(mu.isfinite(), mu, largest).clamp(min=1 / L)
+    new, residual, _, tried, owed = _safe_step(z, r, g, D, R, mu, L, face.detach(), face_move)
+    return new, residual, tried + 1, owed
+
+
+def _times(z: Tensor, D: Tensor, width: int | None) -> Tensor:
+    """D z, by its support where no row has more than `width` non-zeros and gathering is cheaper."""
+    if width is None or gather_cost(width, len(D), kind_of(D.device.type, D.element_size())) >= 1:
+        return z @ D
+    return sparse_decode(sparsify(z, width), D)
+
+
+def _over(R: Penalty, squares: Tensor) -> Tensor:
+    """Squares (B,) of rows as they are, or of the whole batch where R couples its rows."""
+    return squares if R.rowwise else squares.sum().expand(len(squares))
+
+
+def _square(a: Tensor) -> Tensor:
+    wide = a.float() if a.dtype in (torch.float16, torch.bfloat16) else a
+    return (wide * wide).sum(dim=-1)

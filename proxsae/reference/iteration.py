@@ -1,0 +1,201 @@
+"""The oracle: ISTA, FISTA, IHT and their step rules in NumPy, one row at a time, written as the docs write them.
+
+    min_z F(z),   F(z) = 1/2 ||x - b - D z||^2 + R(z)
+    z+ = prox_{mu R}(z - mu g),   g = D^T (D z + b - x)                                              (def-ista)
+
+In code a dictionary holds atoms as rows, so D z is `z @ D` and D^T r is `D @ r`.  Torch tensors go to
+`proxsae.pytorch.iteration`, which shares no step with this file; `tests/twins/` holds the two against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from proxsae.certificates import certify, lipschitz
+from proxsae.conventions import check_count, check_problem, torch_twin
+from proxsae.penalties import Penalty
+from proxsae.penalties.base import Floats
+from proxsae.reference.refit import refit
+from proxsae.steps import (
+    FIRST_TRIAL,
+    Backtracking,
+    ExactStep,
+    FixedStep,
+    Lipschitz,
+    Solution,
+    StepRule,
+    Trace,
+    check_rule,
+    check_tol,
+    how_to_solve,
+)
+
+
+@torch_twin("proxsae.pytorch.iteration")
+def ista(
+    x: Any,
+    D: Any,
+    R: Penalty,
+    steps: int,
+    step: StepRule = Lipschitz(),  # noqa: B008  (a frozen value without state)
+    momentum: str | None = None,
+    z0: Any = None,
+    bias: Any = None,
+    keep: str = "last",
+) -> Trace:
+    """Proximal gradient from z0 (default 0):  z+ = prox_{mu R}(z - mu D^T (D z + b - x)),  `steps` times (def-ista).
+
+    x (..., d), D (P, d) with atoms as rows, z0 (..., P), bias (d,); all of one float dtype.  `step` is a step rule,
+    momentum="fista" adds Nesterov's extrapolation (convex R only), keep="all" keeps every iterate.  Returns a `Trace`.
+    For L0 and KSparse this is iterative hard thresholding.
+
+    Statements: thm-ista-descent, thm-ista-rate, thm-fista-rate (Beck and Teboulle 2009; for k-sparse Beck and Eldar
+    2013), thm-stationarity-rate, prop-depth-monotone, thm-linear-phase, thm-support-changes, prop-lista-is-ista,
+    prop-one-step-orthonormal.
+    Raises `Error` for NaN or infinite data, shapes that do not fit, a dictionary of zeros, steps < 0, a `FixedStep` of
+    2/L or more, and rules or momentum whose hypotheses R breaks.
+
+    >>> import proxsae as px
+    >>> trace = px.ista(np.array([3.0, 0.2]), np.eye(2), px.L1(1.0), steps=1)
+    >>> trace.codes, trace.objective
+    (array([2., 0.]), array([4.52, 2.52]))
+    """
+    c, D, z0, lead = check_problem(x, D, z0, bias, R)
+    steps, L = check_count("steps", steps, 0), lipschitz(D)
+    check_rule(step, momentum, keep, R, L)
+    start = np.zeros((*lead, len(D)), c.dtype) if z0 is None else z0
+    wide = np.result_type(c.dtype, np.float32)  # half precision accumulates in float32
+    kept = steps + 1 if keep == "all" else 1
+    codes = np.zeros((kept, int(np.prod(lead)), len(D)), c.dtype)
+    objective = np.zeros((steps + 1, codes.shape[1]), c.dtype)
+    products = np.zeros(objective.shape)
+    for i, (row, z) in enumerate(zip(c.reshape(-1, c.shape[-1]), start.reshape(-1, len(D)), strict=True)):
+        for t, (code, spent) in zip(range(steps + 1), iterate(row, D, R, step, momentum, z, L), strict=False):
+            codes[t if keep == "all" else 0, i], products[t, i] = code, spent
+            objective[t, i] = 0.5 * np.sum((row - code @ D) ** 2, dtype=wide) + R.value(code)
+    codes = codes.reshape(kept, *lead, len(D))
+    return Trace(
+        codes[-1],
+        objective.reshape(steps + 1, *lead),
+        products.reshape(steps + 1, *lead),
+        tuple(codes) if keep == "all" else None,
+    )
+
+
+@torch_twin("proxsae.pytorch.iteration")
+def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000, bias: Any = None) -> Solution:
+    """Iterate until a certificate says enough: duality gap <= tol * objective for L1, else ||z - T(z)|| <= tol ||z||.
+
+    A convex R runs FISTA with restarts; torch takes L1 by working sets instead, many rows at once, where `steps` counts
+    products with D^T and a row leaves when it is certified.  L0 and KSparse run `Refit` steps from z = 0 until they
+    move nothing, other non-convex R plain steps of 1/L; their limit depends on that start (the best k-sparse code is
+    NP-hard to find).
+    Work is in float64, codes come back in the dtype of x; the certificate is of the codes that are returned, rounding
+    allowed for (lem-sure-gap), and a row that did not reach it has converged = False.  Rounding codes to float32 alone
+    can cost a gap of some 1e-7 of the objective, and of far more where lam is tiny.
+    For L1, L0 and KSparse torch codes are differentiable in x, D, bias and a tensor lam by the implicit function
+    theorem on the support (thm-implicit-gradient); F at the solution needs no such thing (thm-envelope).  Shapes as in
+    `ista`.  Raises `Error` as `ista` does, and for tol not finite and > 0.
+    """
+    c, D, _, lead = check_problem(x, D, None, bias, R)
+    tol, max_steps, dtype = check_tol(tol), check_count("max_steps", max_steps, 0), c.dtype
+    c, D = c.astype(np.float64), D.astype(np.float64)
+    rule, momentum = how_to_solve(R)
+    L = lipschitz(D)
+    rows = c.reshape(-1, c.shape[-1])
+    codes, gaps = np.full((len(rows), len(D)), np.inf), np.zeros(len(rows))
+    taken, converged = np.zeros(len(rows), dtype=int), np.zeros(len(rows), dtype=bool)
+    for i, row in enumerate(rows):
+        for t, (z, _) in enumerate(iterate(row, D, R, rule, momentum, np.zeros(len(D)), L)):
+            rounded = z.astype(dtype).astype(np.float64)  # judged is what will be returned
+            _, good, settled = certify(row, D, rounded, codes[i], R, tol, L)
+            if dtype != np.float64 and not good:
+                settled = certify(row, D, z, codes[i], R, tol, L)[2]
+            enough = good or settled
+            codes[i], taken[i] = z, t
+            if enough or t == max_steps:
+                break
+        gaps[i], good, _ = certify(row, D, rounded, codes[i], R, tol, L)
+        converged[i] = good and enough
+    shaped = codes.astype(dtype).reshape(*lead, len(D))
+    return Solution(shaped, gaps.reshape(lead), taken.reshape(lead), converged.reshape(lead))
+
+
+def iterate(
+    x: Floats, D: Floats, R: Penalty, rule: StepRule, momentum: str | None, z: Floats, L: float
+) -> Iterator[tuple[Floats, float]]:
+    """Yield (z_t, products spent so far) for t = 0, 1, 2, ... on one centred row x (d,)."""
+    # where only the longest atom moves, no longer step satisfies lem-backtracking
+    largest = FIRST_TRIAL / float((D.astype(np.float64) ** 2).sum(axis=1).max())
+    mu, spent, y, t = largest, 0.0, z, 1.0
+    owed = float(z.any())  # the product D z that the next gradient needs; none at z = 0
+    yield z, spent
+    while True:
+        g = D @ (y @ D - x)
+        spent, owed = spent + owed + 1, 1.0
+        if isinstance(rule, (Lipschitz, FixedStep)):
+            mu = rule.mu if isinstance(rule, FixedStep) else 1 / L
+            new = R.prox(y - mu * g, mu)
+        elif isinstance(rule, Backtracking):
+            new, mu, tried = shrink_until_safe(y, g, D, R, mu, L)
+            spent, owed = spent + tried, float(mu <= 1 / L)
+        elif isinstance(rule, ExactStep):
+            new, tried, owed = exact_step(y, g, D, R, largest, L)
+            spent += tried
+        else:
+            new, mu, tried = shrink_until_safe(y, g, D, R, largest, L)
+            size = np.count_nonzero(new)
+            # the Gram matrix of the support, its right-hand side and its residual, in units of P d multiply-adds
+            spent, owed = spent + tried + (mu <= 1 / L) + size * (size + 2) / len(D), 0.0
+            new = refit(new, x, D, R)
+        if momentum is None:
+            y = new
+        else:
+            if momentum == "restart" and (y - new) @ (new - z) > 0:  # momentum points uphill
+                t = 1.0
+            after = (1 + np.sqrt(1 + 4 * t * t)) / 2
+            y, t = new + (t - 1) / after * (new - z), after
+        z = new
+        yield z, spent
+
+
+def shrink_until_safe(z: Floats, g: Floats, D: Floats, R: Penalty, mu: float, L: float) -> tuple[Floats, float, int]:
+    """Halve mu down to 1/L until  mu ||D dz||^2 <= ||dz||^2  (lem-backtracking): the code, mu, and products tried."""
+    tried = 0
+    while True:
+        new = R.prox(z - mu * g, mu)
+        if mu <= 1 / L:
+            return new, mu, tried
+        dz, tried = new - z, tried + 1
+        if mu * np.sum((dz @ D) ** 2) <= np.sum(dz**2):
+            return new, mu, tried
+        mu = max(mu / 2, 1 / L)
+
+
+def exact_step(z: Floats, g: Floats, D: Floats, R: Penalty, largest: float, L: float) -> tuple[Floats, int, float]:
+    """The exact line step on the support (thm-exact-step): the code, products tried, and products owed for D z+.
+
+    Along -h, F is a quadratic with minimiser mu = ||h||^2 / ||D h||^2, for which dz = -mu h fulfils the descent
+    inequality with equality.  That holds while R stays affine along the way: while no sign changes for L1, no support
+    for the others.  Elsewhere mu is halved as in backtracking.
+    """
+    face = z if z.any() else R.prox(z - largest * g, largest)  # at z = 0, the support that a step would open
+    h = np.where(face != 0, g + R.slope(face), 0)
+    with np.errstate(all="ignore"):
+        mu = np.sum(h.astype(float) ** 2) / np.sum((h @ D).astype(float) ** 2)  # at least 1/L, but for rounding
+    mu, tried = max(float(mu), 1 / L) if np.isfinite(mu) else largest, 1
+    while True:
+        new = R.prox(z - mu * g, mu)
+        if np.array_equal(np.sign(new), np.sign(face)) if R.convex else np.array_equal(new != 0, face != 0):
+            return new, tried, 0.0
+        if mu <= 1 / L:
+            return new, tried, 1.0
+        dz, tried = new - z, tried + 1
+        with np.errstate(over="ignore"):  # atoms that nearly cancel make mu huge, and the trial is then refused
+            safe = mu * np.sum((dz @ D) ** 2) <= np.sum(dz**2)
+        if safe:
+            return new, tried, 0.0
+        mu = max(mu / 2, 1 / L)

@@ -1,0 +1,264 @@
+"""What more encoder steps change in a given SAE, on rows that need not fit into memory: one pass, one walk per batch.
+
+Sums are kept over all rows, in float64, and divided once at the end: a mean of the ratios of batches is another number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from proxsae import metrics
+from proxsae.conventions import Error, check_count
+from proxsae.metrics import ratio, support_change
+from proxsae.sae.model import SAE
+from proxsae.steps import ExactStep, LearnedSteps, Lipschitz, StepRule
+
+STEPS = (1, 2, 4, 8, 16)
+ENTRIES = 2**23  # of the codes of one batch, by default: 32 MiB in float32, and a walk holds a few such arrays
+
+
+@torch.no_grad()
+def evaluate(sae: SAE, activations: Any, batch_size: int = 4096) -> dict[str, float]:
+    """Measure an SAE on rows (n, d_in): nmse, explained_variance, cosine, l0, dead, two_sided (share of live latents
+    that fire with both signs) and sign_balance (their mean over live latents).
+
+    NumPy rows are converted; raises `Error` for no rows, NaN or infinite rows and a width that does not fit.
+    """
+    x = sae.rows(activations)
+    check_count("batch_size", batch_size, 1)
+    batches = x.split(batch_size)
+    codes = [sae.encode(batch) for batch in batches]
+    xhat = torch.cat([sae.decode(z, like=batch) for z, batch in zip(codes, batches, strict=True)])
+    z = torch.cat(codes)
+    live = (z != 0).any(dim=0)
+    balance = metrics.sign_balance(z)[live]
+    return {
+        "nmse": metrics.nmse(x, xhat),
+        "explained_variance": metrics.explained_variance(x, xhat),
+        "cosine": metrics.cosine(x, xhat),
+        "l0": metrics.l0(z),
+        "dead": metrics.dead_fraction(z),
+        "two_sided": ratio((balance > 0).sum(), live.sum()),
+        "sign_balance": ratio(balance.sum(), live.sum()),
+    }
+
+
+@torch.no_grad()
+def evaluate_depths(
+    sae: SAE,
+    rows: Any,
+    steps: Iterable[int] = STEPS,
+    step: StepRule | LearnedSteps | None = None,
+    analysis: str = "dictionary",
+    b_enc: str = "first",
+    batch_size: int | None = None,
+    device: str | torch.device | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[dict[str, Any]]:
+    """Measurements of `sae` on rows (n, d_in), one dict for each number of encoder steps, in ascending order.
+
+    steps               number of encoder steps
+    nmse                sum ||x - xhat||^2 / sum ||x||^2
+    explained_variance  1 - sum ||x - xhat||^2 / sum ||x - mean||^2, the mean taken over all rows
+    l0, cosine          means over rows of the non-zeros, and of the cosine between x and xhat
+    dead, two_sided     share of latents that never fire (z = 0), and of the others the share that fire with both signs
+    support_change      mean Jaccard distance to the supports at the number of steps before, None for the first
+    objective           mean of 1/2 ||x - b_dec - D z||^2 + R(z), in the units that the encoder sees; with
+                        b_enc="every" also of -<b_enc, z>
+    cost                mean products with the dictionary, in units of one encoder product
+
+    `rows` is an array or anything with a length whose slices are arrays: only `batch_size` rows are held at a time, by
+    default as many as keep a batch of codes below `ENTRIES`.  `step` is by default `ExactStep()`, and `Lipschitz()`
+    where R is not affine; `LearnedSteps()` are those of `sae` itself; analysis="encoder" has no step rule.
+    `progress` gets the rows done and their number.
+    Raises `Error` for rows that do not fit or are not finite, steps < 1, and as `SAE.unrolled` does.
+    """
+    wanted = sorted({check_count("steps", t, 1) for t in steps})
+    if not wanted:
+        msg = "steps is empty, but a table needs at least one number of encoder steps"
+        raise Error(msg)
+    sae = sae if device is None else sae.to(device)
+    if isinstance(step, LearnedSteps):
+        if not isinstance(sae.step, LearnedSteps):
+            msg = f"step={step!r} needs an SAE trained with learned steps, and this one has none: choose another rule"
+            raise Error(msg)
+        if wanted[-1] > sae.steps:
+            msg = f"steps={wanted[-1]} exceeds the {sae.steps} steps whose sizes this SAE has learned"
+            raise Error(msg)
+        deep = sae
+    else:
+        deep = unrolled(sae, wanted[-1], step, analysis, b_enc)
+    R, spread, sums = deep.penalty, Spread(sae.d_in), {t: _Sums(sae) for t in wanted}
+    for x in batches(sae, rows, batch_size, progress):
+        spread.add(x)
+        before = None
+        for t, point in enumerate(itertools.islice(deep.walk(x), wanted[-1]), start=1):
+            if t in sums:
+                sums[t].add(x, sae.decode(point.z, like=x), point.z, before)
+                sums[t].objective += float(point.objective(R).double().sum())
+                sums[t].cost += float(point.spent.sum())
+                before = point.z
+    return [{"steps": t, **sums[t].measures(spread, compared=t != wanted[0])} for t in wanted]
+
+
+def unrolled(sae: SAE, steps: int, step: StepRule | None, analysis: str, b_enc: str = "first") -> SAE:
+    """`sae.unrolled`, with the step rule that fits where none is named."""
+    if step is None and analysis == "dictionary":
+        step = ExactStep() if sae.penalty.affine else Lipschitz()
+    return sae.unrolled(steps, step, analysis, b_enc)
+
+
+def default_batch(sae: SAE) -> int:
+    """How many rows are encoded together where nobody says."""
+    return min(4096, max(1, ENTRIES // sae.d_sae))
+
+
+def batches(
+    sae: SAE,
+    rows: Any,
+    batch_size: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[Tensor]:
+    """The rows (n, d_in), some at a time, as finite tensors of the dtype and device of `sae`."""
+    size = default_batch(sae) if batch_size is None else check_count("batch_size", batch_size, 1)
+    total, shape = len(rows), tuple(rows.shape)
+    if len(shape) != 2 or shape[1] != sae.d_in or not total:
+        msg = f"the data has shape {shape}, but this SAE needs rows of width {sae.d_in}: (n, {sae.d_in}) with n >= 1"
+        raise Error(msg)
+    for start in range(0, total, size):
+        part = rows[start : start + size]
+        _check_finite(part, start)
+        yield sae.rows(part)
+        progress(min(start + size, total), total)
+
+
+def _check_finite(part: Any, start: int) -> None:
+    """Raise `Error`, naming the first row that is not finite, counted over all batches."""
+    good = (part.isfinite() if isinstance(part, Tensor) else np.isfinite(part)).all(-1)
+    if not bool(good.all()):
+        msg = f"row {start + good.tolist().index(False)} of the data (from 0) holds NaN or infinite entries"
+        raise Error(msg)
+
+
+@torch.no_grad()
+def encode_rows(
+    sae: SAE,
+    rows: Any,
+    batch_size: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """The codes of rows (n, d_in) as NumPy arrays: indices (n, s) int32, ascending; values (n, s); d_sae.
+
+    s is the largest support of a row.  Others are padded as `SparseCodes` are, with other latents of value 0.  The
+    codes are held in memory, and an `Error` says so as soon as they will not fit.
+    """
+    parts: list[tuple[NDArray[Any], NDArray[Any]]] = []
+    done, held, memory = 0, 0, _memory()
+    for x in batches(sae, rows, batch_size, progress):
+        codes = sae.encode_sparse(x)
+        values = codes.values.float() if codes.values.dtype == torch.bfloat16 else codes.values
+        parts.append((codes.indices.int().cpu().numpy(), values.cpu().numpy()))
+        done, held = done + len(x), held + sum(a.nbytes for a in parts[-1])
+        needed = 2 * held * len(rows) / done  # twice, while parts become one
+        if 0 < memory < needed:
+            msg = (
+                f"the codes of {len(rows)} rows need {needed / 2**30:.1f} GiB of memory, but {memory / 2**30:.1f} are "
+            )
+            msg += "there: encode the data in parts"
+            raise Error(msg)
+    width = max(indices.shape[1] for indices, _ in parts)
+    padded = [_pad(indices, values, width) for indices, values in parts]
+    both = (np.concatenate(arrays) for arrays in zip(*padded, strict=True))
+    return dict(zip(("indices", "values"), both, strict=True)) | {"d_sae": np.array(sae.d_sae)}
+
+
+def _memory() -> float:
+    """Bytes of memory in this machine, 0 where nobody says."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, OSError, ValueError):
+        return 0.0
+
+
+def _pad(indices: NDArray[Any], values: NDArray[Any], width: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The same codes with `width` entries a row: latents that the row lacks are added, with value 0."""
+    more = width - indices.shape[1]
+    if not more:
+        return indices, values
+    taken = np.zeros((len(indices), width), dtype=bool)  # of the first `width` latents, `more` at least are free
+    row, column = np.nonzero(indices < width)
+    taken[row, indices[row, column]] = True
+    free = np.argsort(taken, axis=1, kind="stable")[:, :more].astype(indices.dtype)
+    indices = np.concatenate([indices, free], axis=1)
+    values = np.concatenate([values, np.zeros(free.shape, values.dtype)], axis=1)
+    order = np.argsort(indices, axis=1)
+    return np.take_along_axis(indices, order, axis=1), np.take_along_axis(values, order, axis=1)
+
+
+class Spread:
+    """sum ||x||^2 and sum ||x - mean||^2 of rows that come in batches.
+
+    Each batch is centred on its own mean and then moved to the common one (Chan, Golub and LeVeque 1979): the textbook
+    sum ||x||^2 - n ||mean||^2 cancels where the mean is large.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.n, self.square, self.centred = 0, 0.0, 0.0
+        self.mean = torch.zeros(width, dtype=torch.float64)
+
+    def add(self, x: Tensor) -> None:
+        """Count the rows x (B, d) in."""
+        x, B = x.double(), len(x)
+        mean = x.mean(dim=0)
+        self.square += float(x.square().sum())
+        self.centred += float((x - mean).square().sum())
+        move = mean.cpu() - self.mean
+        self.centred += float(move.square().sum()) * self.n * B / (self.n + B)
+        self.n += B
+        self.mean += move * B / self.n
+
+
+class _Sums:
+    """What is summed at one number of steps."""
+
+    def __init__(self, sae: SAE) -> None:
+        self.n = self.fired = 0
+        self.error = self.cosine = self.change = self.objective = self.cost = 0.0
+        self.up, self.down = torch.zeros(2, sae.d_sae, dtype=torch.bool, device=sae.W_dec.device)
+
+    def add(self, x: Tensor, xhat: Tensor, z: Tensor, before: Tensor | None) -> None:
+        """Count rows in; `before` are their codes at the number of steps before."""
+        x, xhat = x.double(), xhat.double()
+        self.n += len(x)
+        self.fired += int((z != 0).sum())
+        self.error += float((x - xhat).square().sum())
+        self.cosine += float(torch.cosine_similarity(x, xhat, dim=-1).sum())
+        self.change += 0.0 if before is None else len(x) * support_change(before, z)
+        self.up |= (z > 0).any(dim=0)
+        self.down |= (z < 0).any(dim=0)
+
+    def measures(self, spread: Spread, compared: bool) -> dict[str, float | None]:
+        live, both = int((self.up | self.down).sum()), int((self.up & self.down).sum())
+        return {
+            "nmse": _ratio(self.error, spread.square),
+            "explained_variance": 1 - _ratio(self.error, spread.centred),
+            "l0": self.fired / self.n,
+            "cosine": self.cosine / self.n,
+            "dead": 1 - live / len(self.up),
+            "two_sided": both / live if live else 0.0,
+            "support_change": self.change / self.n if compared else None,
+            "objective": self.objective / self.n,
+            "cost": self.cost / self.n,
+        }
+
+
+def _ratio(part: float, whole: float) -> float:
+    return ratio(*torch.tensor([part, whole], dtype=torch.float64))

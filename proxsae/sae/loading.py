@@ -1,0 +1,133 @@
+"""An SAE from files: its own format, and through `formats` those of other libraries."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proxsae import formats
+from proxsae.conventions import Error
+from proxsae.data.readers import sentence
+from proxsae.formats import own
+from proxsae.penalties import FAMILIES, L0, Penalty
+from proxsae.sae.model import SAE
+from proxsae.steps import RULES, LearnedSteps
+
+RUN = "checkpoint.safetensors"  # in the folder of a training run, beside the folder "sae"
+STEP_RULES: dict[str, Any] = {**RULES, "LearnedSteps": LearnedSteps}
+
+
+def load(path: str | os.PathLike[str]) -> SAE:
+    """The SAE in a file or folder: one that `SAE.save` wrote, or one of another library, recognised by its content.
+
+    What is read, and how it becomes this SAE, is listed in the guide *From your SAE to a deeper one*; `metadata` of the
+    result holds the format, what the file says about its model, and in "notes" what was folded or is implied.
+    A file of a folder may stand for it, and the folder of a training run for its SAE.
+    Nothing is unpickled but tensors.  Raises `Error` for a missing, torn, foreign or hostile file.
+    """
+    try:
+        path = _place(Path(path))
+        ours = Path(path, own.CONFIG).exists()
+    except OSError as problem:
+        msg = f"cannot read {path}: {problem.strerror or problem}"
+        raise Error(msg) from None
+    if not ours:
+        found = formats.read(path)
+        try:
+            return _from_found(found)
+        except Error as problem:  # a threshold beyond the weights' dtype
+            msg = f"{path}: {problem}"
+            raise Error(msg) from None
+    config, tensors = own.read(path)
+    try:
+        return rebuild(config, tensors)
+    except Exception as problem:  # of what `describe` did not write
+        msg = f"{path} does not hold a whole SAE: {sentence(problem, 1000)}"
+        raise Error(msg) from None
+
+
+def _place(path: Path) -> Path:
+    """Where the SAE is that a path means: one of its own two files, and the folder of a training run, stand for it."""
+    if path.name in (own.CONFIG, own.WEIGHTS) and (path.parent / own.CONFIG).exists():
+        return path.parent
+    if (path / RUN).exists() and (path / "sae" / own.CONFIG).exists():
+        return path / "sae"
+    return path
+
+
+def rebuild(config: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
+    """The SAE of a description and its tensors; raises nearly anything for what `describe` did not write."""
+    family, rule = dict(config["penalty"]), dict(config["step"])
+    kind: Any = FAMILIES[family.pop("family")]
+    for name, value in family.items():
+        if isinstance(value, bool) != (name == "nonneg") or (isinstance(value, int) and abs(value) >= 2**63):
+            msg = f"{name} of the penalty is {value!r}, but nonneg is true or false, and whole numbers have 64 bits"
+            raise Error(msg)
+    penalty = kind(**({"lam": 0.0} if kind is L0 else {}), **family)
+    step = None if config["analysis"] == "encoder" else STEP_RULES[rule.pop("rule")](**rule)
+    metadata, b_enc = config.get("metadata", {}), config.get("b_enc", "first")
+    if not isinstance(metadata, dict):
+        msg = f"metadata is {type(metadata).__name__}, not a table"
+        raise Error(msg)
+    notes = metadata.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in [*notes, metadata.get("format", "")]):
+        msg = "metadata has other notes than a list of text, or another format than text"
+        raise Error(msg)
+    learned = isinstance(step, LearnedSteps)
+    if learned and tensors["log_step"].shape != (config["steps"] - 1,):
+        msg = f"log_step has shape {tuple(tensors['log_step'].shape)}, not that of {config['steps']} steps"
+        raise Error(msg)
+    sizes = config["d_in"], config["d_sae"]
+    plan = {"steps": config["steps"], "step": step, "analysis": config["analysis"], "b_enc": b_enc}
+    sae = _assemble(sizes, penalty, tensors, config.get("normalize", "none"), plan if learned else {})
+    if not learned:  # judged by the weights, which had to be there
+        sae._plan(**plan)
+    sae.metadata = metadata
+    return sae
+
+
+def _assemble(
+    sizes: tuple[int, int],
+    penalty: Penalty,
+    tensors: dict[str, Tensor],
+    normalize: str,
+    plan: dict[str, Any],
+) -> SAE:
+    """An SAE with these weights: no more memory is asked for than they take."""
+    d_in, d_sae = sizes
+    if tuple(tensors["W_dec"].shape) != (d_sae, d_in):
+        msg = f"W_dec has shape {tuple(tensors['W_dec'].shape)}, not ({d_sae}, {d_in})"
+        raise Error(msg)
+    with torch.device("meta"):
+        sae = SAE(d_in, d_sae, penalty, normalize=normalize, **plan)
+    kinds = {a.dtype for a in tensors.values()}
+    if len(kinds) > 1 or tensors["W_dec"].dtype not in formats.DTYPES:
+        msg = f"the tensors are {', '.join(sorted(map(str, kinds)))}, but weights are floats of one dtype"
+        raise Error(msg)
+    if not penalty.rowwise:
+        tensors = {"batch_threshold": tensors["W_dec"].new_full((), torch.nan), **tensors}
+    # Copies, in memory of torch's own: no file stays mapped, and how a sum is rounded hangs on the alignment.
+    own = {name: a.clone(memory_format=torch.contiguous_format) for name, a in tensors.items()}
+    if tensors["W_enc"].ndim > 1:  # one latent a row
+        own["W_enc"] = tensors["W_enc"].mT.clone(memory_format=torch.contiguous_format).mT
+    sae.load_state_dict(own, assign=True)
+    for name, a in sae.state_dict().items():
+        if name != "batch_threshold":
+            formats.parts.check_finite(name, a)
+    return sae
+
+
+def _from_found(found: formats.Found) -> SAE:
+    tensors = dict(found.tensors)
+    d_in, d_sae = tensors["W_enc"].shape
+    if isinstance(found.penalty, L0):
+        theta = torch.as_tensor(np.sqrt(2 * np.asarray(found.penalty.lam))).expand(d_sae)
+        tensors["threshold"] = theta.to(tensors["W_enc"].dtype).clone()
+    sae = _assemble((d_in, d_sae), found.penalty, tensors, found.normalization, {})
+    sae.metadata = {"format": found.format, **found.metadata, "notes": list(found.notes)}
+    return sae

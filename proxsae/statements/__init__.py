@@ -1,0 +1,35 @@
+"""Statements, one file a page of docs/theory: what is claimed, what implements it, and the check that can fail."""
+
+from proxsae.statements import (  # noqa: F401, I001  (in the order of the docs; each registers its statements)
+    proximal,
+    one_step,
+    signs,
+    descent,
+    certificates,
+    hard,
+    steps,
+    gradients,
+    sparse_steps,
+    mixed_precision,
+    more_steps,
+    false,
+)
+from proxsae.statements.registry import PLANTED, STATEMENTS, Kit, Planted, Statement, problem, run
+from proxsae.statements.table import box, caught, checked_by, details, machine, markdown, proof_status
+
+__all__ = [
+    "PLANTED",
+    "STATEMENTS",
+    "Kit",
+    "Planted",
+    "Statement",
+    "box",
+    "caught",
+    "checked_by",
+    "details",
+    "machine",
+    "markdown",
+    "problem",
+    "proof_status",
+    "run",
+]

@@ -1,0 +1,318 @@
+"""One step is an SAE (docs/theory/one_step.md): statements and their checks."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from proxsae import penalties
+from proxsae.reference.iteration import ista
+from proxsae.statements.registry import Kit, plant, statement
+from proxsae.testing.compare import assert_close, numpy_of
+
+PAGE = "one_step"
+
+
+def soft(u: Any, t: Any) -> Any:
+    """sign(u) max(|u| - t, 0)."""
+    return np.sign(u) * np.maximum(np.abs(u) - t, 0)
+
+
+def largest(u: Any, k: int) -> Any:
+    """u on its k largest magnitudes, the lowest index first among ties, row by row."""
+    kept = np.zeros(u.shape, dtype=bool)
+    np.put_along_axis(kept, np.argsort(-np.abs(u), axis=-1, kind="stable")[..., :k], True, axis=-1)
+    return np.where(kept, u, 0.0)
+
+
+def wrong_family(R: Any, prox: Any) -> Any:
+    """A copy of the penalty R whose `_prox(u, step)` is another function."""
+    wrong = replace(R)
+    object.__setattr__(wrong, "_prox", prox)
+    return wrong
+
+
+@statement(
+    "prop-one-step-is-an-sae",
+    "From z = 0 with mu = 1 a proximal gradient step is the encoder prox_R((x - b) W_enc), W_enc = W_dec^T, b_enc = 0.",
+    page=PAGE,
+    source="Zhu, Khalili and Zhu 2025, Lemma 1",
+    code=("SAE",),
+    on_paper="matrices of any size",
+)
+def one_step_is_an_sae(kit: Kit, rng: np.random.Generator) -> None:
+    """Six SAEs against the step of `ista`, and both against the six formulas; then W_enc and b_enc of their own."""
+    import torch
+
+    P, d, theta, k = 7, 4, 0.5, 3
+    lam = theta**2 / 2
+    families: list[tuple[Any, Any]] = [
+        (kit.L1(0.25), lambda u: soft(u, 0.25)),
+        (kit.L1(0.25, nonneg=True), lambda u: np.maximum(u - 0.25, 0)),
+        (kit.L0(lam), lambda u: u * (np.abs(u) > theta)),
+        (kit.L0(lam, nonneg=True), lambda u: u * (u > theta)),
+        (kit.KSparse(k), lambda u: largest(u, k)),
+        (kit.KSparse(k, nonneg=True), lambda u: largest(np.maximum(u, 0), k)),
+    ]
+    x, b, D = rng.normal(size=(6, d)), rng.normal(size=d), rng.normal(size=(P, d))
+    D /= np.linalg.norm(D, 2)  # so that mu = 1 is a step that `ista` accepts
+    x[0] = b  # u = 0
+    D[:3], x[1] = 0, b
+    D[0, 0] = D[1, 1] = D[2, 1] = 0.5
+    x[1, :2] += [1.0, -1.0]  # u = (theta, -theta, -theta, ...): at the threshold, and tied
+    W, shift = rng.normal(size=(d, P)), rng.normal(size=P)
+    for R, formula in families:
+        sae = kit.SAE(d, P, R).double()
+        parts = {"W_dec": D, "W_enc": D.T, "b_dec": b, "b_enc": np.zeros(P)}
+        for name, a in parts.items():
+            getattr(sae, name).data = torch.tensor(a)
+        want = formula((x - b) @ D.T)
+        assert_close(numpy_of(sae.encode(torch.tensor(x))), want, 1e-12, "the encoder")
+        assert_close(kit.ista(x, D, R, 1, kit.FixedStep(1.0), bias=b).codes, want, 1e-12, "the step")
+        assert_close(numpy_of(sae(torch.tensor(x))), want @ D + b, 1e-12, "the reconstruction")
+        sae.W_enc.data, sae.b_enc.data = torch.tensor(W), torch.tensor(shift)
+        want = formula(x @ W + (shift - b @ W))  # the encoder x W + b_e of the paper
+        assert_close(numpy_of(sae.encode(torch.tensor(x))), want, 1e-12, "the trained encoder")
+
+
+def _sae(change: str) -> Any:
+    def make(*args: Any) -> Any:
+        from proxsae.sae import SAE
+
+        sae = SAE(*args)
+        sae.__dict__["pre_activations"] = {
+            "b_dec is not subtracted": lambda x: x @ sae.W_enc + sae.b_enc,
+            "b_enc is forgotten": lambda x: (x - sae.b_dec) @ sae.W_enc,
+            "W_dec in place of W_enc": lambda x: (x - sae.b_dec) @ sae.W_dec.T + sae.b_enc,
+        }[change]
+        return sae
+
+    return make
+
+
+for mistake in ("b_dec is not subtracted", "b_enc is forgotten", "W_dec in place of W_enc"):
+    plant(mistake, "prop-one-step-is-an-sae", SAE=_sae(mistake))
+plant(
+    "the step is 1/L, not 1",
+    "prop-one-step-is-an-sae",
+    ista=lambda x, D, R, steps, step, bias=None: ista(x, D, R, steps, bias=bias),
+)
+
+
+@statement(
+    "prop-step-scaling",
+    "From z = 0 a step mu gives mu times the code of mu = 1 if R(cz) = c R(z) for c > 0; with l0, that of lam/mu.",
+    page=PAGE,
+    source="own; folklore",
+    code=("FixedStep",),
+    on_paper="a substitution, for every R",
+)
+def step_scaling(kit: Kit, rng: np.random.Generator) -> None:
+    """One step of `ista` from 0 at mu, of every family, against mu times the formula at step 1 with R(mu z) / mu."""
+    P, d = 6, 4
+    x, D = rng.normal(size=(5, d)), rng.normal(size=(P, d))
+    D[1], D[2] = D[0], 0.0  # a tie in every row, and a zero atom
+    D /= np.linalg.norm(D, 2)
+    lam = np.append(rng.uniform(0.05, 0.3, P - 1), 0.0)
+    u = x @ D.T
+    for mu, nonneg in itertools.product((0.25, 1.0, 1.5), (False, True)):
+        v = np.maximum(u, 0) if nonneg else u
+        norms = np.repeat(np.linalg.norm(v.reshape(len(v), -1, 2), axis=-1), 2, axis=-1)
+        group = v * np.maximum(0, 1 - 0.2 / np.maximum(norms, 1e-300))
+        cases = [
+            (kit.L1(lam, nonneg), mu * soft(v, lam)),
+            (kit.KSparse(3, nonneg), mu * largest(v, 3)),
+            (kit.KSparse(P + 1, nonneg), mu * v),
+            (kit.L0(lam, nonneg), mu * v * (np.abs(v) > np.sqrt(2 * lam / mu))),
+            (kit.ElasticNet(lam, 0.7, nonneg), mu * soft(v, lam) / (1 + mu * 0.7)),
+            (kit.GroupL2(0.2, 2, nonneg), mu * group),
+        ]
+        for R, want in cases:
+            assert_close(kit.ista(x, D, R, 1, kit.FixedStep(mu)).codes, want, 1e-12, f"{R} at mu = {mu}")
+        sorted_l1 = kit.SortedL1(np.sort(lam)[::-1], nonneg)
+        mcp, scaled = kit.MCP(0.2, 3.0, nonneg), kit.MCP(0.2, 3.0 / mu, nonneg)
+        for R, unit in ((sorted_l1, sorted_l1), (mcp, scaled)):
+            got, one = (kit.ista(x, D, A, 1, kit.FixedStep(m)).codes for A, m in ((R, mu), (unit, 1.0)))
+            assert_close(got, mu * one, 1e-12, f"{R} at mu = {mu}")
+
+
+def _l1_without_step(lam: Any, nonneg: bool = False) -> Any:
+    R = penalties.L1(lam, nonneg)
+    return wrong_family(R, lambda u, step: soft(u, R.lam))
+
+
+def _l0_without_step(lam: Any, nonneg: bool = False) -> Any:
+    R = penalties.L0(lam, nonneg)
+    return wrong_family(R, lambda u, step: u * (np.abs(u) > np.sqrt(2 * R.lam)))
+
+
+def _l0_step_times_threshold(lam: Any, nonneg: bool = False) -> Any:
+    R = penalties.L0(lam, nonneg)
+    return wrong_family(R, lambda u, step: u * (np.abs(u) > step * np.sqrt(2 * R.lam)))
+
+
+plant("l1: the threshold ignores the step", "prop-step-scaling", L1=_l1_without_step)
+plant("l0: the threshold ignores the step", "prop-step-scaling", L0=_l0_without_step)
+plant("l0: the threshold is mu theta, as if mu did not matter", "prop-step-scaling", L0=_l0_step_times_threshold)
+
+
+@statement(
+    "def-lipschitz",
+    "L = ||D||_2^2, the largest eigenvalue of either Gram matrix, is the least Lipschitz constant of D^T(Dz + b - x).",
+    page=PAGE,
+    source="standard; Beck 2017, section 5.1 (number not verified)",
+    code=("lipschitz",),
+    on_paper="a definition",
+)
+def lipschitz_constant(kit: Kit, rng: np.random.Generator) -> None:
+    """Singular values, known cases, a pair of codes that attains L, and random pairs that do not pass it."""
+    shapes = ((3, 7), (7, 3), (5, 5), (1, 4), (4, 1))
+    dictionaries = [rng.normal(size=shape) for shape in shapes]
+    dictionaries[1][4:] = dictionaries[1][:3]  # duplicates
+    dictionaries[2][2] = 0.0
+    for D in dictionaries:
+        L = kit.lipschitz(D)
+        assert_close(np.float64(L), np.float64(np.linalg.norm(D, 2) ** 2), 1e-11, "L against singular values")
+        for z in rng.normal(size=(20, len(D))):
+            if not np.linalg.norm(D @ (z @ D)) <= L * np.linalg.norm(z) * (1 + 1e-12):
+                msg = f"two gradients differ by more than L = {L} times the distance of their codes"
+                raise AssertionError(msg)
+        z = np.linalg.svd(D)[0][:, 0]
+        if not np.linalg.norm(D @ (z @ D)) >= L * np.linalg.norm(z) * (1 - 1e-11):
+            msg = f"L = {L} is not attained by the first singular vector"
+            raise AssertionError(msg)
+    exact = [(np.diag([1.0, -3.0, 2.0]), 9.0), (np.ones((5, 1)), 5.0), (np.eye(2, 6) / 4, 1 / 16)]
+    for D, true in exact:
+        L = kit.lipschitz(D)
+        if not true <= L <= true * (1 + 1e-12):
+            msg = f"L = {L}, but must be {true}, or above it by rounding alone"
+            raise AssertionError(msg)
+
+
+plant("L is the Frobenius norm", "def-lipschitz", lipschitz=lambda D: float((D * D).sum()))
+plant("L is the norm, not its square", "def-lipschitz", lipschitz=lambda D: float(np.linalg.norm(D, 2)))
+plant("L is the largest atom", "def-lipschitz", lipschitz=lambda D: float((D * D).sum(axis=1).max()))
+
+
+@statement(
+    "prop-lipschitz-floor",
+    "L >= P/d for unit-norm atoms, with equality exactly for tight frames; so mu = 1 is never below 2/L once P >= 2d.",
+    page=PAGE,
+    source="trace of the Gram matrix; folklore",
+    code=("theory.lipschitz_floor",),
+    on_paper="matrices of any size",
+)
+def floor(kit: Kit, rng: np.random.Generator) -> None:
+    """Random dictionaries lie above the floor, tight frames on it, and `ista` refuses mu = 1 where P >= 2d."""
+
+    def unit(D: Any) -> Any:
+        return D / np.linalg.norm(D, axis=1, keepdims=True)
+
+    for d, P in ((3, 2), (4, 4), (4, 9), (5, 20)):
+        L, least = kit.lipschitz(unit(rng.normal(size=(P, d)))), kit.lipschitz_floor(d, P)
+        if not max(least, 1.0) * (1 + 1e-9) < L:
+            msg = f"d = {d}, P = {P}: a random dictionary has L = {L}, which is not above the floor {least}"
+            raise AssertionError(msg)
+    angles = np.pi * np.arange(5) / 5
+    rotation = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    hadamard = np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
+    tight = (
+        np.stack([np.cos(angles), np.sin(angles)], axis=1),
+        np.vstack([np.eye(4), hadamard]),
+        np.vstack([np.eye(4), -np.eye(4), rotation, np.eye(4)]),
+    )
+    for D in tight:
+        P, d = D.shape
+        least = kit.lipschitz_floor(d, P)
+        assert_close(np.float64(kit.lipschitz(D)), np.float64(least), 1e-12, "L of a tight frame")
+        bent = unit(D + 0.05 * rng.normal(size=D.shape))
+        if not kit.lipschitz(bent) > least * (1 + 1e-6):
+            msg = f"d = {d}, P = {P}: a frame that is not tight has L = {kit.lipschitz(bent)}, the floor itself"
+            raise AssertionError(msg)
+        if 2 * d <= P:
+            try:
+                kit.ista(np.ones(d), D, kit.L1(0.1), 1, kit.FixedStep(1.0))
+            except kit.Error:
+                continue
+            msg = f"d = {d}, P = {P}: a step of 1 was taken, though 2/L <= 1"
+            raise AssertionError(msg)
+
+
+plant("L is the Frobenius norm", "prop-lipschitz-floor", lipschitz=lambda D: float((D * D).sum()))
+plant("the floor is d/P", "prop-lipschitz-floor", lipschitz_floor=lambda d_in, d_sae: d_in / d_sae)
+plant("the floor is its root", "prop-lipschitz-floor", lipschitz_floor=lambda d_in, d_sae: (d_sae / d_in) ** 0.5)
+plant(
+    "too long a step is shortened in silence",
+    "prop-lipschitz-floor",
+    ista=lambda x, D, R, steps, step: ista(x, D, R, steps),
+)
+
+
+@statement(
+    "prop-one-step-orthonormal",
+    "If D^T D = a I, one step mu = 1/a from any z is a global minimiser of F, for every R: there one step is enough.",
+    page=PAGE,
+    source="own; folklore (thresholding in an orthonormal basis)",
+    code=("ista",),
+    on_paper="matrices of any size",
+)
+def orthonormal(kit: Kit, rng: np.random.Generator) -> None:
+    """One step from a random z0 against competitors: every support with its least squares, and points all around."""
+    P, d = 4, 6
+    lam = np.append(rng.uniform(0.1, 0.6, P - 1), 0.0)
+    for a, nonneg in itertools.product((1.0, 2.5), (False, True)):
+        D = np.sqrt(a) * np.linalg.qr(rng.normal(size=(d, P)))[0].T
+        b, u = rng.normal(size=d), 1.5 * rng.normal(size=P)
+        u[1], u[2] = -u[0], -1.3 * np.sqrt(2 * lam[2] / a)  # a tie, and an entry that l0 keeps by little
+        e = rng.normal(size=d)
+        x = b + u @ D + e - D.T @ (D @ e) / a  # D^T (x - b) / a = u
+        families = (
+            kit.L1(lam, nonneg),
+            kit.L0(lam, nonneg),
+            kit.KSparse(2, nonneg),
+            kit.ElasticNet(lam, 0.5, nonneg),
+            kit.MCP(lam, 3.0, nonneg),
+            kit.SCAD(lam, 3.7, nonneg),
+            kit.GroupL2(0.4, 2, nonneg),
+            kit.SortedL1(np.sort(lam)[::-1], nonneg),
+        )
+        masks = np.array(list(itertools.product([0.0, 1.0], repeat=P)))
+        for R in families:
+            trace = kit.ista(x, D, R, 1, kit.FixedStep(1 / a), z0=rng.normal(size=P), bias=b)
+            z = trace.codes
+            moves = rng.normal(size=(200, P)) * (rng.random((200, P)) < 0.5)
+            near = z + moves / 10.0 ** rng.integers(0, 5, size=(200, 1))
+            tries = np.concatenate([masks * u, near, rng.uniform(0, 1, (100, P)) * u, [z]])
+            tries = np.maximum(tries, 0) if nonneg else tries
+            values = 0.5 * ((x - b - tries @ D) ** 2).sum(axis=1) + R.value(tries)
+            if not values[-1] <= values.min() + 1e-12 * (1 + x @ x):
+                msg = f"{R}: one step has F = {values[-1]}, but {tries[values.argmin()]} has {values.min()}"
+                raise AssertionError(msg)
+            assert_close(np.float64(trace.objective[-1]), np.float64(values[-1]), 1e-12, "the objective")
+
+
+plant(
+    "half the step",
+    "prop-one-step-orthonormal",
+    ista=lambda x, D, R, steps, step, **given: ista(x, D, R, steps, type(step)(step.mu / 2), **given),
+)
+plant(
+    "the gradient is taken at z = 0",
+    "prop-one-step-orthonormal",
+    ista=lambda x, D, R, steps, step, z0, bias: ista(x - z0 @ D, D, R, steps, step, z0=z0, bias=bias),
+)
+plant(
+    "k-sparse: the largest, not the largest magnitudes",
+    "prop-one-step-orthonormal",
+    KSparse=lambda k, nonneg=False: wrong_family(
+        penalties.KSparse(k, nonneg), lambda u, step: np.where(u >= np.sort(u)[-k], u, 0)
+    ),
+)
+plant(
+    "l0: the threshold of mu = 1",
+    "prop-one-step-orthonormal",
+    L0=_l0_without_step,
+)

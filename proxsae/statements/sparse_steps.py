@@ -1,0 +1,640 @@
+"""Steps on supports (docs/theory/sparse_steps.md): statements and their checks.
+
+The judge is dense NumPy, a row at a time, with a stable sort for the supports and complex steps for the derivatives; it
+shares no code with what it judges.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from proxsae import penalties
+from proxsae.conventions import is_torch
+from proxsae.statements.registry import Kit, insist, plant, planted, statement
+from proxsae.steps import Backtracking, ExactStep, FixedStep, Lipschitz
+from proxsae.testing.compare import assert_close, assert_same
+
+PAGE = "sparse_steps"
+GROUP = 32  # latents a group, for what is planted
+NAMES = ("x", "W_enc", "b_enc", "D", "b")  # x (n, d), W_enc (d, P), b_enc (P,), D (P, d), b (d,)
+
+
+def ranking(size: Any) -> Any:
+    """All indices of a row by (size descending, index ascending), NaN first."""
+    nan = np.isnan(size)
+    return np.lexsort((np.where(nan, 0, -size), ~nan))
+
+
+def first(u: Any, k: int, nonneg: bool) -> Any:
+    """The indices of the first k entries of a row by |u|, or by max(u, 0), ascending."""
+    return np.sort(ranking(np.maximum(u, 0) if nonneg else np.abs(u))[:k])
+
+
+def kept(u: Any, k: int, nonneg: bool) -> Any:
+    """The prox of k-sparse at the row u."""
+    z, at = np.zeros_like(u), first(u, k, nonneg)
+    z[at] = np.maximum(u, 0)[at] if nonneg else u[at]
+    return z + 0.0  # -0.0 is zero
+
+
+def by_groups(
+    u: Any, k: int, nonneg: bool, size: Any = np.abs, best: Any = np.max, keeps: Any = np.less, where: str = "first"
+) -> Any:
+    """The prox by group maxima, with ways to get it wrong: size, maximum, what the floor drops, order of groups."""
+    v = np.maximum(u, 0) if nonneg else u
+    groups = np.arange(len(u)).reshape(-1, GROUP)
+    if where == "interleaved":
+        groups = np.arange(len(u)).reshape(GROUP, -1).T
+    if where == "last":
+        groups = groups[::-1]
+    maxima = best(size(v)[groups], axis=1)
+    chosen = ranking(maxima)[:k]
+    near = np.sort(groups[chosen].ravel())
+    near = near[~keeps(np.abs(v[near]), np.min(maxima[chosen]))]
+    z, at = np.zeros_like(u), near[first(v[near], k, False)]
+    z[at] = v[at]
+    return z + 0.0
+
+
+def rows(P: int, k: int, rng: np.random.Generator) -> Any:
+    """Rows of P entries: random, tied, clustered, with few positive entries, with infinities, and with NaN."""
+    u = rng.normal(size=(14, P))
+    u[1:4] = np.sign(u[1:4]) * rng.integers(0, 3, size=(3, P)) + 0.0
+    u[4] = 0
+    u[5] = -1
+    u[6, GROUP : 2 * GROUP] -= 9  # the winners are neighbours
+    u[7] = -np.abs(u[7])
+    u[7, rng.permutation(P)[: k // 2]] *= -1  # fewer than k are positive
+    u[8] = np.repeat(rng.permutation(P // GROUP), GROUP) % 2 * rng.integers(0, 2, size=P)
+    u[9] = 0
+    u[9, rng.permutation(P)[: k + 1]] = 2.0
+    u[10, rng.permutation(P)[: k + 2]] = np.inf
+    u[11, rng.permutation(P)[:k]] = -np.inf
+    u[12, rng.permutation(P)[: max(1, k - 1)]] = np.nan
+    u[13, rng.permutation(P)[: k + 2]] = np.nan
+    return u
+
+
+@statement(
+    "lem-group-maxima",
+    "The k largest |u_i|, lowest index first among ties, lie in the k groups of neighbours with the largest maxima, "
+    "and reach the k-th largest maximum of any groups.",
+    page=PAGE,
+    source="own proof; the groups' maxima are the delegates of Gaihre et al. 2021",
+    code=("pytorch.topk.top_k", "pytorch.topk.top_k_of_blocks"),
+    on_paper="rows of any length",
+)
+def group_maxima(kit: Kit, rng: np.random.Generator) -> None:
+    """The codes of long rows, by their prox and by an SAE whose rows of W_enc they are, against a stable sort."""
+    import torch
+
+    for k, nonneg in itertools.product((1, 3, 4), (False, True)):
+        P = 4 * GROUP * k + GROUP
+        u, R = rows(P, k, rng), kit.KSparse(k, nonneg)
+        want = np.stack([kept(row, k, nonneg) for row in u])
+        assert_same(R.prox(torch.tensor(u)).numpy(), want, f"k = {k} of {P}, nonneg = {nonneg}: the prox")
+        finite = np.isfinite(u).all(axis=1)
+        u, want = u[finite], want[finite]
+        at = np.stack([first(row, k, nonneg) for row in u])
+        sae = kit.SAE(len(u), P, R).double()
+        sae.W_enc.data.copy_(torch.tensor(u))
+        codes = sae.encode_sparse(torch.eye(len(u), dtype=torch.float64))
+        assert_same(codes.indices.numpy(), at, f"k = {k} of {P}, nonneg = {nonneg}: indices")
+        assert_same(codes.to_dense().detach().numpy(), want, f"k = {k} of {P}, nonneg = {nonneg}: codes")
+
+
+def _grouped(**wrong: Any) -> Callable[..., Any]:
+    """The constructor of k-sparse penalties whose prox of a tensor is `by_groups`, wrong in one way."""
+
+    def build(k: int, nonneg: bool = False) -> Any:
+        def prox(u: Any, step: float = 1.0) -> Any:
+            found = np.stack([by_groups(row, k, nonneg, **wrong) for row in u.numpy()])
+            return u.new_tensor(found) if is_torch(u) else found
+
+        return planted(penalties.KSparse(k, nonneg), prox)
+
+    return build
+
+
+plant("groups are ranked by u, not |u|", "lem-group-maxima", KSparse=_grouped(size=lambda v: v))
+plant("among groups the last one first", "lem-group-maxima", KSparse=_grouped(where="last"))
+plant("interleaved groups", "lem-group-maxima", KSparse=_grouped(where="interleaved"))
+plant("what equals the floor is dropped", "lem-group-maxima", KSparse=_grouped(keeps=np.less_equal))
+plant("the maximum drops NaN", "lem-group-maxima", KSparse=_grouped(best=np.fmax.reduce))
+
+
+@statement(
+    "lem-sharded-topk",
+    "The first k of the first k of each shard, shards being intervals of a row in their order, are the first k of the "
+    "row, ties included.",
+    page=PAGE,
+    source="own proof; latents are sharded by Gao et al. 2024",
+    code=("sae.team.among_all", "sae.team.Team.keep", "sae.shards.split"),
+    on_paper="rows of any length",
+)
+def sharded_topk(kit: Kit, rng: np.random.Generator) -> None:
+    """Each shard's own top-k and what is kept of it, put together, against a stable sort of the whole row."""
+    import torch
+
+    from proxsae.pytorch import topk
+    from proxsae.sae import team
+
+    among_all = kit.__dict__.get("among_all", team.among_all)
+    for shards, k, nonneg in itertools.product((1, 2, 3), (1, 4, 9), (False, True)):
+        P = 6 * GROUP
+        u = rows(P, k, rng)[:10]  # finite ones: an SAE refuses others
+        want = np.stack([kept(row, k, nonneg) for row in u])
+        parts = torch.tensor(np.maximum(u, 0) if nonneg else u).chunk(shards, dim=1)
+        at = [topk.top_k(part, k) for part in parts]
+        values = [part.gather(-1, i) for part, i in zip(parts, at, strict=True)]
+        masks = among_all([v.abs() for v in values], k)
+        found = [
+            torch.zeros_like(part).scatter(-1, i, torch.where(mask & (v != 0), v, 0))
+            for part, i, v, mask in zip(parts, at, values, masks, strict=True)
+        ]
+        assert_same(torch.cat(found, dim=1).numpy(), want, f"k = {k} of {P} on {shards} shards, nonneg = {nonneg}")
+
+
+def _last_shard_first(sizes: Any, k: int) -> Any:
+    from proxsae.sae.team import among_all
+
+    return among_all(sizes[::-1], k)[::-1]
+
+
+def _a_share_of_k(sizes: Any, k: int) -> Any:
+    from proxsae.sae.team import among_all
+
+    return [among_all([size], -(-k // len(sizes)))[0] for size in sizes]
+
+
+plant("among shards the last one first", "lem-sharded-topk", among_all=_last_shard_first)
+plant("each shard keeps its share of k", "lem-sharded-topk", among_all=_a_share_of_k)
+plant("shards are not compared", "lem-sharded-topk", among_all=lambda sizes, k: [size >= 0 for size in sizes])
+
+
+@dataclass(frozen=True)
+class Walk:
+    """T codes of n rows (T, n, P), the step sizes that led to them (T, n), and how often one was halved.
+
+    `decided` (n,) is False for rows with an exact tie between two step sizes, which rounding breaks: a test for descent
+    that is an equality, or an optimal face, whose gradient is rounding.
+    """
+
+    codes: Any
+    mu: Any
+    halved: int
+    decided: Any
+
+
+def gradient(z: Any, c: Any, D: Any, b: Any) -> Any:
+    """The gradient of 1/2 ||c - D z||^2 at one row."""
+    return D @ (z @ D - c)
+
+
+def everywhere(z: Any, g: Any, k: int, nonneg: bool) -> Any:
+    """Where a step may put non-zeros: everywhere."""
+    return np.ones(len(z), dtype=bool)
+
+
+def walk(
+    weights: Any,
+    R: Any,
+    T: int,
+    rule: Any,
+    L: float,
+    gradient: Any = gradient,
+    candidates: Any = everywhere,
+    opened: Any = kept,
+) -> Walk:
+    """T steps of the encoder on dense rows, as the docs write them.  The last three arguments are what is planted."""
+    x, W_enc, b_enc, D, b = weights
+    k, nonneg, halved = R.k, R.nonneg, 0
+    top = (1 - 2.0**-12) / np.max(np.sum(D**2, axis=1))
+    codes, sizes = np.zeros((T, len(x), len(D))), np.ones((T, len(x)))
+    decided = np.ones(len(x), dtype=bool)
+    for i, c in enumerate(x - b):
+        codes[0, i], mu = kept(c @ W_enc + b_enc, k, nonneg), top
+        for t in range(1, T):
+            z = codes[t - 1, i]
+            g = gradient(z, c, D, b)
+            mask, face = candidates(z, g, k, nonneg), z != 0
+            if isinstance(rule, (Lipschitz, FixedStep)):
+                mu = rule.mu if isinstance(rule, FixedStep) else 1 / L
+            if isinstance(rule, ExactStep):
+                face = face if face.any() else opened(-g, k, nonneg) != 0
+                h = np.where(face, g, 0)
+                move = np.sum((h @ D) ** 2)
+                mu = max(np.sum(h**2) / move, 1 / L) if move > 0 else top
+                decided[i] &= np.sum(h**2) > 1e-20 * np.sum(g**2) or not g.any()
+            while True:
+                new = kept(np.where(mask, z - mu * g, 0), k, nonneg)
+                same = isinstance(rule, ExactStep) and np.array_equal(new != 0, face)
+                if isinstance(rule, (Lipschitz, FixedStep)) or mu <= 1 / L or same:
+                    break
+                bent, moved = mu * np.sum(((new - z) @ D) ** 2), np.sum((new - z) ** 2)
+                decided[i] &= abs(bent - moved) > 1e-9 * moved or moved == 0
+                if bent <= moved:
+                    break
+                mu, halved = max(mu / 2, 1 / L), halved + 1
+            codes[t, i], sizes[t, i] = new, mu
+    return Walk(codes, sizes, halved, decided)
+
+
+def problem(
+    rng: np.random.Generator, n: int = 5, d: int = 6, P: int = 20, alike: float = 0.0, bias: float = 0.0
+) -> list[Any]:
+    """x, W_enc, b_enc, D and b, with atoms of several norms that share a direction if `alike` > 0."""
+    D = rng.normal(size=(P, d)) + alike * rng.normal(size=d)
+    D *= rng.uniform(0.7, 1.4, size=(P, 1)) / np.linalg.norm(D, axis=1, keepdims=True)
+    W_enc = D.T + 0.2 * rng.normal(size=(d, P))
+    return [2 * rng.normal(size=(n, d)), W_enc, 0.3 * rng.normal(size=P) + bias, D, rng.normal(size=d)]
+
+
+def load(sae: Any, weights: Any) -> Any:
+    """The SAE in float64 with these weights."""
+    import torch
+
+    sae = sae.double()
+    for name, a in zip(("W_enc", "b_enc", "W_dec", "b_dec"), weights[1:], strict=True):
+        getattr(sae, name).data.copy_(torch.tensor(a))
+    return sae
+
+
+def weights_of(sae: Any, x: Any) -> list[Any]:
+    """x and the weights of an SAE as arrays."""
+    return [a.detach().numpy() for a in (x, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)]
+
+
+def wrong_sae(**methods: Any) -> Callable[..., Any]:
+    """The constructor of SAEs with other methods."""
+
+    def build(*args: Any, **given: Any) -> Any:
+        base = importlib.import_module("proxsae").SAE
+        return type("SAE", (base,), methods)(*args, **given)
+
+    return build
+
+
+def _walks(**wrong: Any) -> Callable[..., Any]:
+    """SAEs whose sparse codes are those of `walk`, wrong in one way."""
+
+    def encode_sparse(self: Any, x: Any) -> Any:
+        L = importlib.import_module("proxsae").lipschitz(self.W_dec)
+        found = walk(weights_of(self, x), self.penalty, self.steps, self.step, float(L), **wrong)
+        return importlib.import_module("proxsae.pytorch.codes").sparsify(x.new_tensor(found.codes[-1]))
+
+    return wrong_sae(encode_sparse=encode_sparse)
+
+
+@statement(
+    "lem-step-candidates",
+    "For every mu > 0 the k largest |z - mu g| lie in the support of z and the k indices off it with the largest |g|.",
+    page=PAGE,
+    source="own; folklore",
+    code=("SAE.encode_sparse",),
+    on_paper="codes of any length",
+)
+def step_candidates(kit: Kit, rng: np.random.Generator) -> None:
+    """Two to four safeguarded steps against dense ones: steps that are halved, codes of zero, k >= P, exact ties."""
+    import torch
+
+    halved, decided = 0, np.zeros(0, dtype=bool)
+    for nonneg, rule in itertools.product((False, True), (kit.ExactStep(), kit.Backtracking())):
+        silent = problem(rng)
+        silent[1:3] = 0 * silent[1], 0 * silent[2]  # z_1 = 0, and the first step opens a support
+        at_bias = problem(rng)
+        at_bias[0][1], at_bias[2] = at_bias[4], 0 * at_bias[2]  # x = b in one row: every code is 0
+        threes = [np.round(2 * a) for a in problem(rng, n=12, P=6)]  # integers: ties are exact
+        threes[1:4] = np.repeat(threes[1], 3, axis=1), np.repeat(threes[2], 3), np.repeat(threes[3], 3, axis=0)
+        cases = [
+            (problem(rng), 3, 4), (problem(rng, alike=2.0), 3, 4), (problem(rng, alike=2.0), 2, 3),
+            (problem(rng, bias=-2.0), 6, 3), (problem(rng, P=7), 9, 3), (silent, 3, 3), (at_bias, 3, 3), (threes, 2, 2),
+            (threes, 4, 2),
+        ]  # fmt: skip
+        for case, (weights, k, T) in enumerate(cases):
+            R, (x, _, _, D, _) = kit.KSparse(k, nonneg), weights
+            sae = load(kit.SAE(x.shape[1], len(D), R, steps=T, step=rule), weights)
+            want = walk(weights, R, T, rule, kit.lipschitz(D))
+            got = sae.encode_sparse(torch.tensor(x)).to_dense().detach().numpy()
+            clear = want.decided
+            assert_close(got[clear], want.codes[-1][clear], 1e-10, f"case {case}, {rule}, nonneg = {nonneg}: codes")
+            halved, decided = halved + want.halved, np.append(decided, clear)
+    insist(halved > 20, f"only {halved} steps were halved: the problems are too easy")
+    insist(np.mean(decided) > 0.8, "rounding decides too many step sizes")
+    z, g = np.zeros(2), np.array([1.5 + 2.0**-51, 1.5 + 3 * 2.0**-52])  # the example of the page: rounding makes a tie
+    insist(g[0] < g[1] and first(g, 1, False) == [1] and first(z - 1.5 * g, 1, False) == [0], "not a tie by rounding")
+
+
+def _support_only(z: Any, g: Any, k: int, nonneg: bool) -> Any:
+    return z != 0 if z.any() else everywhere(z, g, k, nonneg)
+
+
+def _by_size(z: Any, g: Any, k: int, nonneg: bool) -> Any:
+    mask = z != 0
+    mask[first(np.where(mask, 0, g), k, False)] = True
+    return mask
+
+
+def _of_all(z: Any, g: Any, k: int, nonneg: bool) -> Any:
+    mask = z != 0
+    mask[first(-g, k, nonneg)] = True
+    return mask
+
+
+def _not_padded(u: Any, k: int, nonneg: bool) -> Any:
+    return kept(np.where(np.arange(len(u)) < k, 0, u), k, nonneg)
+
+
+def _highest(z: Any, g: Any, k: int, nonneg: bool) -> Any:
+    mask = z != 0
+    mask[len(z) - 1 - first(np.where(mask, 0, -g)[::-1], k, nonneg)] = True
+    return mask
+
+
+plant("the support never changes", "lem-step-candidates", SAE=_walks(candidates=_support_only))
+plant("nonneg: candidates by |g|", "lem-step-candidates", SAE=_walks(candidates=_by_size))
+plant("the k largest |g| of all, not off the support", "lem-step-candidates", SAE=_walks(candidates=_of_all))
+plant("a code of 0 cannot open the latents that pad it", "lem-step-candidates", SAE=_walks(opened=_not_padded))
+plant("among ties the highest index", "lem-step-candidates", SAE=_walks(candidates=_highest))
+
+
+def dispatch() -> Any:
+    """The module of the cost model; a submodule is an attribute of the package once it is imported."""
+    return importlib.import_module("proxsae.pytorch.cost_model")
+
+
+@statement(
+    "prop-gram-step",
+    "With G = D^T D and a = D^T (x - b), z - mu D^T (Dz + b - x) = z + mu a - mu sum of z_j G_j over the support.",
+    page=PAGE,
+    source="own; folklore (covariance updates, Friedman, Hastie and Tibshirani 2010)",
+    code=("SAE.encode_sparse", "pytorch.cost_model.plan"),
+    on_paper="matrices of any size",
+)
+def gram_step(kit: Kit, rng: np.random.Generator) -> None:
+    """Codes by Gram rows, by residuals, and dense; then what `plan` chooses against times from counted bytes."""
+    import torch
+
+    Plan, moves, plan = dispatch().Plan, dispatch().RHO_S, kit.__dict__.get("plan", dispatch().plan)
+    for nonneg, T, k in itertools.product((False, True), (2, 4), (3, 30)):
+        weights = problem(rng)
+        x, D, R = weights[0], weights[3], kit.KSparse(k, nonneg)
+        L = kit.lipschitz(D)
+        for rule in (kit.Lipschitz(), kit.FixedStep(1.5 / L)):
+            sae = load(kit.SAE(x.shape[1], len(D), R), weights).unrolled(T, rule)
+            found = {}
+            for way in ("gram", "residual"):
+                forced = Plan(2, sae.d_sae, "sparse", way, ())  # two rows at a time
+                sae.plan = lambda rows, frozen=True, forced=forced: forced
+                with torch.no_grad():
+                    found[way] = sae.encode_sparse(torch.tensor(x)).to_dense().numpy()
+            want = walk(weights, R, T, rule, L).codes[-1]
+            assert_close(found["residual"], want, 1e-12, f"k = {k}, {rule}, nonneg = {nonneg}: by residuals")
+            assert_close(found["gram"], found["residual"], 1e-12, f"k = {k}, {rule}, nonneg = {nonneg}: by Gram rows")
+    chosen = []
+    for n, d, P, k in itertools.product((256, 65536), (768, 4096), (2048, 16384), (8, 64)):
+        for steps, kind, size, free in itertools.product((2, 16), moves, (2, 4, 8), (1e9, 6e9, 1e12)):
+            given = {"kind": kind, "bytes_per_number": size, "free_bytes": free}
+            product, number = P * d, moves[kind]  # times of a row, in multiply-adds of a product
+            residual = (steps - 1) * (product + min(product, k * d * number))
+            gram = product + P * P * d / n + (steps - 1) * (k * P + 3 * P) * number
+            want = "gram" if gram < residual and P * P * size <= free / 4 and size > 2 else "residual"
+            got = plan(n, d, P, k, steps, **given).product
+            insist(got == want, f"n = {n}, d = {d}, P = {P}, k = {k}, {steps} steps, {given}: {got}, not {want}")
+            chosen.append(want)
+            for held in ({"frozen": False}, {"constant_step": False}):
+                insist(plan(n, d, P, k, steps, **given, **held).product == "residual", f"gram though {held}")
+    insist(0.1 < np.mean([c == "gram" for c in chosen]) < 0.9, "the grid of shapes is one-sided")
+
+
+def _uncentred(z: Any, c: Any, D: Any, b: Any) -> Any:
+    return z @ (D @ D.T) - D @ (c + b)
+
+
+def _unit_atoms(z: Any, c: Any, D: Any, b: Any) -> Any:
+    G = D @ D.T
+    np.fill_diagonal(G, 1)
+    return z @ G - D @ c
+
+
+def _on_support(z: Any, c: Any, D: Any, b: Any) -> Any:
+    return (z @ (D @ D.T)) * (z != 0) - D @ c
+
+
+def _plans(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """The plan of the package, told something else."""
+
+    def plan(rows: int, d: int, P: int, k: int, steps: int, **given: Any) -> Any:
+        told = change({"rows": rows, "d_in": d, "d_sae": P, "k": k, "steps": steps, **given})
+        return dispatch().plan(**told)
+
+    return plan
+
+
+plant("x is not centred", "prop-gram-step", SAE=_walks(gradient=_uncentred))
+plant("atoms are taken to have norm 1", "prop-gram-step", SAE=_walks(gradient=_unit_atoms))
+plant("Gram rows are read on the support only", "prop-gram-step", SAE=_walks(gradient=_on_support))
+plant("building D^T D is free", "prop-gram-step", plan=_plans(lambda told: {**told, "rows": 10**9}))
+plant("numbers have 4 bytes", "prop-gram-step", plan=_plans(lambda told: {**told, "bytes_per_number": 4}))
+plant("memory is not asked for", "prop-gram-step", plan=_plans(lambda told: {**told, "free_bytes": 1e30}))
+
+
+def frozen(weights: Any, masks: Any, mu: Any) -> Any:
+    """The code of the encoder with its supports and step sizes held: sums and products, also of complex numbers."""
+    x, W_enc, b_enc, D, b = weights
+    c = x - b
+    z = masks[0] * (c @ W_enc + b_enc)
+    for mask, step in zip(masks[1:], mu[1:], strict=True):
+        z = mask * (z - step[:, None] * ((z @ D - c) @ D.T))
+    return z
+
+
+def loss_of(z: Any, weights: Any, to_code: Any, to_xhat: Any) -> Any:
+    """A loss that is linear in the code and in the reconstruction."""
+    return np.sum(to_code * z) + np.sum(to_xhat * (z @ weights[3] + weights[4]))
+
+
+def along(weights: Any, i: int, move: Any) -> Any:
+    """The weights, with `move` added to the i-th."""
+    return [a + move if j == i else a for j, a in enumerate(weights)]
+
+
+def gradients(sae: Any, weights: Any, to_code: Any, to_xhat: Any, whole: bool = True) -> tuple[list[Any], int]:
+    """Gradients of `loss_of` in x and the four weights, and how many numbers the forward pass saved for them.
+
+    By `reconstruct` if `whole`, else by `encode_sparse` and `decode`.
+    """
+    import torch
+
+    x, saved = torch.tensor(weights[0], requires_grad=True), {}
+
+    def pack(a: Any) -> Any:
+        saved[a.data_ptr()] = a
+        return a
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda a: a):
+        xhat, codes = sae.reconstruct(x) if whole else (None, sae.encode_sparse(x))
+    xhat = sae.decode(codes) if xhat is None else xhat
+    values = codes.values * torch.tensor(to_code).gather(-1, codes.indices)
+    loss = (xhat * torch.tensor(to_xhat)).sum() + values.sum()
+    inputs = (x, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
+    found = torch.autograd.grad(loss, inputs, allow_unused=True)
+    arrays = [np.zeros_like(a) if g is None else g.numpy() for a, g in zip(weights, found, strict=True)]
+    return arrays, sum(a.numel() for a in saved.values())
+
+
+@statement(
+    "thm-sparse-gradient",
+    "With supports and steps held, the gradient of T k-sparse steps needs k numbers and k indices a row and step.",
+    page=PAGE,
+    source="own; for T = 1 as in the kernels of Gao et al. 2024 and of sparsify",
+    code=("SAE.encode_sparse", "SAE.reconstruct", "pytorch.codes.sparse_decode"),
+    on_paper="matrices of any size",
+)
+def sparse_gradient(kit: Kit, rng: np.random.Generator) -> None:
+    """All five gradients against complex steps with supports held, and against differences; what is saved; bits."""
+    moved = short = 0
+    plans = [(1, Lipschitz()), (2, Lipschitz()), (4, Lipschitz()), (4, None), (3, Backtracking()), (4, ExactStep())]
+    for nonneg, (T, given) in itertools.product((False, True), plans):
+        n, k = 5, 6
+        weights = problem(rng, n, alike=0.7, bias=-0.8)
+        P, R, L = len(weights[3]), kit.KSparse(k, nonneg), kit.lipschitz(weights[3])
+        rule = given or FixedStep(1.5 / L)
+        weights[0] = weights[0][walk(weights, R, T, rule, L).decided]
+        n, path = len(weights[0]), walk(weights, R, T, rule, L)
+        sae = load(kit.SAE(weights[0].shape[1], P, R), weights).unrolled(T, rule)
+        masks = path.codes != 0
+        moved += np.sum(masks[1:] != masks[:-1])
+        short += np.sum(masks[:-1].sum(axis=-1) < k)
+        to_code, to_xhat = rng.normal(size=(n, P)), rng.normal(size=weights[0].shape)
+        whole, _ = gradients(sae, weights, to_code, to_xhat)
+        parts, _ = gradients(sae, weights, to_code, to_xhat, whole=False)
+        for i, name in enumerate(NAMES):
+            what = f"T = {T}, {rule}, nonneg = {nonneg}: the gradient in {name}"
+            move = rng.normal(size=weights[i].shape)
+            tilted = along(weights, i, 1e-30j * move)
+            want = loss_of(frozen(tilted, masks, path.mu), tilted, to_code, to_xhat).imag / 1e-30
+            assert_close(np.sum(whole[i] * move), want, 1e-10, what)
+            assert_close(parts[i], whole[i], 1e-12, f"{what}, in two parts")
+            if isinstance(rule, FixedStep) or T == 1 or (T < 4 and name != "D"):  # elsewhere the step size moves, too
+                ends = [along(weights, i, sign * 1e-7 * move) for sign in (1, -1)]
+                codes = [walk(end, R, T, rule, L).codes[-1] for end in ends]
+                up, down = (loss_of(z, end, to_code, to_xhat) for z, end in zip(codes, ends, strict=True))
+                assert_close(np.sum(whole[i] * move), (up - down) / 2e-7, 1e-5, f"{what}, supports free")
+    insist(moved > 20, "supports hardly move: the problems are too easy")
+    insist(short > 5, "too few rows have fewer than k non-zeros")
+    n, T, k, weights = 60, 3, 2, problem(rng, n=60, d=3)
+    sae = load(kit.SAE(3, 20, kit.KSparse(k)), weights).unrolled(T)
+    once, saved = gradients(sae, weights, np.ones((n, 20)), np.ones((n, 3)))
+    twice, _ = gradients(sae, weights, np.ones((n, 20)), np.ones((n, 3)))
+    for name, one, other in zip(NAMES, once, twice, strict=True):
+        assert_same(other, one, f"the gradient in {name}, once more")
+    most = T * n * (2 * k + 1) + sum(a.size for a in weights)
+    insist(saved <= most, f"{saved} numbers are saved, but {most} would do, the inputs among them")
+
+
+Step = Callable[..., Any]
+
+
+def _dense(step: Step, shuffled: bool = False) -> Callable[..., Any]:
+    """SAEs whose gradients are those of dense torch with supports and step sizes held, with `step` for each step."""
+    turn = itertools.count()
+
+    def reconstruct(self: Any, x: Any) -> Any:
+        import torch
+
+        sparse, R = importlib.import_module("proxsae.pytorch.codes"), self.penalty
+        weights, L = weights_of(self, x), importlib.import_module("proxsae").lipschitz(self.W_dec)
+        path = walk(weights, R, self.steps, self.step, float(L))
+        order = torch.arange(len(x)).roll(next(turn) if shuffled else 0)
+        masks, mu = torch.tensor(path.codes != 0)[:, order], torch.tensor(path.mu)[:, order, None]
+        c, D, b = x[order] - self.b_dec, self.W_dec, self.b_dec
+        u = c @ self.W_enc + self.b_enc
+        for t in range(1, self.steps):
+            u = step(u, masks[t - 1], masks[t], c, D, mu[t], self.step)
+        z = torch.where(masks[-1], u, 0)[order.argsort()]
+        return z @ D + b, sparse.sparsify(z, R.k)
+
+    return wrong_sae(reconstruct=reconstruct, encode_sparse=lambda self, x: self.reconstruct(x)[1])
+
+
+def _through(value: Any, gradient: Any) -> Any:
+    """`value`, with the derivative of `gradient`."""
+    return gradient + (value - gradient).detach()
+
+
+def _right(u: Any, before: Any, after: Any, c: Any, D: Any, mu: Any, rule: Any) -> Any:
+    z = u * before
+    return z - mu * ((z @ D - c) @ D.T)
+
+
+def _last_step(u: Any, before: Any, after: Any, c: Any, D: Any, mu: Any, rule: Any) -> Any:
+    return _right(u.detach(), before, after, c, D, mu, rule)
+
+
+def _outer_only(u: Any, before: Any, after: Any, c: Any, D: Any, mu: Any, rule: Any) -> Any:
+    z = u * before
+    return z - mu * ((_through(z @ D, z @ D.detach()) - c) @ D.T)
+
+
+def _inner_only(u: Any, before: Any, after: Any, c: Any, D: Any, mu: Any, rule: Any) -> Any:
+    z = u * before
+    return z - mu * ((z @ D - c) @ D.detach().T)
+
+
+def _not_carried(u: Any, before: Any, after: Any, c: Any, D: Any, mu: Any, rule: Any) -> Any:
+    z = u * before
+    return z.detach() - mu * ((z @ D - c) @ D.T)
+
+
+def _carried_everywhere(u: Any, before: Any, after: Any, c: Any, D: Any, mu: Any, rule: Any) -> Any:
+    z = _through(u * before, u * (before | after))
+    return z - mu * ((u * before @ D - c) @ D.T)
+
+
+def _sign_of_mu(u: Any, before: Any, after: Any, c: Any, D: Any, mu: Any, rule: Any) -> Any:
+    z = u * before
+    move = mu * ((z @ D - c) @ D.T)
+    return z + _through(-move, move)
+
+
+def _first_data(u: Any, before: Any, after: Any, c: Any, D: Any, mu: Any, rule: Any) -> Any:
+    return _right(u, before, after, c.detach(), D, mu, rule)
+
+
+def _moving_step(u: Any, before: Any, after: Any, c: Any, D: Any, mu: Any, rule: Any) -> Any:
+    z = u * before
+    g = (z @ D - c) @ D.T
+    h = g * before
+    exact = (h * h).sum(-1, keepdim=True) / ((h @ D) ** 2).sum(-1, keepdim=True).clamp(min=1e-300)
+    return z - (mu * exact / exact.detach() if isinstance(rule, ExactStep) else mu) * g
+
+
+def _clipped_too(u: Any, before: Any, after: Any, c: Any, D: Any, mu: Any, rule: Any) -> Any:
+    import torch
+
+    padded = torch.zeros_like(before).scatter(-1, (u * before).abs().argsort(-1, descending=True)[:, :6], True)
+    return _right(_through(u * before, u * padded), torch.ones_like(before), after, c, D, mu, rule)
+
+
+WRONG_STEPS: dict[str, Step] = {
+    "only the last step is differentiated": _last_step,
+    "the dictionary is felt in D^T r, not in r": _outer_only,
+    "the dictionary is felt in r, not in D^T r": _inner_only,
+    "v is not carried to the step before": _not_carried,
+    "v is carried to latents that were not in the earlier support": _carried_everywhere,
+    "the sign of mu": _sign_of_mu,
+    "x and b are felt in the first step only": _first_data,
+    "the exact step is differentiated too": _moving_step,
+    "latents that pad a support get a gradient": _clipped_too,
+}
+for mistake, wrong_step in WRONG_STEPS.items():
+    plant(mistake, "thm-sparse-gradient", SAE=_dense(wrong_step))
+plant("right gradients that keep every dense code", "thm-sparse-gradient", SAE=_dense(_right))
+plant("rows are summed in another order each time", "thm-sparse-gradient", SAE=_dense(_right, shuffled=True))

@@ -1,0 +1,133 @@
+"""A statement in one row: its code, what checks it, the planted errors that the checks catch, and its proof.
+
+Everything is looked up in the registries of laws, mutants, checks and machine proofs; nothing is said twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from proxsae.penalties import FAMILIES
+from proxsae.statements.proofs import PROOFS
+from proxsae.statements.registry import PLANTED, STATEMENTS, Statement
+from proxsae.testing.mutants import MUTANTS
+
+TITLES = {
+    "proximal": "Proximal operators",
+    "one_step": "One step",
+    "signs": "Signs",
+    "descent": "Descent and rates",
+    "certificates": "Certificates",
+    "hard": "Hard thresholding",
+    "steps": "Step rules",
+    "gradients": "Gradients",
+    "sparse_steps": "Sparse steps",
+    "mixed_precision": "Certified mixed precision",
+    "more_steps": "More steps",
+    "false": "False statements",
+}
+
+
+def caught(s: Statement) -> list[str]:
+    """The planted errors that what checks a statement must see: those of its operator, of its laws, and its own."""
+    own = [planted.name for planted in PLANTED if planted.killed_by == s.label]
+    of_operator = [m.name for m in MUTANTS if m.R.statement == s.label and m.killed_by in s.laws]
+    about_an_operator = s.label in {family.statement for family in FAMILIES.values()}
+    return own + (of_operator if about_an_operator else [m.name for m in MUTANTS if m.killed_by in s.laws])
+
+
+def checked_by(s: Statement) -> list[str]:
+    """The laws of a statement, and "its own check" where it has one."""
+    return [*s.laws, *(["its own check"] if s.check else [])]
+
+
+def machine(s: Statement) -> list[str]:
+    """The names of the machine proofs of a statement."""
+    return [proof.name for proof in PROOFS.values() if proof.statement == s.label]
+
+
+def proof_status(s: Statement) -> str:
+    """How a statement is proved: by the solver too, on paper, or by a counterexample."""
+    if s.label.startswith("false-"):
+        return "counterexample"
+    proofs = machine(s)
+    return f"machine: {', '.join(proofs)}" if proofs else f"on paper ({s.on_paper})"
+
+
+def box(s: Statement) -> str:
+    """The box under a statement in docs/theory."""
+    lines = [
+        f"**Implemented by** {_code(s.code) or 'nothing: it is about those that are'}.",
+        f"**Checked by** {_checks(s)}.",
+        f"**Errors that the check must catch:** {'; '.join(caught(s)) or 'none'}.",
+        f"**Machine proof:** {_code(machine(s)) or f'none ({s.on_paper})'}.",
+    ]
+    if s.label.startswith("false-"):
+        lines = [f"**About** {_code(s.code)}." if s.code else "", "**The counterexample is checked** by its own check."]
+    body = "\n".join(f"{line}\\" for line in lines if line).removesuffix("\\")
+    return f":::{{admonition}} Where it stands\n:class: where\n\n{body}\n:::\n"
+
+
+def markdown() -> str:
+    """docs/statements.md: all statements in one table, with links to their proofs."""
+    proved = sum(bool(machine(s)) for s in STATEMENTS.values())
+    lines = [
+        "# Statements",
+        "",
+        "Every statement has a permanent label. Cite it as, for example, “proxsae, thm-prox-l0 (v0.1)”. Its page has",
+        "the hypotheses and the full proof; its check is run by `proxsae laws` and by the tests; a machine proof holds",
+        "over all reals, for the formula that NumPy runs (`proxsae statements --prove`).",
+        "",
+        f"{len(STATEMENTS)} statements, {proved} of them with {len(PROOFS)} machine proofs, and "
+        f"{len(PLANTED) + len(MUTANTS)} planted errors that the checks must catch.",
+    ]
+    page = ""
+    for s in STATEMENTS.values():
+        if s.page != page:
+            page = s.page
+            lines += [
+                "",
+                f"## {TITLES[page]}",
+                "",
+                "| statement | claim, and code | checked by | proof |",
+                "|---|---|---|---|",
+            ]
+        errors = f"; {len(caught(s))} planted error{'s' * (len(caught(s)) > 1)}" if caught(s) else ""
+        cells = [
+            f"[`{s.label}`](theory/{s.page}.md#{s.label})",
+            s.claim.replace("|", "\\|") + (f"<br>{_code(s.code)}" if s.code else ""),
+            _checks(s) + errors,
+            _how_proved(s),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _how_proved(s: Statement) -> str:
+    count = len(machine(s))
+    return f"paper, machine ({count})" if count else "example" if s.label.startswith("false-") else "paper"
+
+
+def details(s: Statement) -> str:
+    """All about one statement, for the terminal."""
+    lines = [
+        s.label,
+        f"  claim        {s.claim}",
+        f"  proof        docs/theory/{s.page}.md#{s.label}",
+        f"  source       {s.source}",
+        f"  code         {', '.join(s.code) or '-'}",
+        f"  checked by   {', '.join(checked_by(s)) or 'nothing: ' + s.no_check}",
+        f"  catches      {'; '.join(caught(s)) or '-'}",
+        f"  proved       {proof_status(s)}",
+    ]
+    return "\n".join(lines)
+
+
+def _code(names: Any) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _checks(s: Statement) -> str:
+    laws = f"{'law' if len(s.laws) == 1 else 'laws'} {_code(s.laws)}" if s.laws else ""
+    own = "its own check" if s.check else ""
+    return " and ".join(filter(None, (laws, own))) or f"nothing: {s.no_check}"

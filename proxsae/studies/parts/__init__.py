@@ -1,0 +1,1 @@
+"""The parts of the depth study, one folder each: `measure` makes rows, `section` tells of them."""

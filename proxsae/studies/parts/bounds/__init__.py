@@ -1,0 +1,1 @@
+"""Proved rates against what the steps of an SAE reach."""

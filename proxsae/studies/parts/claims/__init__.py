@@ -1,0 +1,1 @@
+"""What papers claim, and what the rows of a study say of it."""

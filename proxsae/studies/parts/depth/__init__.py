@@ -1,0 +1,1 @@
+"""Error against the number of encoder steps, in training and after it."""

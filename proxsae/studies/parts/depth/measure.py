@@ -1,0 +1,130 @@
+"""Training depth x inference depth x step rule x penalty x seed: what more encoder steps change, at equal density.
+
+Six SAEs are trained, with one encoder step and with more.  Then nothing is retrained: the rows of one SAE and rule
+differ only in the number of encoder steps (`SAE.unrolled`), and, where the penalty has a lam, in that lam, which is set
+anew for every number of steps so that all codes have k non-zeros a row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from proxsae import metrics
+from proxsae.penalties import L0, L1, KSparse, Penalty
+from proxsae.sae import SAE
+from proxsae.steps import ExactStep, Lipschitz, Refit, StepRule
+from proxsae.studies.density import matched, sample
+from proxsae.studies.task import Row, Setting, Task
+from proxsae.training import train
+
+STEPS = (1, 2, 4, 8, 16)
+LR = 3e-3  # higher than the default of `train`, since runs are short
+BATCH = 256
+RULES: dict[str, StepRule] = {"lipschitz": Lipschitz(), "exact": ExactStep(), "refit": Refit()}
+# Of a training step, of each further encoder step in it, and of measuring, over a one-step k-sparse training step.
+TRAINING = {"relu": 1.1, "soft": 1.1, "jumprelu": 1.2, "jumprelu2": 1.2, "topk": 1.0, "abstopk": 1.0}
+FURTHER = {"relu": 0.8, "soft": 0.8, "jumprelu": 1.2, "jumprelu2": 1.0, "topk": 1.3, "abstopk": 1.1}
+MEASURING = {"relu": 280, "soft": 280, "jumprelu": 260, "jumprelu2": 260, "topk": 370, "abstopk": 370}
+
+
+def penalties(k: int, scale: float) -> dict[str, Penalty]:
+    """The six penalties, by the name of their SAE; thresholds start at `scale` and adapt in training."""
+    return {
+        "relu": L1(scale, nonneg=True),
+        "soft": L1(scale),
+        "jumprelu": L0(scale**2 / 2, nonneg=True, bandwidth=scale / 2),
+        "jumprelu2": L0(scale**2 / 2, bandwidth=scale / 2),
+        "topk": KSparse(k, nonneg=True),
+        "abstopk": KSparse(k),
+    }
+
+
+def published(d_in: int, d_sae: int, k: int, scale: float) -> dict[str, Callable[[], SAE]]:
+    """The four published SAEs and their two signed cousins, untrained, with one step."""
+    return {name: partial(SAE, d_in, d_sae, R) for name, R in penalties(k, scale).items()}
+
+
+def training_rule(R: Penalty) -> StepRule:
+    """The rule of the steps in training: exact for k-sparse codes, whose supports 1/L leaves alone, and 1/L else."""
+    return ExactStep() if isinstance(R, KSparse) else Lipschitz()
+
+
+def rules(R: Penalty) -> dict[str, StepRule]:
+    """The rules that are measured: refit for k-sparse codes only, since a least-squares fit of others is dense."""
+    return {name: rule for name, rule in RULES.items() if name != "refit" or isinstance(R, KSparse)}
+
+
+def name_of(penalty: str, train_depth: int, seed: int) -> str:
+    """The name under which an SAE of this part is kept."""
+    return f"{penalty}-train{train_depth}-seed{seed}"
+
+
+def spread(x: Tensor) -> float:
+    """The deviation of a coordinate of rows (n, d) from its mean."""
+    return float((x - x.mean(dim=0)).square().mean()) ** 0.5
+
+
+def tasks(setting: Setting) -> list[Task]:
+    """One task for every SAE: train, keep, measure on the held-out rows.  Seeds come last, so that none is favoured."""
+    made = []
+    for seed in setting.seeds:
+        for penalty in TRAINING:
+            for depth in setting.train_depths:
+                a_step = TRAINING[penalty] + FURTHER[penalty] * (depth - 1)
+                share, matching = len(setting.test) / 1024, len(sample(setting.test)) / 512
+                measuring = MEASURING[penalty] * (share if "topk" in penalty else (share + matching) / 2)
+                seconds = setting.seconds * (a_step * setting.train_steps + measuring)
+                run = partial(_train_and_measure, setting, penalty, depth, seed)
+                made.append(Task(f"depth {name_of(penalty, depth, seed)}", seconds, run))
+    return made
+
+
+def _train_and_measure(setting: Setting, penalty: str, depth: int, seed: int) -> list[Row]:
+    x = setting.train
+    R = penalties(setting.k, spread(x))[penalty]
+    torch.manual_seed(seed)
+    sae = SAE(x.shape[1], setting.d_sae, R, steps=depth, step=training_rule(R)).to(x.device)
+    began = time.perf_counter()
+    train(sae, x, setting.train_steps, BATCH, LR, seed, l0=setting.k, progress=False)
+    trained = time.perf_counter() - began
+    setting.keep(sae, name_of(penalty, depth, seed))
+    same = {"part": "depth", "penalty": penalty, "train_depth": depth, "seed": seed, "train_seconds": trained}
+    return [same | row for name, rule in rules(R).items() for row in _unroll(sae, name, rule, setting)]
+
+
+@torch.no_grad()
+def _unroll(sae: SAE, name: str, rule: StepRule, setting: Setting) -> Iterator[Row]:
+    """Measurements of one SAE under one rule, for every number of steps, each at its own lam."""
+    x, before, factor = setting.test, None, 1.0
+    for steps in STEPS:
+        deep, factor = matched(sae.unrolled(steps, rule), sample(setting.test), setting.k, factor)
+        started = time.perf_counter()
+        for point in deep.walk(x):  # noqa: B007  (only the last is kept in memory)
+            pass
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+        z, xhat = point.z, deep.decode(point.z, like=x)
+        live = (z != 0).any(dim=0)
+        balance = metrics.sign_balance(z)[live]
+        yield {
+            "rule": name,
+            "steps": steps,
+            "nmse": metrics.nmse(x, xhat),
+            "explained_variance": metrics.explained_variance(x, xhat),
+            "cosine": metrics.cosine(x, xhat),
+            "l0": metrics.l0(z),
+            "lam_factor": factor,
+            "support_change": None if before is None else metrics.support_change(before, z),
+            "rows": len(x),
+            "dead": metrics.dead_fraction(z),
+            "two_sided": metrics.ratio((balance > 0).sum(), live.sum()),
+            "cost": float(point.spent.mean()),
+            "seconds": seconds,
+        }
+        before = z

@@ -1,0 +1,1 @@
+"""Planted problems: what is found again of a known dictionary and known codes."""

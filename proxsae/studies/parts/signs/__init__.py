@@ -1,0 +1,1 @@
+"""Signs: concepts with two sides, and steering along a latent."""

@@ -1,0 +1,1 @@
+"""Whether two trainings find the same atoms."""

@@ -1,0 +1,73 @@
+"""Whether SAEs that differ by seed find the same latents, and fire them on the same rows, at one step and at more."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import combinations, product
+
+import torch
+
+from proxsae import metrics
+from proxsae.steps import ExactStep
+from proxsae.studies.density import matched, sample
+from proxsae.studies.parts.depth.measure import TRAINING, name_of
+from proxsae.studies.task import Row, Setting, Task
+
+STEPS = (1, 16)
+ROWS = 512  # held-out ones on which codes are compared
+CODES = {"topk": 15, "abstopk": 15}  # of one SAE at all `STEPS`, over a training step of the setting
+MATCHED = 100  # the same where a density is matched
+PAIR = 0.2  # seconds to match two dictionaries of 1152 latents; it grows with the third power at most
+
+
+def tasks(setting: Setting) -> list[Task]:
+    """One task for each penalty and training depth, on SAEs that the depth part has kept; none for one seed."""
+    seeds = len(setting.seeds)
+    if seeds < 2:
+        return []
+    pairs = PAIR * (setting.d_sae / 1152) ** 3 * seeds * (seeds - 1) / 2
+    return [
+        Task(
+            f"stability {penalty}-train{T}",
+            CODES.get(penalty, MATCHED) * setting.seconds * seeds + pairs,
+            partial(stability, setting, penalty, T),
+        )
+        for penalty, T in product(TRAINING, setting.train_depths)
+    ]
+
+
+@torch.no_grad()
+def stability(setting: Setting, penalty: str, T: int) -> list[Row]:
+    """For every pair of seeds and number of encoder steps, how alike atoms and codes are.
+
+    Atoms are matched one to one, so that the sum of their |cosine| is largest, or for non-negative codes that of their
+    cosines; a latent that is dead on the rows keeps its place in that matching.
+
+    cosine   mean |cosine| (or cosine) of the matched atoms, over pairs of which at least one latent is live: two dead
+             latents, whose atoms training has left, say nothing, but a live one without a live partner counts
+    live     share of the matched pairs of which at least one latent is live
+    iou      mean over rows of |S and S'| / |S or S'|, the supports of the codes after matching
+
+    Codes are those of `ExactStep`, on the first `ROWS` held-out rows, at a lam that gives every code k non-zeros.
+    """
+    x = setting.test[:ROWS]
+    saes = {seed: setting.kept(name_of(penalty, T, seed)) for seed in setting.seeds}
+    codes = {
+        (seed, steps): matched(sae.unrolled(steps, ExactStep()), sample(x), setting.k)[0].encode(x)
+        for (seed, sae), steps in product(saes.items(), STEPS)
+    }
+    rows = []
+    for one, other in combinations(setting.seeds, 2):
+        signed = not saes[one].penalty.nonneg
+        pairs = metrics.match(saes[one].W_dec, saes[other].W_dec, signed)
+        cosines = pairs.cosine.abs() if signed else pairs.cosine
+        for steps in STEPS:
+            z, w = codes[one, steps], codes[other, steps]
+            live = (z != 0).any(dim=0)[pairs.own] | (w != 0).any(dim=0)[pairs.true]
+            rows.append({
+                "part": "stability", "penalty": penalty, "train_depth": T, "steps": steps, "seed": one, "other": other,
+                "cosine": float(cosines[live].mean()) if bool(live.any()) else None,
+                "live": float(live.double().mean()),
+                "iou": metrics.code_iou(z, w, pairs), "rows": len(x), "l0": (metrics.l0(z) + metrics.l0(w)) / 2,
+            })  # fmt: skip
+    return rows

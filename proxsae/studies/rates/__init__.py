@@ -1,0 +1,1 @@
+"""ISTA, FISTA and IHT against their proved bounds."""
