@@ -1,4 +1,4 @@
-"""What every room of the house shares: the error class, the argument checks, and how a call finds its backend.
+"""What all modules share: the error class, the argument checks, and how a call finds its backend.
 
 The letters are B batch, d input width (`d_in`), P latents (`d_sae`), k sparsity, T steps and mu step size; the last
 axis is the vector and all leading axes are batch.  Ties, NaN and signed zeros are fixed in `docs/conventions.md`.
@@ -24,7 +24,7 @@ class Error(ValueError):
 
 
 def is_torch(a: object) -> bool:
-    """True for a torch tensor; never imports torch, since nobody holds a tensor before somebody imported it."""
+    """True for a torch tensor.  It never imports torch: where torch is not imported yet there are no tensors."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(a, torch.Tensor)
 
@@ -37,8 +37,8 @@ def namespace(a: object) -> ModuleType:
 def torch_twin(module: str) -> Callable[[F], F]:
     """Send calls that hold a torch tensor to the function of the same name in `module`.
 
-    The NumPy floor must not import torch, yet `R.prox(u)` should work on both.  The name is resolved when a tensor
-    arrives; it is the only upward reference in the house.
+    NumPy code must not import torch, yet `R.prox(u)` should work on tensors too.  So the module is imported when the
+    first tensor arrives; it is the only upward reference in the package.
     """
 
     def decorate(function: F) -> F:
@@ -51,6 +51,15 @@ def torch_twin(module: str) -> Callable[[F], F]:
         return entry  # type: ignore[return-value]
 
     return decorate
+
+
+def library(module: str, extra: str) -> Any:
+    """Import and return a module of an optional dependency, or raise `Error` with the command that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        msg = f"{module.split('.')[0]} is missing: pip install 'proxsae[{extra}]'"
+        raise Error(msg) from None
 
 
 def check_floats(name: str, a: Any) -> Any:

@@ -252,7 +252,7 @@ KINDS = (("indices", torch.int64), ("values", torch.float64))
 
 
 def test_codes_that_do_not_fit_are_refused_early(monkeypatch):
-    monkeypatch.setattr(evaluation, "_memory", lambda: 1000.0)
+    monkeypatch.setattr(evaluation, "memory", lambda: 1000.0)
     with pytest.raises(px.Error, match="GiB of memory"):
         encode_rows(sae_of(PENALTIES["relu"]), rows_of(), batch_size=1)
 

@@ -18,10 +18,9 @@ import pytest
 
 from proxsae import report
 from proxsae.conventions import Error
-from proxsae.report.rows import cell
+from proxsae.report.rows import as_csv, cell
 from proxsae.report.section import Picture, Section, Table
 from proxsae.report.style import STYLES, band, canvas, house, image, legend, log_axis, means, styles
-from proxsae.report.write import as_csv
 from proxsae.studies.statistics import Interval
 
 META: dict[str, Any] = {

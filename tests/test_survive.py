@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import proxsae as px
+from proxsae import disk
 from proxsae.cli import main
 from proxsae.testing import assert_close, assert_same
 from proxsae.training import files, loop, recipe
@@ -141,7 +142,7 @@ def test_another_sae_is_not_taken_for_the_one_that_a_run_has_left(tmp_path):
 
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path):
-    with files.held(tmp_path), pytest.raises(px.Error, match="is in use by another run"):
+    with disk.held(tmp_path), pytest.raises(px.Error, match="is in use by another run"):
         run(fresh("abstopk"), tmp_path)
 
 
@@ -224,7 +225,7 @@ def test_a_full_disk_ends_in_a_sentence_and_the_last_checkpoint_stays(tmp_path, 
             raise OSError(28, "No space left on device")
         write(number)
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(disk.os, "fsync", full)
     with pytest.raises(px.Error, match=r"cannot write a checkpoint of step 12 .*: No space left on device"):
         run(fresh("abstopk"), tmp_path)
     monkeypatch.undo()

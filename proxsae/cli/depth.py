@@ -16,6 +16,7 @@ import numpy as np
 from proxsae import __version__
 from proxsae.cli.common import Progress, check_path, command, device_named, machine, numbers, paragraph, versions
 from proxsae.conventions import Error, check_count, check_finite, check_seed
+from proxsae.disk import check_writable, held
 
 
 def add(commands: Any) -> None:
@@ -58,7 +59,7 @@ def add(commands: Any) -> None:
 
 def _depth(arguments: argparse.Namespace) -> int:
     # A run of minutes must not fail at its end: what the report needs is looked at before.
-    from proxsae.report import check_writable, figure_class
+    from proxsae.report import figure_class
 
     check_path("--data", arguments.data)
     check_path("--out", arguments.out)
@@ -110,7 +111,6 @@ def _study(arguments: argparse.Namespace, setting: Any, parts: tuple[str, ...], 
     from proxsae.studies import study
     from proxsae.studies.journal import FILE, Journal, check_same, planned
     from proxsae.studies.sections import sections
-    from proxsae.training.files import held
 
     def told(line: str) -> None:
         print(f"[{time.perf_counter() - started:6.1f} s] {line}", file=sys.stderr, flush=True)

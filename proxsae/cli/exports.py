@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from proxsae.cli.common import Progress, check_apart, check_path, command, paragraph
 from proxsae.cli.saes import DATA, RULES, SAE, encoder_options, format_of, open_both
 from proxsae.conventions import Error, check_count, check_seed
+from proxsae.disk import beside, check_writable
 
 FAR = 1e-3  # a relative difference of codes beyond what rounding to float32 explains
 
@@ -62,9 +62,6 @@ def _encode(arguments: argparse.Namespace) -> int:
         check_count("--batch-size", arguments.batch_size, 1)
     check_apart("--out", arguments.out, SAE=arguments.sae, DATA=arguments.data)
 
-    from proxsae.report import check_writable
-    from proxsae.report.write import disk_errors
-
     target = Path(arguments.out)
     check_writable(target.parent)
     if target.is_dir():
@@ -84,11 +81,8 @@ def _encode(arguments: argparse.Namespace) -> int:
 
     import numpy as np
 
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".proxsae-") as draft:
-            np.savez(Path(draft, "codes.npz"), **codes)
-            os.replace(Path(draft, "codes.npz"), target)
+    with beside(target) as draft, draft.open("wb") as file:
+        np.savez(file, **codes)
     values = codes["values"]
     n, width = values.shape
     print(f"written to {target}: indices and values ({n}, {width}), d_sae = {sae.d_sae}, steps = {steps_of(sae)}")
@@ -118,8 +112,6 @@ def _convert(arguments: argparse.Namespace) -> int:
     if arguments.to == "saelens" and os.path.isdir(target):
         msg = f"DST {target} exists: choose a new folder, so that no other SAE is replaced"
         raise Error(msg)
-
-    from proxsae.report import check_writable
 
     check_writable(target)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from proxsae.cli.common import Progress, check_path, command, device_named, machine, numbers, paragraph, versions
 from proxsae.conventions import Error, check_count
+from proxsae.disk import check_writable, sentence, write_files
 from proxsae.steps import Backtracking, ExactStep, LearnedSteps, Lipschitz, Refit, StepRule
 
 RULES: dict[str, StepRule] = {
@@ -91,7 +92,6 @@ def _eval(arguments: argparse.Namespace) -> int:
     steps = numbers("--steps", arguments.steps)
     check_path("--out", arguments.out)
 
-    from proxsae.report import check_writable
     from proxsae.report.rows import cell
 
     if arguments.out is not None:
@@ -137,7 +137,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         "command": "proxsae " + " ".join(sys.argv[1:]),
     }
     if arguments.out is not None:  # before printing: nobody who pipes the table into `head` loses the run
-        from proxsae.report.write import as_csv, write_files
+        from proxsae.report.rows import as_csv
 
         plain = [{key: _finite(value) for key, value in row.items()} for row in found]
         text = json.dumps({"meta": meta, "rows": plain}, indent=1) + "\n"
@@ -147,8 +147,8 @@ def _eval(arguments: argparse.Namespace) -> int:
     lines = [list(HEADINGS.values()), *([cell(row[key]) for key in HEADINGS] for row in found)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     print("\n".join("  ".join(map(str.rjust, line, widths)) for line in lines))
-    for sentence in _remarks(sae, meta, found, min(size, len(rows))):
-        print(paragraph("", sentence))
+    for remark in _remarks(sae, meta, found, min(size, len(rows))):
+        print(paragraph("", remark))
     if arguments.out is not None:
         print(f"written to {arguments.out}: rows.csv, rows.json ({meta['seconds']} s)")
     return 0
@@ -203,7 +203,6 @@ def open_both(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
 
 def format_of(path: str, sae: Any) -> str:
     """The format of the file at `path`, and where it was converted from."""
-    from proxsae.data.readers import sentence
     from proxsae.formats.own import CONFIG
 
     origin = sae.metadata.get("format")

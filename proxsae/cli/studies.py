@@ -8,6 +8,7 @@ from typing import Any
 
 from proxsae.cli.common import check_path, command, device_named, machine
 from proxsae.conventions import check_count, check_seed
+from proxsae.disk import check_writable
 
 
 def add(commands: Any) -> None:
@@ -40,7 +41,7 @@ def add(commands: Any) -> None:
 
 
 def _rates(arguments: argparse.Namespace) -> int:
-    from proxsae.report import check_writable, figure_class
+    from proxsae.report import figure_class
     from proxsae.studies.rates.figure import rates_table, write_rates
     from proxsae.studies.rates.measure import holds, rates
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from proxsae.cli.common import check_path, command, device_named, machine, numbers, versions
 from proxsae.conventions import Error, check_count, check_seed
+from proxsae.disk import replace_file
 
 K = 32
 KINDS = ("abstopk", "topk", "relu", "jumprelu", "batchtopk", "batchabstopk")
@@ -96,7 +97,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from proxsae.data import open_rows
     from proxsae.sae.team import join
     from proxsae.training import train
-    from proxsae.training.files import CHECKPOINT, replace
+    from proxsae.training.files import CHECKPOINT
 
     rows = open_rows(arguments.data)
     team = join(arguments.shards, device)
@@ -136,7 +137,7 @@ def _train(arguments: argparse.Namespace) -> int:
         "command": "proxsae " + " ".join(sys.argv[1:]),
     }
     try:
-        replace(out / "metrics.json", (json.dumps(meta, indent=2) + "\n").encode())
+        replace_file(out / "metrics.json", (json.dumps(meta, indent=2) + "\n").encode())
     except OSError as problem:
         msg = f"cannot write {out / 'metrics.json'}: {problem.strerror or problem}"
         raise Error(msg) from None

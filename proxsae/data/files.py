@@ -1,7 +1,7 @@
 """Reading activations: the packaged ones, and `.npy`, `.npz`, `.safetensors` files or a folder of them.
 
-A file is somebody else's: nothing in it is run, and what its header claims is held against its size before anything is
-allocated.  The formats themselves are in `readers.py` beside this file.
+Files are not trusted: nothing in them is run, and the size that a header claims is compared with that of the file
+before anything is allocated.  The formats themselves are in `readers.py` beside this file.
 """
 
 from __future__ import annotations

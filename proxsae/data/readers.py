@@ -1,4 +1,4 @@
-"""`.npy`, `.npz` and `.safetensors` as a stranger may have written them: one array of floats, or an `Error`.
+"""Read one array of floats from an untrusted `.npy`, `.npz` or `.safetensors` file, or raise `Error`.
 
 Nothing is unpickled.  A shape is believed only when it fits the bytes that are there: those of the file, or what a zip
 member of that many compressed bytes can hold.  So what is allocated is at most a fixed multiple of the file's size.
@@ -10,7 +10,6 @@ import io
 import math
 import os
 import stat
-import textwrap
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +19,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from proxsae.conventions import Error
+from proxsae.conventions import Error, library
+from proxsae.disk import CHUNK, Bounded, memory, sentence
 
-CHUNK = 2**20  # bytes read at once, and so the most that a forged length can allocate, or a zip directory hold
 HEADER = 10_000  # bytes of an .npy header, as NumPy allows
 DEFLATE = 1032  # no byte of deflate gives more (258 bytes of two bits)
 SAFETENSORS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
@@ -47,7 +46,7 @@ def load(file: Path) -> tuple[NDArray[Any], os.stat_result]:
     except OSError as problem:
         msg = f"cannot read {file}: {problem.strerror or sentence(problem)}"
         raise Error(msg) from None
-    except Exception as problem:  # the bytes of a stranger: the readers below raise nearly anything
+    except Exception as problem:  # on a damaged file the libraries below raise nearly any type
         msg = f"{file} is truncated or not a {file.suffix} file of numbers: {sentence(problem)}"
         raise Error(msg) from None
 
@@ -60,29 +59,6 @@ def check_kind(name: str, dtype: Any, shape: tuple[int, ...]) -> None:
     if 0 in shape:
         msg = f"{name} has shape {sentence(shape)}: there are no rows to encode"
         raise Error(msg)
-
-
-def sentence(text: object, most: int = 200) -> str:
-    """What a stranger wrote, fit for an error: short, on one line, nothing that a terminal would obey."""
-    printable = "".join(c if c.isprintable() or c.isspace() else "?" for c in str(text))
-    short = textwrap.shorten(printable, most, placeholder="...")
-    return printable[: most - 3].strip() + "..." if short == "..." else short  # of one word without end, its beginning
-
-
-def memory() -> float:
-    """Bytes of memory of this machine; infinity where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return float("inf")
-
-
-class Bounded(io.BufferedReader):
-    """A file that gives at most a chunk at once, because a reader that is asked for n bytes allocates n first."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """At most a chunk."""
-        return super().read(CHUNK if size is None or size < 0 else min(size, CHUNK))
 
 
 def _numpy(name: str, stream: IO[bytes]) -> NDArray[Any]:
@@ -153,11 +129,7 @@ def _zip(name: str, stream: IO[bytes]) -> NDArray[Any]:
 
 
 def _safetensors(name: str, stream: IO[bytes]) -> NDArray[Any]:
-    try:
-        from safetensors import safe_open
-    except ImportError:
-        msg = "safetensors is missing: pip install 'proxsae[study]'"
-        raise Error(msg) from None
+    safe_open = library("safetensors", "study").safe_open
     if (size := os.fstat(stream.fileno()).st_size) > memory():
         msg = (
             f"{name} has {size} bytes, which is more than the memory of this machine: save it as .npy, which is mapped"

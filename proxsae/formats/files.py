@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proxsae.conventions import Error
-from proxsae.data.readers import Bounded, memory
+from proxsae.conventions import Error, library
+from proxsae.disk import Bounded, check_file
 
 LARGEST_TEXT = 4 * 2**20  # bytes of JSON, or of a pickle without its tensors: parsed, each may take twenty in memory
 DEFLATE = 1032  # no deflated byte stands for more than this
@@ -39,7 +39,7 @@ PLAIN = {
     "BINUNICODE8",
     "SHORT_BINSTRING",
 }  # what may stand in a pickle many times
-SHARED = 16  # other objects told from their place: more, one in the other, are a structure whose walk never ends
+SHARED = 16  # times that a pickle may reuse an object other than a text: nested reuse makes structures without end
 FOREIGN = {"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
 
 
@@ -59,9 +59,8 @@ def show(value: object) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`, or `Error`."""
-    check_file(path)
-    if path.stat().st_size > LARGEST_TEXT:
-        msg = f"{path.name} has {path.stat().st_size} bytes, but a configuration has at most {LARGEST_TEXT}"
+    if (size := check_file(path)) > LARGEST_TEXT:
+        msg = f"{path.name} has {size} bytes, but a configuration has at most {LARGEST_TEXT}"
         raise Error(msg)
     try:
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
@@ -77,16 +76,6 @@ def read_json(path: Path) -> dict[str, Any]:
 def _no_constant(name: str) -> NoReturn:
     msg = f"{name} is not a JSON number"
     raise Error(msg)
-
-
-def check_file(path: Path) -> None:
-    """Raise `Error` unless `path` is a regular file that memory could hold: a pipe or a device would never end."""
-    if not path.is_file():
-        msg = f"there is no file {path.name}"
-        raise Error(msg)
-    if path.stat().st_size > memory():
-        msg = f"{path.name} has {path.stat().st_size} bytes, which is more than the memory of this machine"
-        raise Error(msg)
 
 
 def read_tensors(path: Path) -> tuple[str, dict[str, Any]]:
@@ -127,12 +116,7 @@ def _dense(path: Path, name: str, a: Tensor) -> Tensor:
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError:
-        msg = "safetensors is missing: pip install 'proxsae[study]'"
-        raise Error(msg) from None
-    return dict(load_file(path))
+    return dict(library("safetensors.torch", "study").load_file(path))
 
 
 def _check_members(path: Path, archive: zipfile.ZipFile, methods: dict[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""Which library wrote a checkpoint: told by the fields of its configuration and the names of its tensors."""
+"""Find out which library wrote a checkpoint, by the fields of its configuration and the names of its tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from proxsae.conventions import Error
-from proxsae.data.readers import sentence
+from proxsae.disk import sentence
 from proxsae.formats import batchtopk, dictionary_learning, gemma_scope, openai, saelens, sparsify
 from proxsae.formats.files import read_json, read_tensors, show
 from proxsae.formats.parts import Config, Found, located
@@ -32,7 +32,7 @@ def read(path: str | os.PathLike[str]) -> Found:
         found = _read(place)
         return replace(found, metadata=located(found.metadata))
     except Error as problem:
-        said = sentence(problem, 1000)  # names of files, fields and tensors are a stranger's too
+        said = sentence(problem, 1000)  # names of files, fields and tensors are untrusted too
         named = place.name and said.startswith(f"{place.name} ")
         msg = f"{place}{said[len(place.name) :]}" if named else f"{place}: {said}"
         raise Error(msg) from None

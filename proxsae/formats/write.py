@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proxsae.conventions import Error
-from proxsae.formats.own import replace_folder, safetensors_library
+from proxsae.conventions import Error, library
+from proxsae.disk import replace_folder
 from proxsae.formats.parts import Found, check_finite
 from proxsae.penalties import L0, L1, BatchKSparse, KSparse
 
@@ -109,7 +109,7 @@ def write_saelens(folder: str | os.PathLike[str], found: Found, double: bool = F
 
     Raises `Error` for a penalty without architecture, and for a folder that holds something else.
     """
-    library, _ = safetensors_library()
+    safetensors = library("safetensors.torch", "study")
     config, tensors = saelens_layout(found, double)
-    files = {WEIGHTS: library.save(tensors), CONFIG: (json.dumps(config, indent=2) + "\n").encode()}
+    files = {WEIGHTS: safetensors.save(tensors), CONFIG: (json.dumps(config, indent=2) + "\n").encode()}
     replace_folder(folder, files, WEIGHTS, hashed=False)

@@ -1,4 +1,4 @@
 """The fast wing: the operators, the iteration and the solvers in torch, on CPU and CUDA, with gradients.
 
-Each room has its oracle in `proxsae.reference` or `proxsae.penalties`; `tests/twins/` holds one against the other.
+Its oracle is NumPy, in `proxsae.reference` and `proxsae.penalties`; `tests/twins/` compares the two.
 """

@@ -204,8 +204,11 @@ def double_product(x: Tensor, weights: Rounded) -> tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Redone:
-    """How many rows of a call were not certified at first: redone with more candidates (`wide`), of these from a
-    float64 product (`double`), and of these by scoring every latent (`exact`).
+    """How many rows of a call were not certified at once, and had to be redone.
+
+    wide    with more candidates
+    double  of those, from a float64 product
+    exact   of those, by scoring every latent
     """
 
     wide: int
@@ -275,9 +278,9 @@ def certified_top_k(
 def _certify(
     u: Tensor, bound: Tensor, unit: Tensor, x: Tensor, weights: Rounded, k: int, width: int, nonneg: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The top k among `width` < P candidates by exact score: indices and values (n, k), and where that is proved.
+    """The top k among `width` < P candidates by exact score: indices and values (n, k), and a mask of proved rows.
 
-    Comparisons are written so that a NaN proves nothing.
+    A NaN makes each comparison false, so that its row is not proved.
     """
     near = top_k(u, width, nonneg)
     edge = u.gather(-1, near) if nonneg else u.gather(-1, near).abs()
@@ -291,7 +294,7 @@ def _certify(
     indices, values = near.gather(-1, kept), code.gather(-1, kept)
     least = values.abs().amin(dim=-1)
     others = ((edge + bound + edge.abs() * 2.0**-50) / unit).float()  # rounded as their scores are
-    nothing = (others <= 0) & (least == 0)  # all other codes are 0, and may stand before the zeros among these
+    nothing = (others <= 0) & (least == 0)  # all other codes are 0, and one of lower index may belong to the top k
     if bool(nothing.any()):
         dense = code.new_zeros(int(nothing.sum()), u.shape[1]).scatter(-1, near[nothing], code[nothing])
         indices[nothing] = top_k(dense, k)

@@ -147,7 +147,7 @@ def _announce_csr() -> None:
 
 
 class Pages:
-    """Memory for gradients, given out again once nobody holds what was written there before.
+    """Memory for gradients, reused once no tensor refers to it any more.
 
     On a CPU fresh memory costs a page fault for every 4 KiB, which takes longer than the gradient that is written to
     it.  At most two are kept: an SAE has two large weights.

@@ -2,17 +2,17 @@
 
     min_z  1/2 ||c - D z||^2 + sum_j lam_j |z_j|            (z >= 0 when `nonneg`)
 
-A row's solution lives on few atoms, so few are worked with.  One round, for all rows that are still open:
+The solution of a row uses few atoms, so each row has a working set of few atoms.  One round, for all open rows:
 
-1. one product D^T r finds the atoms outside the row's working set that violate |d_j^T r| <= lam_j (thm-l1-optimality),
-   and proves of the others that they will not, whatever r becomes within a distance `reach` of it;
-2. on the support and these atoms the problem is solved in float64, through their Gram matrix: proximal gradient with
-   momentum finds the support, a Newton step solves for it (Cholesky), a line search keeps the objective from rising;
-3. a row leaves when its duality gap (thm-duality-gap), of the codes as they will be returned, is small enough and the
-   atoms outside are proved harmless, by `reach` or by the product of the next round.
+1. One product D^T r finds the atoms outside the working set that violate |d_j^T r| <= lam_j (thm-l1-optimality).  It
+   also gives a distance `reach`: while r moves by less, no other atom violates.
+2. The problem on the support and these atoms is solved in float64 through their Gram matrix: proximal gradient with
+   momentum finds the support, a Newton step solves for it (Cholesky), a line search keeps the objective from rising.
+3. A row leaves when the duality gap (thm-duality-gap) of the codes that will be returned is small enough, and no atom
+   outside the working set violates, as `reach` or the product of the next round shows.
 
-Unless the Gram matrix of the whole dictionary is at hand the product is in float32: it only selects, and its rounding
-error is bounded.  Atoms are worked with at unit length, so that codes here are ||d_j|| z_j.
+The product is in float32, unless the Gram matrix of the whole dictionary is formed: it only selects, and its rounding
+error is bounded.  Atoms are scaled to unit length, so that codes here are ||d_j|| z_j.
 """
 
 from __future__ import annotations
@@ -62,15 +62,15 @@ class Atoms:
 
 @dataclass
 class Rows:
-    """Open rows, their working sets and what is known there.  Padded entries have index P and code 0."""
+    """Open rows with their working sets.  Padded entries have index P and code 0."""
 
     row: Tensor  # (n,)
     index: Tensor  # (n, W)
     z: Tensor  # (n, W)
     slope: Tensor  # (n, W), d_j^T (c - D z)
     gap: Tensor  # (n,), of the codes to return, if no atom outside the working set violates
-    drift: Tensor  # (n,), how far the residual of the codes to return may be from that of z: what rounding them moves
-    enough: Tensor  # (n,), whether that gap would end the work
+    drift: Tensor  # (n,), a bound on how far rounding the codes moves their residual
+    enough: Tensor  # (n,), whether the row needs no more rounds if no atom outside the working set violates
     proved: Tensor  # (n,), whether it is <= tol * objective
 
     def __getitem__(self, keep: Tensor) -> Rows:
@@ -105,13 +105,13 @@ def solve(
     inference = torch.is_inference_mode_enabled()
 
     def work(piece: Tensor) -> None:
-        # none of which a thread inherits; no_grad comes after the first, which sets that too
+        # A thread inherits none of these.  no_grad comes second, because inference_mode sets it too.
         with torch.inference_mode(inference), torch.no_grad(), torch.autocast(c.device.type, enabled=False):
             rounds(piece)
 
     def rounds(piece: Tensor) -> None:
         none, zero = c.new_zeros(len(piece), 0), c.new_zeros(len(piece))
-        # z = 0 is the solution of a row without violators; columns are written in place, so no two share memory
+        # z = 0 solves a row without violators.  Columns are written in place, so no two may share memory.
         proved = _a_float(0.5 * c[piece].square().sum(dim=1)) | ~(c[piece] != 0).any(dim=1)
         rows = Rows(piece, none.long(), none, none.clone(), zero, zero.clone(), torch.ones_like(proved), proved)
         for _ in range(min(ROUNDS, max_steps)):
@@ -176,9 +176,10 @@ def _atoms(D: Tensor, R: L1, rows: int) -> Atoms:
 
 
 def _round(rows: Rows, c: Tensor, atoms: Atoms, tol: float, dtype: torch.dtype) -> tuple[Rows, Tensor, Tensor]:
-    """One round: the rows after it, which of them may leave, and of which of these what they say of their gap is sure.
+    """One round.  Returns the rows after it, a mask `safe` of those that may leave, and a mask `sure`.
 
-    An atom outside that only just does not violate may do so after the codes are rounded: then it is not.
+    The gap of a row that leaves is proved where `sure`.  Elsewhere rounding the codes may make an atom outside the
+    working set violate, so that the gap must be worked out anew.
     """
     a, b = rows.z.nonzero(as_tuple=True)
     index, count = rows.index[a, b], torch.bincount(a, minlength=len(rows.row))
@@ -211,10 +212,10 @@ def _round(rows: Rows, c: Tensor, atoms: Atoms, tol: float, dtype: torch.dtype) 
 
 
 def _screen(rows: Rows, residual: Tensor, atoms: Atoms, most: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What one product D^T r says: entries (row, index, slope) to take up, at most `most` a row; rows with no violator
-    outside their working set; and how far a residual may move before an atom that is neither held nor found violates.
+    """One product D^T r.  Returns row, index and slope of the atoms to add, at most `most` a row; `clear`, the rows with
+    no violator outside their working set; and `reach`, how far a residual may move before another atom violates.
 
-    Slopes on the working sets are brought up to date in `rows` where the product is exact.
+    Where the product is exact it also updates the slopes on the working sets in `rows`.
     """
     n, P = len(rows.row), len(atoms.D)
     size = torch.linalg.vector_norm(residual, dim=1)
@@ -258,7 +259,7 @@ def _screen(rows: Rows, residual: Tensor, atoms: Atoms, most: Tensor) -> tuple[T
 
 
 def _take_up(rows: Rows, row: Tensor, index: Tensor, slope: Tensor, atoms: Atoms) -> Tensor:
-    """Drop from the working sets what is far from violating, add what was found; returns the sizes."""
+    """Drop the atoms that are far from violating from the working sets and add those found; returns the sizes."""
     steep = rows.slope.clamp(min=0) if atoms.nonneg else rows.slope.abs()
     a, b = ((rows.z != 0) | (steep > NEAR * atoms.lam[rows.index])).nonzero(as_tuple=True)
     kept, added = torch.bincount(a, minlength=len(rows.row)), torch.bincount(row, minlength=len(rows.row))
@@ -307,7 +308,7 @@ def _solve_group(
         verdicts.append((gap, objective, proved, square_move.sqrt()))
     (gap, objective, _, moved), (returned_gap, _, proved, returned_moved) = verdicts
     rows.z[at, :W], rows.gap[at], rows.drift[at] = z, returned_gap, (returned - z).abs().sum(dim=1)
-    # what rounding costs, more work cannot mend
+    # More rounds cannot undo the rounding of the codes, so a tenth of tol before rounding is enough too.
     rows.proved[at], rows.enough[at] = proved, proved | (gap <= tol / 10 * objective)
     return torch.maximum(moved, returned_moved)
 

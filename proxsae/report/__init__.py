@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from proxsae.conventions import Error
+from proxsae.disk import write_files
 from proxsae.report.page import html
-from proxsae.report.rows import Row
+from proxsae.report.rows import Row, as_csv, table_csv
 from proxsae.report.section import Picture, Section, Table
 from proxsae.report.style import figure_class, image
 from proxsae.report.summary import markdown, stem
-from proxsae.report.write import as_csv, check_writable, table_csv, write_files
 
 __all__ = [
-    "Picture", "Section", "Table", "check_writable", "figure_class", "write_report",
+    "Picture", "Section", "Table", "figure_class", "write_report",
 ]  # fmt: skip
 
 

@@ -7,10 +7,9 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from proxsae.report.rows import Row
+from proxsae.report.rows import Row, as_csv, table_csv
 from proxsae.report.section import Picture, Section, Table
 from proxsae.report.summary import labels, stem, value_text
-from proxsae.report.write import as_csv, table_csv
 
 # A dark page inverts its figures and turns their hues back: what was told apart stays so, also white on a dark cell
 # of a heat map, which no exchange of single colours would keep.  --page in the dark is white as inverted.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,3 +26,17 @@ def cell(value: Any, digits: int = 4) -> str:
     # "#" keeps trailing zeros, so that digits line up; the exponent loses its padding to stay narrow.
     in_full = -3 <= int(exponent) < digits
     return f"{value:#.{digits}g}".rstrip(".") if in_full else f"{mantissa}e{int(exponent)}"
+
+
+def as_csv(rows: Sequence[Row]) -> bytes:
+    """Rows as CSV: a header, numbers in full precision, None as an empty field."""
+    # The keys come from the rows, so that a quantity this file has not heard of is saved all the same.
+    keys = list(dict.fromkeys(chain(*rows)))
+    return table_csv(keys, [[row.get(key) for key in keys] for row in rows])
+
+
+def table_csv(headings: Sequence[str], lines: Iterable[Sequence[Any]]) -> bytes:
+    """Headings and lines as CSV; what no text file can hold (a lone surrogate of a file's name) is spelled out."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([headings, *lines])
+    return text.getvalue().encode("utf-8", "backslashreplace")

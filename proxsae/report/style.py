@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from proxsae.conventions import Error
+from proxsae.conventions import library
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,12 +74,8 @@ def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def figure_class() -> type[Figure]:
     """Return matplotlib's Figure; raise `Error` when matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        msg = "matplotlib is missing: pip install 'proxsae[study]'"
-        raise Error(msg) from error
-    return Figure
+    found: type[Figure] = library("matplotlib.figure", "study").Figure
+    return found
 
 
 @contextmanager

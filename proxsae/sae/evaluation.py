@@ -6,7 +6,6 @@ Sums are kept over all rows, in float64, and divided once at the end: a mean of 
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from proxsae import metrics
 from proxsae.conventions import Error, check_count
+from proxsae.disk import memory
 from proxsae.metrics import ratio, support_change
 from proxsae.sae.model import SAE
 from proxsae.steps import ExactStep, LearnedSteps, Lipschitz, StepRule
@@ -161,31 +161,21 @@ def encode_rows(
     codes are held in memory, and an `Error` says so as soon as they will not fit.
     """
     parts: list[tuple[NDArray[Any], NDArray[Any]]] = []
-    done, held, memory = 0, 0, _memory()
+    done, held, there = 0, 0, memory()
     for x in batches(sae, rows, batch_size, progress):
         codes = sae.encode_sparse(x)
         values = codes.values.float() if codes.values.dtype == torch.bfloat16 else codes.values
         parts.append((codes.indices.int().cpu().numpy(), values.cpu().numpy()))
         done, held = done + len(x), held + sum(a.nbytes for a in parts[-1])
         needed = 2 * held * len(rows) / done  # twice, while parts become one
-        if 0 < memory < needed:
-            msg = (
-                f"the codes of {len(rows)} rows need {needed / 2**30:.1f} GiB of memory, but {memory / 2**30:.1f} are "
-            )
+        if there < needed:
+            msg = f"the codes of {len(rows)} rows need {needed / 2**30:.1f} GiB of memory, but {there / 2**30:.1f} are "
             msg += "there: encode the data in parts"
             raise Error(msg)
     width = max(indices.shape[1] for indices, _ in parts)
     padded = [_pad(indices, values, width) for indices, values in parts]
     both = (np.concatenate(arrays) for arrays in zip(*padded, strict=True))
     return dict(zip(("indices", "values"), both, strict=True)) | {"d_sae": np.array(sae.d_sae)}
-
-
-def _memory() -> float:
-    """Bytes of memory in this machine, 0 where nobody says."""
-    try:
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, OSError, ValueError):
-        return 0.0
 
 
 def _pad(indices: NDArray[Any], values: NDArray[Any], width: int) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from proxsae.certificates import lipschitz
-from proxsae.data.readers import sentence
+from proxsae.disk import sentence
 from proxsae.penalties import L0, L1, BatchKSparse, KSparse, Penalty
 from proxsae.sae import SAE
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from proxsae import formats
 from proxsae.conventions import Error
-from proxsae.data.readers import sentence
+from proxsae.disk import sentence
 from proxsae.formats import own
 from proxsae.penalties import FAMILIES, L0, Penalty
 from proxsae.sae.model import SAE

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from proxsae.conventions import Error
+from proxsae.disk import append_line
 from proxsae.studies.task import Row
 
 FILE = "study.jsonl"
@@ -28,7 +29,7 @@ class Journal:
         there = planned(folder)
         if not there:
             self.path.unlink(missing_ok=True)
-            self._append({"study": study})
+            append_line(self.path, json.dumps({"study": study}).encode())
             return
         check_same(self.path, there, study)
         whole = _lines(self.path)
@@ -44,19 +45,9 @@ class Journal:
 
     def add(self, task: str, rows: list[Row], seconds: float) -> None:
         """Note that a task has ended, and how long it took.  Raises `Error` where the disk refuses."""
-        self._append({"task": task, "seconds": seconds, "rows": rows})
+        append_line(self.path, json.dumps({"task": task, "seconds": seconds, "rows": rows}).encode())
         self.done[task] = rows
         self.seconds += seconds
-
-    def _append(self, entry: dict[str, Any]) -> None:
-        try:
-            with open(self.path, "ab") as file:
-                file.write(json.dumps(entry).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as problem:
-            msg = f"cannot write {self.path}: {problem.strerror}"
-            raise Error(msg) from None
 
 
 def check_same(path: Path, there: dict[str, Any], study: dict[str, Any]) -> None:

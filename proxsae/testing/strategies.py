@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from proxsae.conventions import Error
+from proxsae.conventions import library
 from proxsae.penalties import L0, L1, MCP, SCAD, BatchKSparse, ElasticNet, GroupL2, KSparse, SortedL1
 from proxsae.testing import lattice
 
 
 def penalties(width: int) -> Any:
     """Penalties of every family that fits rows of `width` latents, signed and non-negative."""
-    st = _hypothesis()
+    st = library("hypothesis.strategies", "test")
     nonneg, lam = st.booleans(), st.sampled_from([0.0, 0.125, 0.3, 0.5, 1.0])
     per_latent = st.lists(lam, min_size=width, max_size=width).map(np.array) if width else lam
     weights = st.one_of(lam, per_latent)
@@ -35,7 +35,7 @@ def penalties(width: int) -> Any:
 
 def rows(R: Any, step: float, dtype: Any, width: int) -> Any:
     """Rows (1 to 4, width) on the lattice of R, between its points, and NaN and infinities now and then."""
-    st = _hypothesis()
+    st = library("hypothesis.strategies", "test")
     special = st.sampled_from([np.nan, np.inf, -np.inf])
     near = st.sampled_from(lattice.points(R, step, dtype))
     element = st.one_of(near, st.floats(-10, 10, width=32), near, special)
@@ -45,7 +45,7 @@ def rows(R: Any, step: float, dtype: Any, width: int) -> Any:
 
 def problems() -> Any:
     """(R, step, u): the parameters first, then the data."""
-    st = _hypothesis()
+    st = library("hypothesis.strategies", "test")
 
     def problem(draw: Any) -> Any:
         width = draw(st.integers(0, 6))
@@ -54,12 +54,3 @@ def problems() -> Any:
         return R, step, draw(rows(R, step, dtype, width))
 
     return st.composite(problem)()
-
-
-def _hypothesis() -> Any:
-    try:
-        from hypothesis import strategies
-    except ImportError:
-        msg = "hypothesis is missing: pip install 'proxsae[test]'"
-        raise Error(msg) from None
-    return strategies

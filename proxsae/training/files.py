@@ -9,24 +9,18 @@ any moment, finds the old one or the new one.  A hash tells a torn or edited fil
 from __future__ import annotations
 
 import csv
-import errno
-import fcntl
 import hashlib
 import io
 import json
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from proxsae.conventions import Error, check_count
-from proxsae.data.readers import sentence
-from proxsae.formats.own import flush, read_safetensors, safetensors_library
+from proxsae.conventions import Error, check_count, library
+from proxsae.disk import read_safetensors, replace_file, sentence
 
 CHECKPOINT, METRICS, FORMAT = "checkpoint.safetensors", "metrics.csv", "proxsae-run-1"
 COLUMNS = ["step", "loss", "nmse", "l0", "dead", "lr", "lam"]  # of the metrics
@@ -34,63 +28,26 @@ COLUMNS = ["step", "loss", "nmse", "l0", "dead", "lr", "lam"]  # of the metrics
 
 def write(folder: Path, kind: dict[str, Any], state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write checkpoint and metrics (`state["log"]`, a list of rows); raise `Error` when that is impossible."""
-    library, _ = safetensors_library()
+    safetensors = library("safetensors.torch", "study")
     plain = {name: a.detach().cpu().contiguous() for name, a in tensors.items()}
     run = {"format": FORMAT, "kind": kind, "state": state}
     header = {"run": json.dumps({**run, "sha256": digest(plain, json.dumps(run))})}  # one entry: many come in any order
     try:
-        replace(folder / METRICS, _table(state["log"]).encode())  # first: a run that ends has both
-        replace(folder / CHECKPOINT, library.save(plain, header))
+        replace_file(folder / METRICS, _table(state["log"]).encode())  # first: a run that ends has both
+        replace_file(folder / CHECKPOINT, safetensors.save(plain, header))
     except OSError as problem:
         msg = f"cannot write a checkpoint of step {state['step']} to {folder}: {problem.strerror or problem}"
         raise Error(msg) from None
 
 
-def replace(file: Path, content: bytes) -> None:
-    """Write a file beside its name, flush it to the disk, and rename it."""
-    draft = file.with_name(f".{file.name}.part")
-    try:
-        with draft.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(draft, file)
-        flush(file.parent)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Make a folder, and keep other runs out of it as long as this process lives; `Error` where that is impossible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as problem:
-        msg = f"cannot write checkpoints to {folder}: {problem.strerror or problem}"
-        raise Error(msg) from None
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            msg = f"{folder} is in use by another run: wait for it, or use another folder"
-            raise Error(msg) from None
-        yield
-    finally:
-        os.close(handle)
-
-
 def read(folder: Path, kind: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """State and tensors of the run in `folder`, None where there is none; `Error` for another run or a torn file."""
-    library, _ = safetensors_library()
+    safetensors = library("safetensors.torch", "study")
     file = folder / CHECKPOINT
     try:
         content = read_safetensors(file)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        tensors, run = library.load(content), json.loads(header["run"])
+        tensors, run = safetensors.load(content), json.loads(header["run"])
         if run["format"] != FORMAT:
             msg = f"its format is {run['format']!r}"
             raise Error(msg)
@@ -106,7 +63,7 @@ def read(folder: Path, kind: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     except OSError as problem:
         msg = f"cannot read {file}: {problem.strerror or problem}"
         raise Error(msg) from None
-    except Exception as problem:  # the bytes of a stranger
+    except Exception as problem:  # on a damaged file the libraries raise nearly any type
         why = problem if isinstance(problem, Error) else f"{type(problem).__name__}: {problem}"
         msg = f"{file} is torn or no checkpoint of proxsae train ({sentence(why, 400)}): delete it to start anew"
         raise Error(msg) from None
@@ -119,7 +76,7 @@ def read(folder: Path, kind: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
 
 
 def _check(state: dict[str, Any], kind: dict[str, Any]) -> None:
-    """Raise anything unless the state is one that a run of this kind writes."""
+    """Raise an exception, of whatever type, unless a run of this kind writes such a state."""
     check_count("step", state["step"], 1)
     positive = _number(state["spread"]) and state["spread"] > 0 and _number(state["lam"]) and state["lam"] >= 0
     if state["step"] > kind.get("steps", state["step"]) or not positive:

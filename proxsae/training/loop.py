@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from proxsae import disk
 from proxsae.conventions import Error, check_count
 from proxsae.penalties import BatchKSparse
 from proxsae.sae import SAE
@@ -88,7 +89,7 @@ def train(
     folder = None if checkpoint is None else Path(checkpoint)
     with ExitStack() as held:
         if folder is not None and (team is None or team.rank == 0):
-            held.enter_context(files.held(folder))
+            held.enter_context(disk.held(folder))
         kind = kind_of_run(sae, recipe, source, folder) if folder or team else {}
         found = None if folder is None else files.read(folder, kind)
         mean, spread = source.mean_and_spread() if found is None else (None, found[0]["spread"])

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from proxsae.conventions import Error
-from proxsae.data.readers import sentence
+from proxsae.disk import sentence
 from proxsae.penalties import L0, L1
 from proxsae.sae import SAE
 from proxsae.sae.shards import DIMENSION, part_of, split

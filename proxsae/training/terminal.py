@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from proxsae.conventions import Error
+from proxsae.conventions import Error, library
 
 
 @contextmanager
@@ -40,13 +40,12 @@ def bar(steps: int, done: int, progress: bool | None) -> Iterator[Any]:
         yield lambda shown: None
         return
     try:
-        from tqdm import tqdm
-    except ImportError:
-        if progress is None:
-            yield lambda shown: None
-            return
-        msg = "tqdm is missing: pip install 'proxsae[study]'"
-        raise Error(msg) from None
+        tqdm = library("tqdm", "study").tqdm
+    except Error:
+        if progress:
+            raise
+        yield lambda shown: None
+        return
     with tqdm(total=steps, initial=done, desc="train", unit="step", leave=False) as line:
 
         def advance(shown: dict[str, float]) -> None:

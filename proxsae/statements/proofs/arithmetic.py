@@ -6,14 +6,13 @@ every `where` of a formula is split into its two branches, and denominators are 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from proxsae.conventions import Error
+from proxsae.conventions import library
 from proxsae.penalties.scalar import FloatArithmetic
 
 EFFORT = 20_000_000  # z3's own count of work per query, the same on every machine
@@ -53,11 +52,7 @@ class RealArithmetic:
     """
 
     def __init__(self) -> None:
-        try:
-            self.z3 = importlib.import_module("z3")
-        except ImportError:
-            msg = "z3 is missing: pip install 'proxsae[test]'"
-            raise Error(msg) from None
+        self.z3 = library("z3", "test")
         self.context = self.z3.Context()  # its own, so that no proof depends on those before it
         quick = self.z3.Then("simplify", "tseitin-cnf", "nlsat", ctx=self.context)
         self.tactics = (quick, self.z3.Tactic("qfnra-nlsat", self.context))  # the second also takes quotients

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from proxsae.report.rows import cell
+from proxsae.disk import write_files
+from proxsae.report.rows import as_csv, cell
 from proxsae.report.style import figure_class, image
-from proxsae.report.write import as_csv, write_files
 from proxsae.studies.rates.measure import Rate, holds
 
 if TYPE_CHECKING:
