@@ -212,8 +212,8 @@ def _round(rows: Rows, c: Tensor, atoms: Atoms, tol: float, dtype: torch.dtype) 
 
 
 def _screen(rows: Rows, residual: Tensor, atoms: Atoms, most: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """One product D^T r.  Returns row, index and slope of the atoms to add, at most `most` a row; `clear`, the rows with
-    no violator outside their working set; and `reach`, how far a residual may move before another atom violates.
+    """One product D^T r.  Returns row, index and slope of the atoms to add, at most `most` a row; `clear`, a mask of
+    rows without violators outside their working set; and `reach`, how far a residual may move before others violate.
 
     Where the product is exact it also updates the slopes on the working sets in `rows`.
     """
