@@ -1,6 +1,7 @@
 """Sphinx reads this: python -m sphinx -W --keep-going -b html docs docs/_build  needs no network, nor do its pages."""
 
 import sys
+import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -33,7 +34,15 @@ add_module_names = False
 toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
-html_title = "proxsae"
+html_title = f"proxsae {release}"
+# The address of the repository is one field of pyproject.toml; while there is none, no page has a link to it.
+addresses = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"].get("urls", {})
+if "Repository" in addresses:
+    html_theme_options = {
+        "source_repository": addresses["Repository"],
+        "source_branch": "main",
+        "source_directory": "docs/",
+    }
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_show_sourcelink = False

@@ -1,6 +1,7 @@
 """The shape of the house: imports go only down, the NumPy floor has no torch, the public names are the public names."""
 
 import ast
+import graphlib
 import importlib
 import subprocess
 import sys
@@ -50,6 +51,19 @@ def test_imports_go_only_down_the_list(room, file):
             assert ROOMS.index(other) <= ROOMS.index(room), f"{file.name} imports {name} from a floor below it"
         if room in NUMPY_FLOOR:
             assert name.split(".")[0] != "torch"
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Neither through imports inside functions nor through those for types; `__init__` files only pass names on."""
+    files = {".".join(("proxsae", *file.relative_to(PACKAGE).with_suffix("").parts)): file for _, file in rooms()}
+    files = {name: file for name, file in files.items() if file.stem != "__init__"}
+    graph = {}
+    for name, file in files.items():
+        nodes = [n for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(n, ast.ImportFrom)]
+        found = {node.module for node in nodes} | {f"{n.module}.{alias.name}" for n in nodes for alias in n.names}
+        graph[name] = found & set(files)
+    assert sum(map(len, graph.values())) > 300
+    list(graphlib.TopologicalSorter(graph).static_order())  # CycleError names the circle
 
 
 @pytest.mark.parametrize(("room", "file"), list(rooms()), ids=lambda v: v.name if isinstance(v, Path) else v)

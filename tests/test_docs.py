@@ -1,6 +1,7 @@
 """Every Python block in the README and the docs runs; every link between pages leads somewhere."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +54,12 @@ def test_the_two_commands_are_in_the_readme_word_for_word():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "\npip install -c constraints.txt '.[study]' && proxsae depth\n" in text
     assert "\npip install -c constraints.txt -e '.[test]' && pytest\n" in text
+
+
+def test_the_address_of_the_repository_is_one_field():
+    """It is `Repository` in pyproject.toml; README and CITATION.cff have it too, and no address while there is none."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    address = project.get("urls", {}).get("Repository")
+    for name, mark in (("README.md", "git clone "), ("CITATION.cff", "repository-code: ")):
+        found = re.findall(rf"^{mark}(\S+)", (ROOT / name).read_text(encoding="utf-8"), re.M)
+        assert found == ([address] if address else []), name

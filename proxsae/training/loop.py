@@ -75,7 +75,7 @@ def train(
 
     `checkpoint` is a folder.  There the run's state is written every `every` steps, at its end, and when it is asked to
     stop (Ctrl-C, SIGTERM); the same call continues from it, and ends in the same bits as if it had never stopped.
-    `team` is `distributed.join(...)`: the same run on several processes (guide *Training that survives*).
+    `team` is `distributed.join(...)`: the same run on several processes (guide *Resumable training*).
 
     Raises `Error` for rows that are not finite or do not fit, a loss or gradient that is no longer finite (with the
     step and the row; the last checkpoint stays), weights below float32, atoms whose norm is not 1 (but for L0 and
