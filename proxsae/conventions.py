@@ -1,4 +1,4 @@
-"""What every room of the house shares: the error class, the argument checks, and how a call finds its backend.
+"""What all modules share: the error class, the checks of arguments, and the choice of NumPy or torch for a call.
 
 The letters are B batch, d input width (`d_in`), P latents (`d_sae`), k sparsity, T steps and mu step size; the last
 axis is the vector and all leading axes are batch.  Ties, NaN and signed zeros are fixed in `docs/conventions.md`.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import math
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -24,7 +23,7 @@ class Error(ValueError):
 
 
 def is_torch(a: object) -> bool:
-    """True for a torch tensor; never imports torch, since nobody holds a tensor before somebody imported it."""
+    """True for a torch tensor.  Torch is not imported: before it is, there are no tensors."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(a, torch.Tensor)
 
@@ -37,8 +36,8 @@ def namespace(a: object) -> ModuleType:
 def torch_twin(module: str) -> Callable[[F], F]:
     """Send calls that hold a torch tensor to the function of the same name in `module`.
 
-    The NumPy floor must not import torch, yet `R.prox(u)` should work on both.  The name is resolved when a tensor
-    arrives; it is the only upward reference in the house.
+    Penalties and the reference must not import torch, yet `R.prox(u)` should work on both.  So the name of the module
+    is resolved when a tensor arrives: the only reference from a lower module to a higher one.
     """
 
     def decorate(function: F) -> F:
@@ -76,19 +75,24 @@ def check_finite(name: str, a: Any) -> None:
         raise Error(msg)
 
 
+def as_number(value: Any) -> float | None:
+    """A finite real number of Python or NumPy, or an array without axes that holds one, as a float; None for others."""
+    a = np.asarray(value if isinstance(value, (int, float, np.number, np.ndarray)) else None)
+    return float(a) if a.ndim == 0 and a.dtype.kind in "iuf" and np.isfinite(a) else None
+
+
 def check_step(step: Any, u: Any) -> Any:
     """Return the step of prox(u) as a float or, for one step per row, as the array it is; else raise `Error`."""
-    if is_torch(step) or isinstance(step, np.ndarray):
+    if is_torch(step) or (isinstance(step, np.ndarray) and step.ndim):
         if is_torch(step) != is_torch(u) or (step.ndim and tuple(step.shape) != tuple(u.shape[:-1])):
             given, rows = f"{_kind(step)} of shape {tuple(step.shape)}", tuple(u.shape[:-1])
             msg = f"step is {given}, but u needs a number or one per row, shape {rows}"
             raise Error(msg)
         ok = bool((namespace(step).isfinite(step) & (step > 0)).all())
-        step = step if step.ndim or is_torch(step) else float(step)
     else:
-        ok = isinstance(step, (int, float, np.number)) and not isinstance(step, bool)
-        ok = ok and math.isfinite(step) and step > 0
-        step = float(step) if ok else step
+        number = as_number(step)
+        ok = number is not None and number > 0
+        step = number if ok else step
     if not ok:
         msg = f"step={step!r} must be finite and > 0: prox_(step R) is an argmin only for a positive step (def-prox)"
         raise Error(msg)
