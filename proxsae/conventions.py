@@ -6,10 +6,11 @@ axis is the vector and all leading axes are batch.  Ties, NaN and signed zeros a
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -20,6 +21,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 class Error(ValueError):
     """The one error of this package: the value given, what is allowed, and the hypothesis that it breaks."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name that resembles a known one, ", did you mean 'L1'?", else nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
 
 
 def is_torch(a: object) -> bool:

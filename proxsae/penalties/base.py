@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from proxsae.conventions import Error, check_floats, check_step, is_torch, torch
 from proxsae.penalties.domain import check_parameter
 
 Floats = NDArray[np.floating[Any]]
+P = TypeVar("P", bound="Penalty")
 
 
 class Penalty(ABC):
@@ -45,6 +46,15 @@ class Penalty(ABC):
     statement: ClassVar[str]
     domain: ClassVar[Mapping[str, str]] = {}
     nonneg: bool = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name in ("value", "prox", "slope"):
+            if name in vars(cls):
+                msg = (
+                    f"{cls.__name__} overrides {name}: override _{name}, which {name} calls after its checks (def-prox)"
+                )
+                raise Error(msg)
 
     def __post_init__(self) -> None:
         for name, allowed in self.domain.items():
@@ -111,10 +121,10 @@ class Penalty(ABC):
         return hash((type(self), self.nonneg))
 
 
-FORMULAS = ("value", "prox", "slope", "_value", "_prox", "_slope", "entry_value", "entry_prox")
+FORMULAS = tuple(kind + name for kind in ("_", "entry_", "_torch_") for name in ("value", "prox", "slope"))
 
 
-def runs(R: Any, family: type[Penalty]) -> bool:
+def runs(R: Any, family: type[P]) -> TypeGuard[P]:
     """Whether R is of that family and has its formulas: what is proved of the family then holds for R.
 
     A subclass that overrides a formula is another operator, to which no certificate or fast path of the family applies.

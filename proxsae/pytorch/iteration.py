@@ -17,6 +17,7 @@ from torch import Tensor
 from proxsae.certificates import certify, lipschitz
 from proxsae.conventions import Error, check_count, check_problem
 from proxsae.penalties import L1, KSparse, Penalty
+from proxsae.penalties.base import runs
 from proxsae.pytorch import lasso_working_sets
 from proxsae.pytorch.codes import sparse_decode, sparsify
 from proxsae.pytorch.cost_model import gather_cost, kind_of
@@ -91,7 +92,7 @@ def solve(
 def _solve(
     c: Tensor, D: Tensor, R: Penalty, tol: float, max_steps: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if not isinstance(R, L1):
+    if not runs(R, L1):
         return _iterate_to_certificate(c, D, R, tol, max_steps, dtype)
     codes, gap, taken, converged, left = lasso_working_sets.solve(c, D, R, tol, max_steps, dtype)
     # rows too degenerate for working sets start anew; a step is one more product with D either way
@@ -111,7 +112,7 @@ def _iterate_to_certificate(
     c: Tensor, D: Tensor, R: Penalty, tol: float, max_steps: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rule, momentum = how_to_solve(R)
-    every = CHECK_EVERY if isinstance(R, L1) else 1  # other certificates compare with the step before
+    every = CHECK_EVERY if runs(R, L1) else 1  # other certificates compare with the step before
     L = lipschitz(D)
     codes = c.new_full((len(c), len(D)), torch.inf)
     taken = torch.zeros(len(c), dtype=torch.int64, device=c.device)
@@ -184,7 +185,7 @@ def iterate(
     """
     largest = FIRST_TRIAL / float(D.detach().double().square().sum(dim=1).max())  # as in reference.iterate
     count = torch.full((len(c),), spent, dtype=torch.float64, device=c.device)
-    width = R.k if isinstance(R, KSparse) else None
+    width = R.k if runs(R, KSparse) else None
     point = Point(z, c, D, count, None if bool(z.any()) else -c, tilt=tilt)  # of any number of non-zeros
     owed = (z != 0).any(dim=-1).double()
     mu = torch.full_like(count, largest)
