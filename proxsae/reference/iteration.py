@@ -144,16 +144,16 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
 
 
 def iterate(
-    x: Floats, D: Floats, R: Penalty, rule: StepRule, momentum: str | None, z: Floats, L: float
+    c: Floats, D: Floats, R: Penalty, rule: StepRule, momentum: str | None, z: Floats, L: float
 ) -> Iterator[tuple[Floats, float]]:
-    """Yield (z_t, products spent so far) for t = 0, 1, 2, ... on one centred row x (d,)."""
+    """Yield (z_t, products spent so far) for t = 0, 1, 2, ... on one centred row c (d,)."""
     # where only the longest atom moves, no longer step satisfies lem-backtracking
     largest = FIRST_TRIAL / float((D.astype(np.float64) ** 2).sum(axis=1).max())
     mu, spent, y, t = largest, 0.0, z, 1.0
     owed = float(z.any())  # the product D z that the next gradient needs; none at z = 0
     yield z, spent
     for n in count():
-        g = D @ (y @ D - x)
+        g = D @ (y @ D - c)
         spent, owed = spent + owed + 1, 1.0
         if isinstance(rule, GivenStep):
             mu = rule.size(n, L)
@@ -169,7 +169,7 @@ def iterate(
             size = np.count_nonzero(new)
             # the Gram matrix of the support, its right-hand side and its residual, in units of P d multiply-adds
             spent, owed = spent + tried + (mu <= 1 / L) + size * (size + 2) / len(D), 0.0
-            new = refit(new, x, D, R)
+            new = refit(new, c, D, R)
         if momentum is None:
             y = new
         else:
