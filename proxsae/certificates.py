@@ -13,6 +13,7 @@ import numpy as np
 
 from proxsae.conventions import Error, check_finite, check_floats, check_problem, check_step, is_torch, namespace
 from proxsae.penalties import L1, Penalty
+from proxsae.penalties.base import runs
 
 UNIT = 2.0**-52  # twice the largest relative error of a float64 operation
 FAINT = 2.0**-900  # an objective below it has lost digits to underflow
@@ -30,7 +31,7 @@ def duality_gap(x: Any, D: Any, z: Any, R: Penalty, bias: Any = None) -> Any:
     gain (prop-amortisation-gap).  Shapes: x (..., d), D (P, d), z (..., P).
     Raises `Error` for other penalties, which have no convex dual, and for data that does not fit.
     """
-    if not isinstance(R, L1):
+    if not runs(R, L1):
         msg = f"duality_gap is for L1, not {type(R).__name__}: a non-convex penalty has no zero gap (thm-duality-gap)"
         raise Error(msg)
     x = check_floats("x", x)
@@ -159,7 +160,7 @@ def certify(x: Any, D: Any, z: Any, before: Any, R: Penalty, tol: float, L: floa
     point at step 1/L is a weak thing, so the last `Refit` step, which is longer, must have left its code `before` in
     place as well.
     """
-    if isinstance(R, L1):
+    if runs(R, L1):
         gap, objective = l1_gap(x, D, z, R)
         good, settled = ((gap <= t * objective) & (gap < np.inf) for t in (tol, tol / 10))
         if good.any():

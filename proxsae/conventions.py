@@ -6,11 +6,11 @@ axis is the vector and all leading axes are batch.  Ties, NaN and signed zeros a
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
-import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -21,6 +21,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 class Error(ValueError):
     """The one error of this package: the value given, what is allowed, and the hypothesis that it breaks."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name that resembles a known one, ", did you mean 'L1'?", else nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
 
 
 def is_torch(a: object) -> bool:
@@ -85,19 +91,24 @@ def check_finite(name: str, a: Any) -> None:
         raise Error(msg)
 
 
+def as_number(value: Any) -> float | None:
+    """A finite real number of Python or NumPy, or an array without axes that holds one, as a float; None for others."""
+    a = np.asarray(value if isinstance(value, (int, float, np.number, np.ndarray)) else None)
+    return float(a) if a.ndim == 0 and a.dtype.kind in "iuf" and np.isfinite(a) else None
+
+
 def check_step(step: Any, u: Any) -> Any:
     """Return the step of prox(u) as a float or, for one step per row, as the array it is; else raise `Error`."""
-    if is_torch(step) or isinstance(step, np.ndarray):
+    if is_torch(step) or (isinstance(step, np.ndarray) and step.ndim):
         if is_torch(step) != is_torch(u) or (step.ndim and tuple(step.shape) != tuple(u.shape[:-1])):
             given, rows = f"{_kind(step)} of shape {tuple(step.shape)}", tuple(u.shape[:-1])
             msg = f"step is {given}, but u needs a number or one per row, shape {rows}"
             raise Error(msg)
         ok = bool((namespace(step).isfinite(step) & (step > 0)).all())
-        step = step if step.ndim or is_torch(step) else float(step)
     else:
-        ok = isinstance(step, (int, float, np.number)) and not isinstance(step, bool)
-        ok = ok and math.isfinite(step) and step > 0
-        step = float(step) if ok else step
+        number = as_number(step)
+        ok = number is not None and number > 0
+        step = number if ok else step
     if not ok:
         msg = f"step={step!r} must be finite and > 0: prox_(step R) is an argmin only for a positive step (def-prox)"
         raise Error(msg)

@@ -1,16 +1,20 @@
 """What an iteration is told and what it gives back: step rules and results.  Data only; the arithmetic is elsewhere.
 
-`reference/iteration.py` carries the rules out in NumPy, `pytorch/iteration.py` in torch.  Here g = D^T (D z + b - x) is
-the gradient of the quadratic part, dz = z+ - z, and mu the step size in  z+ = prox_{mu R}(z - mu g).
+`reference/iteration.py` carries the rules out in NumPy and `pytorch/iteration.py` in torch, each on its own: an oracle
+that shared their arithmetic with what it judges would judge nothing.  What a rule needs of R and L stands here, once.
+In this file g = D^T (D z + b - x) is the gradient of the quadratic part, dz = z+ - z, and mu the step size in
+z+ = prox_{mu R}(z - mu g).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
+from enum import StrEnum
+from typing import Any, ClassVar
 
-from proxsae.conventions import Error
+import numpy as np
+
+from proxsae.conventions import Error, as_number, is_torch
 from proxsae.penalties import Penalty
 
 # The first trial step is this much of 1/max_j ||d_j||^2: for a move along that one atom the descent inequality is an
@@ -19,51 +23,131 @@ FIRST_TRIAL = 1 - 2.0**-12
 REFIT_RTOL = 1000  # eigenvalues of a support's Gram matrix below this many eps of the largest count as zero
 
 
-@dataclass(frozen=True)
-class Lipschitz:
-    """mu = 1/L with L = ||D||^2: the objective never rises, for any penalty (thm-ista-descent)."""
+class Momentum(StrEnum):
+    """Nesterov's extrapolation for a convex R, plain or restarted."""
+
+    FISTA = "fista"  # thm-fista-rate
+    RESTART = "restart"  # from t = 1 again where it points uphill (O'Donoghue and Candes 2015)
 
 
 @dataclass(frozen=True)
-class FixedStep:
-    """The same mu at every step.  Convergence needs mu < 2/L, and a non-convex penalty descends only for mu <= 1/L.
+class StepRule:
+    """A rule for mu, as a frozen value: how it is carried out is for the two iterations.
 
-    A mu of 2/L or more raises `Error` when the dictionary is known (thm-ista-descent).  What mu does to a first step
-    from 0 is prop-step-scaling.
+    affine  the theorem behind it that asks for a penalty which is affine while no sign changes, if one does
+    falls   mu never grows from step to step, as momentum needs
     """
 
-    mu: float
+    affine: ClassVar[str | None] = None
+    falls: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        if isinstance(self.mu, bool) or not isinstance(self.mu, (int, float)) or not 0 < self.mu < math.inf:
-            msg = f"FixedStep: mu={self.mu!r} must be finite and > 0 (thm-ista-descent)"
-            raise Error(msg)
+
+class GivenStep(StepRule):
+    """A rule whose mu is known before the step is taken."""
+
+    def size(self, n: int, L: float) -> Any:
+        """mu of step n = 0, 1, ..., for L = ||D||^2."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Backtracking:
+class Lipschitz(GivenStep):
+    """mu = 1/L with L = ||D||^2: the objective never rises, for any penalty (thm-ista-descent)."""
+
+    def size(self, n: int, L: float) -> float:
+        """1/L."""
+        return 1 / L
+
+
+@dataclass(frozen=True)
+class FixedStep(GivenStep):
+    """The same mu at every step.  Convergence needs mu < 2/L, and a non-convex penalty descends only for mu <= 1/L.
+
+    mu: a number, or in torch a tensor without axes, through which gradients flow.  `ista(..., step=0.05)` is short for
+    `step=FixedStep(0.05)`.  A mu of 2/L or more raises `Error` when the dictionary is known (thm-ista-descent).  What
+    mu does to a first step from 0 is prop-step-scaling.
+
+    >>> FixedStep(np.float32(0.5))
+    FixedStep(mu=0.5)
+    """
+
+    mu: Any
+
+    def __post_init__(self) -> None:
+        number = as_number(self.mu)
+        if is_torch(self.mu) and self.mu.ndim == 0 and self.mu.is_floating_point():
+            number = as_number(self.mu.item())
+        if number is None or number <= 0:
+            msg = f"FixedStep: mu={self.mu!r} must be finite and > 0, one number (thm-ista-descent)"
+            raise Error(msg)
+        if not is_torch(self.mu):
+            object.__setattr__(self, "mu", number)
+
+    def size(self, n: int, L: float) -> Any:
+        """mu."""
+        return self.mu
+
+
+@dataclass(frozen=True, eq=False)
+class StepSizes(GivenStep):
+    """One mu per step, mu_0 ... mu_{T-1}, each below 2/L: what `ista(..., step=[0.2, 0.1, 0.05])` is short for.
+
+    mu: a list, an array (T,), or in torch a tensor (T,), through which gradients flow: learned step sizes.  For `ista`
+    only; an SAE trains its step sizes by `LearnedSteps()`.  A non-convex penalty descends only where mu_t <= 1/L.
+    """
+
+    mu: Any
+
+    falls = False
+
+    def __post_init__(self) -> None:
+        if getattr(self.mu, "ndim", 1) != 1:
+            msg = f"step has shape {tuple(self.mu.shape)}, but must be one number, or one per iteration: shape (steps,)"
+            raise Error(msg)
+        sizes = self.mu.tolist() if is_torch(self.mu) else list(self.mu)
+        for n, mu in enumerate(sizes):
+            number = as_number(mu)
+            if number is None or number <= 0:
+                msg = f"step[{n}]={mu!r} must be finite and > 0: one number per iteration (thm-ista-descent)"
+                raise Error(msg)
+        if not is_torch(self.mu):
+            object.__setattr__(self, "mu", tuple(map(float, sizes)))
+
+    def size(self, n: int, L: float) -> Any:
+        """mu_n."""
+        return self.mu[n]
+
+
+@dataclass(frozen=True)
+class Backtracking(StepRule):
     """Per row, the first of mu, mu/2, ... with  mu ||D dz||^2 <= ||dz||^2;  mu starts at 1/max_j ||d_j||^2, never
     rises, and stops at 1/L, where the inequality always holds.  It implies descent for any penalty (lem-backtracking).
     """
 
 
 @dataclass(frozen=True)
-class ExactStep:
+class ExactStep(StepRule):
     """Per row, the exact line step on the current support, mu = ||h||^2 / ||D h||^2 with h the gradient there.
 
     Where the support changes, or for L1 a sign, mu is halved down to 1/L until  mu ||D dz||^2 <= ||dz||^2,  so that the
     objective never rises (thm-exact-step; for k-sparse codes NIHT, Blumensath and Davies 2010).
     """
 
+    affine = "thm-exact-step"
+    falls = False
+
 
 @dataclass(frozen=True)
-class Refit:
+class Refit(StepRule):
     """A `Backtracking` step from 1/max_j ||d_j||^2, then least squares on the support it found (thm-refit).
 
     Where R fixes signs (l1, or `nonneg`) the move towards the least-squares point stops at the first sign change.
     For k-sparse codes this is HTP (Foucart 2011) with a safeguarded step.  It ends what one right support began
     (prop-refit-recovers), and may mend a wrong one (prop-dynamic-range).
     """
+
+    affine = "thm-refit"
+    falls = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +158,6 @@ class LearnedSteps:
     """
 
 
-StepRule = Lipschitz | FixedStep | Backtracking | ExactStep | Refit
 RULES = {rule.__name__: rule for rule in (Lipschitz, FixedStep, Backtracking, ExactStep, Refit)}
 
 
@@ -109,47 +192,90 @@ class Solution:
     converged: Any
 
 
-def check_rule(rule: StepRule, momentum: str | None, keep: str, R: Any, L: float) -> None:
-    """Raise `Error` for a rule, momentum or keep that is unknown, or whose hypothesis the penalty R or L breaks."""
-    if not isinstance(rule, StepRule):
-        msg = f"step={rule!r} must be Lipschitz(), FixedStep(mu), Backtracking(), ExactStep() or Refit()"
+def as_rule(step: Any, x: Any) -> StepRule:
+    """The step rule that `ista` was given for x: a number stands for `FixedStep`, several for `StepSizes`.
+
+    Raises `Error` for what is none of these, for `LearnedSteps`, and for a tensor beside NumPy arrays.
+    """
+    if isinstance(step, LearnedSteps):
+        msg = "step=LearnedSteps() is for SAEs only: give ista a tensor (steps,) that requires grad, one mu per step"
         raise Error(msg)
-    if momentum not in (None, "fista"):
-        msg = f"momentum={momentum!r} must be None or 'fista'"
+    rule = step
+    if as_number(step) is not None or (is_torch(step) and not step.ndim):
+        rule = FixedStep(step)
+    elif is_torch(step) or isinstance(step, (list, tuple, np.ndarray)):
+        rule = StepSizes(step)
+    if is_torch(getattr(rule, "mu", None)) and not is_torch(x):
+        msg = "step is a torch tensor, but x is a numpy array: give numbers, or all of x, D and step as tensors"
+        raise Error(msg)
+    return rule
+
+
+def check_rule(rule: StepRule, momentum: str | None, keep: str, R: Any, L: float, steps: int | None = None) -> None:
+    """Raise `Error` for a rule, momentum or keep that is unknown, or whose hypothesis the penalty R or L breaks.
+
+    `steps` is their number in `ista`, and None in an SAE, which trains its step sizes by `LearnedSteps` alone.
+    """
+    if not isinstance(rule, StepRule):
+        rules = "Lipschitz(), FixedStep(mu), Backtracking(), ExactStep() or Refit()"
+        msg = f"step={rule!r} must be {rules}" + ("" if steps is None else ", a number, or one number per step")
+        raise Error(msg)
+    if momentum not in (None, *Momentum):
+        msg = f"momentum={momentum!r} must be None, 'fista' or 'restart'"
         raise Error(msg)
     if keep not in ("last", "all"):
         msg = f"keep={keep!r} must be 'last' or 'all'"
         raise Error(msg)
-    if isinstance(rule, FixedStep) and rule.mu >= 2 / L:
-        msg = f"step={rule.mu:g} is not below 2/L={2 / L:.4g}: the iteration diverges (thm-ista-descent)"
-        raise Error(msg)
-    if isinstance(rule, (ExactStep, Refit)) and not R.affine:
-        label = "thm-exact-step" if isinstance(rule, ExactStep) else "thm-refit"
-        msg = f"{type(rule).__name__}() needs a penalty that is affine while no sign changes, not {R!r} ({label})"
+    sizes = _sizes(rule, steps)
+    for name, mu in sizes.items():
+        if mu >= 2 / L:
+            msg = f"{name}={mu:g} is not below 2/L={2 / L:.4g}: the iteration diverges (thm-ista-descent)"
+            raise Error(msg)
+    if rule.affine and not R.affine:
+        msg = f"{type(rule).__name__}() needs a penalty that is affine while no sign changes, not {R!r} ({rule.affine})"
         raise Error(msg)
     if momentum is None:
         return
+    given = f"momentum={str(momentum)!r}"
     if not R.convex:
-        msg = f"momentum='fista' needs a convex penalty, not {R!r} (thm-fista-rate)"
+        msg = f"{given} needs a convex penalty, not {R!r} (thm-fista-rate)"
         raise Error(msg)
-    if isinstance(rule, (ExactStep, Refit)):
-        msg = f"momentum='fista' bars {type(rule).__name__}(): its rate needs steps that never grow (thm-fista-rate)"
+    if not rule.falls:
+        msg = f"{given} bars {type(rule).__name__}(): its rate needs steps that never grow (thm-fista-rate)"
         raise Error(msg)
-    if isinstance(rule, FixedStep) and rule.mu > 1 / L:
-        msg = f"step={rule.mu:g} exceeds 1/L={1 / L:.4g}, and momentum='fista' needs mu <= 1/L (thm-fista-rate)"
+    for name, mu in sizes.items():
+        if mu > 1 / L:
+            msg = f"{name}={mu:g} exceeds 1/L={1 / L:.4g}, and {given} needs mu <= 1/L (thm-fista-rate)"
+            raise Error(msg)
+
+
+def _sizes(rule: StepRule, steps: int | None) -> dict[str, float]:
+    """The step sizes that a user gave, each with its name in a message."""
+    if not isinstance(rule, (FixedStep, StepSizes)):
+        return {}
+    if steps is None and (is_torch(rule.mu) or isinstance(rule, StepSizes)):
+        msg = f"step={rule!r} is for ista: an SAE takes one number, or trains one mu per step by LearnedSteps()"
         raise Error(msg)
+    mu: Any = rule.mu.tolist() if is_torch(rule.mu) else rule.mu
+    if isinstance(rule, FixedStep):
+        return {"step": mu}
+    if len(mu) != steps:
+        msg = f"step holds {len(mu)} step sizes, but steps={steps} needs one each"
+        raise Error(msg)
+    return {f"step[{n}]": one for n, one in enumerate(mu)}
 
 
 def check_tol(tol: float) -> float:
     """Return tol when it is finite and > 0, else raise `Error`."""
-    if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 < tol < math.inf:
+    number = as_number(tol)
+    if number is None or number <= 0:
         msg = f"tol={tol!r} must be finite and > 0: no certificate reaches 0 in floating point"
         raise Error(msg)
-    return float(tol)
+    return number
 
 
 def how_to_solve(R: Penalty) -> tuple[StepRule, str | None]:
     """The step rule and momentum of `solve`."""
     if R.convex:
-        return Lipschitz(), "restart"
+        return Lipschitz(), Momentum.RESTART
     return (Refit() if R.affine else Lipschitz()), None

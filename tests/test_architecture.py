@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -83,16 +84,30 @@ def test_every_public_name_exists_and_is_explained():
         px.nonsense  # noqa: B018
 
 
-def test_torch_twins_exist_and_take_the_same_arguments():
-    import inspect
+# What rooms of one name in `reference/` and `pytorch/` have in common: functions with equal arguments and defaults.
+WINGS = {"iteration": ["ista", "solve"], "refit": ["refit"]}
 
-    from proxsae.pytorch import iteration as fast
+
+def arguments(function):
+    return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+
+
+def test_the_two_wings_have_the_same_rooms_names_and_signatures():
+    oracle, fast = ({file.stem for file in (PACKAGE / wing).glob("[a-z]*.py")} for wing in ("reference", "pytorch"))
+    assert oracle & fast == set(WINGS)
+    for room, names in WINGS.items():
+        mine, twin = (importlib.import_module(f"proxsae.{wing}.{room}") for wing in ("reference", "pytorch"))
+        for name in names:
+            assert arguments(getattr(mine, name)) == arguments(getattr(twin, name)), name
+    mine, twin = (importlib.import_module(f"proxsae.{wing}.iteration").iterate for wing in ("reference", "pytorch"))
+    more = arguments(twin)[len(arguments(mine)) :]  # what an SAE needs
+    assert arguments(mine) == arguments(twin)[: -len(more)]
+    assert [(name, default) for name, _, default in more] == [("spent", 0.0), ("tilt", None)]
+
+
+def test_torch_twins_of_penalties_take_the_same_arguments():
     from proxsae.pytorch import prox as functional
-    from proxsae.reference import iteration as oracle
 
-    for name in ("ista", "solve"):
-        mine, twin = (list(inspect.signature(getattr(m, name)).parameters) for m in (oracle, fast))
-        assert mine == twin
     for name in ("prox", "value", "slope"):
         mine = list(inspect.signature(getattr(px.Penalty, name)).parameters)
         assert mine[1:] == list(inspect.signature(getattr(functional, name)).parameters)[1:]

@@ -188,6 +188,35 @@ def test_parametrize_with_laws_makes_one_test_a_law():
     assert len({who for who, _ in failed}) == 1
 
 
+def test_ids_hold_no_addresses_and_are_the_same_in_every_run():
+    class Mine:
+        def prox(self, u, step=1.0):
+            return u
+
+        def value(self, z):
+            return 0 * z.sum(-1)
+
+    operators = [Mine(), px.L1(0.5), pt.MUTANTS[0], Mine()]
+    ids = [case.id for case in pt.parametrize_with_laws(operators).args[1]]
+    assert ids == [case.id for case in pt.parametrize_with_laws([Mine(), *operators[1:3], Mine()]).args[1]]
+    assert len(ids) == len(set(ids))
+    assert {"Mine 1-form-numpy-float32", "Mine 2-form-numpy-float32"} <= set(ids)
+    assert not any("0x" in name for name in ids)
+
+
+@pytest.mark.parametrize("call", [pt.check_prox, lambda op: pt.check_backend(op, pt.NUMPY[0])])
+def test_a_function_is_refused_with_what_to_write(call):
+    with pytest.raises(px.Error, match=r"soft is no operator.* wrap it: px.testing.operator\(prox=soft, value=...\)"):
+        call(soft)
+    with pytest.raises(px.Error, match=r"make one, L1\(...\)"):
+        call(px.L1)
+
+
+def test_a_law_that_is_misspelt_gets_the_nearest_name():
+    with pytest.raises(px.Error, match="did you mean 'optimal'"):
+        pt.check_prox(px.L1(1.0), laws=["optmal"])
+
+
 def test_the_checker_needs_numpy_only():
     code = """
 import sys

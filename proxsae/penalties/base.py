@@ -1,4 +1,4 @@
-"""What a penalty is: a value, a proximal operator, and flags that say which theorems hold for it.
+"""What a penalty is: a value, a proximal operator, the domain of its parameters, and flags.
 
     prox_{mu R}(u) = argmin_z  mu R(z) + 1/2 ||z - u||^2                                              (def-prox)
 
@@ -9,17 +9,18 @@ A family implements the signed operator only.  Non-negativity is the same for ev
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from dataclasses import fields
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from proxsae.conventions import Error, check_floats, check_step, is_torch, torch_twin
+from proxsae.penalties.domain import check_parameter
 
 Floats = NDArray[np.floating[Any]]
+P = TypeVar("P", bound="Penalty")
 
 
 class Penalty(ABC):
@@ -31,15 +32,34 @@ class Penalty(ABC):
     affine     R is affine in z while no sign changes, as exact line steps and refits need
     rowwise    rows do not see each other
     statement  the label to cite
+    domain     what each parameter may be, checked when a penalty is made: {"lam": ">= 0 per latent", "gamma": "> 0"}
+
+    A penalty of your own is a subclass with `_value` and `_prox` for NumPy rows, signed; give `_torch_value` and
+    `_torch_prox` too, with the same arguments, if it shall take tensors.  A sum over entries is shorter: `Separable`.
     """
 
-    convex: ClassVar[bool]
-    separable: ClassVar[bool]
-    indicator: ClassVar[bool]
+    convex: ClassVar[bool] = False
+    separable: ClassVar[bool] = False
+    indicator: ClassVar[bool] = False
     affine: ClassVar[bool] = False
     rowwise: ClassVar[bool] = True
     statement: ClassVar[str]
-    nonneg: bool
+    domain: ClassVar[Mapping[str, str]] = {}
+    nonneg: bool = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name in ("value", "prox", "slope"):
+            if name in vars(cls):
+                msg = (
+                    f"{cls.__name__} overrides {name}: override _{name}, which {name} calls after its checks (def-prox)"
+                )
+                raise Error(msg)
+
+    def __post_init__(self) -> None:
+        for name, allowed in self.domain.items():
+            checked = check_parameter(type(self).__name__, name, getattr(self, name), allowed)
+            object.__setattr__(self, name, checked)
 
     @torch_twin("proxsae.pytorch.prox")
     def value(self, z: Any) -> Any:
@@ -47,7 +67,7 @@ class Penalty(ABC):
         z = check_floats("z", z)
         self.check_fits("z", z, z.shape[-1])
         wide = np.result_type(z.dtype, np.float32)  # half precision accumulates in float32
-        with np.errstate(invalid="ignore", over="ignore"):  # 0 times infinity is NaN, and says so
+        with np.errstate(invalid="ignore", over="ignore"):  # 0 times infinity is NaN
             total = self._value(z.astype(wide, copy=False))
             if self.nonneg:
                 total = np.where((z < 0).any(axis=-1), np.inf, total)
@@ -82,48 +102,35 @@ class Penalty(ABC):
 
     def check_fits(self, name: str, a: Any, width: int) -> None:
         """Raise `Error` unless lam is one number, or one per latent of `a` in the library of `a`."""
-        lam = getattr(self, "lam", None)
-        if lam is None or isinstance(lam, float):
-            return
+        lam: Any = getattr(self, "lam", 0.0)
         if is_torch(lam) and not is_torch(a):
             msg = f"{name} is a numpy array, but lam is a torch tensor: NumPy needs a number or a NumPy array"
             raise Error(msg)
-        if lam.ndim and lam.shape[0] != width:
+        if getattr(lam, "ndim", 0) and lam.shape[0] != width:
             msg = f"{name} has {width} latents, but lam holds {lam.shape[0]} values: one lam, or one per latent"
             raise Error(msg)
 
     def __eq__(self, other: object) -> bool:
         """Same family and equal parameters."""
-        return type(self) is type(other) and all(
-            _same(getattr(self, f.name), getattr(other, f.name))
-            for f in fields(self)  # type: ignore[arg-type]  # every family is a dataclass
-        )
+        if type(self) is not type(other):
+            return False
+        mine, others = vars(self), vars(other)
+        return mine.keys() == others.keys() and all(_same(mine[name], others[name]) for name in mine)
 
     def __hash__(self) -> int:
         return hash((type(self), self.nonneg))
 
 
-def check_lam(penalty: str, lam: Any) -> Any:
-    """Return lam as a float, a read-only (P,) float64 array or the tensor it is; raise `Error` unless finite, >= 0."""
-    shown = "an array" if np.ndim(lam) else f"{lam!r}"
-    if not is_torch(lam):
-        kind = np.asarray(lam).dtype.kind
-        lam = np.array(lam, dtype=np.float64) if kind in "iuf" else np.array(math.nan)  # NaN is refused below
-        lam.setflags(write=False)
-    if lam.ndim > 1 or 0 in lam.shape or not bool(((lam >= 0) & (lam < math.inf)).all()):
-        worst = f" with the entry {lam.min().item():g}" if lam.ndim == 1 and len(lam) else ""
-        msg = f"{penalty}: lam={shown}{worst}, but lam must be finite and >= 0, one number or one per latent (def-prox)"
-        raise Error(msg)
-    return float(lam) if lam.ndim == 0 and not is_torch(lam) else lam
+FORMULAS = tuple(kind + name for kind in ("_", "entry_", "_torch_") for name in ("value", "prox", "slope"))
 
 
-def check_parameter(name: str, value: Any, bound: float, or_equal: bool = False) -> float:
-    """Return `value` as a float when it is finite and > bound (>= where `or_equal`), else raise `Error`."""
-    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if not number or not bound <= value < math.inf or (value == bound and not or_equal):
-        msg = f"{name}={value!r} must be finite and {'>=' if or_equal else '>'} {bound}: one number"
-        raise Error(msg)
-    return float(value)
+def runs(R: Any, family: type[P]) -> TypeGuard[P]:
+    """Whether R is of that family and has its formulas: what is proved of the family then holds for R.
+
+    A subclass that overrides a formula is another operator, to which no certificate or fast path of the family applies.
+    """
+    mine = type(R)
+    return isinstance(R, family) and all(getattr(mine, f, None) is getattr(family, f, None) for f in FORMULAS)
 
 
 def rounded(t: Any, dtype: Any) -> Floats:

@@ -7,9 +7,8 @@ prox_{mu R}(u)_i = sign(u_i) max(|u_i| - mu lam_i, 0) / (1 + mu alpha)          
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from proxsae.penalties.base import check_lam, check_parameter
 from proxsae.penalties.scalar import Separable, soft
 
 
@@ -31,11 +30,7 @@ class ElasticNet(Separable):
 
     convex = True
     statement = "thm-prox-elastic"
-    parameters = ("lam", "alpha")
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "lam", check_lam("ElasticNet", self.lam))
-        object.__setattr__(self, "alpha", check_parameter("ElasticNet: alpha", self.alpha, 0, or_equal=True))
+    domain: ClassVar = {"lam": ">= 0 per latent", "alpha": ">= 0"}
 
     @staticmethod
     def entry_value(o: Any, z: Any, lam: Any, alpha: Any) -> Any:

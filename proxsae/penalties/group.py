@@ -6,12 +6,12 @@ Sums run in float64 and, over a group, in the order of its latents, so that both
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from proxsae.conventions import Error, check_count
-from proxsae.penalties.base import Floats, Penalty, check_lam, rounded
+from proxsae.conventions import Error
+from proxsae.penalties.base import Floats, Penalty, rounded
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +32,8 @@ class GroupL2(Penalty):
     nonneg: bool = False
 
     convex = True
-    separable = False
-    indicator = False
     statement = "thm-prox-group"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "lam", _one_lam("GroupL2", self.lam))
-        object.__setattr__(self, "size", check_count("GroupL2: size", self.size, 1))
+    domain: ClassVar = {"lam": ">= 0", "size": "whole >= 1"}
 
     def check_fits(self, name: str, a: Any, width: int) -> None:
         """Raise `Error` unless the groups fill the width."""
@@ -79,12 +74,11 @@ class SortedL1(Penalty):
     nonneg: bool = False
 
     convex = True
-    separable = False
-    indicator = False
     statement = "thm-prox-sorted"
+    domain: ClassVar = {"lam": ">= 0 per latent"}
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lam", check_lam("SortedL1", self.lam))
+        super().__post_init__()
         if np.ndim(self.lam) and bool((self.lam[1:] > self.lam[:-1]).any()):
             msg = "SortedL1: lam must be non-increasing, or the penalty is not convex (thm-prox-sorted)"
             raise Error(msg)
@@ -122,11 +116,3 @@ def _non_increasing(rows: Floats) -> Floats:
     for i in np.flatnonzero(~np.isnan(flat).any(axis=-1)):
         out[i] = isotonic_regression(flat[i], increasing=False).x
     return fitted
-
-
-def _one_lam(penalty: str, lam: Any) -> Any:
-    lam = check_lam(penalty, lam)
-    if not isinstance(lam, float) and lam.ndim:
-        msg = f"{penalty}: lam has shape {tuple(lam.shape)}, but must be one number: groups share it"
-        raise Error(msg)
-    return lam

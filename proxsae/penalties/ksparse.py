@@ -11,10 +11,10 @@ Where magnitudes tie at the boundary every choice is a minimiser; the lowest ind
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from proxsae.conventions import check_count
 from proxsae.penalties.base import Floats, Penalty
 
 
@@ -38,9 +38,7 @@ class KSparse(Penalty):
     indicator = True
     affine = True
     statement = "thm-prox-ksparse"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "k", check_count("KSparse: k", self.k, 0))
+    domain: ClassVar = {"k": "whole >= 0"}
 
     def _value(self, z: Floats) -> Floats:
         return np.where((z != 0).sum(axis=-1) <= self.k, 0.0, np.inf)
@@ -73,9 +71,7 @@ class BatchKSparse(Penalty):
     affine = True
     rowwise = False
     statement = "thm-prox-batch"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "k", check_count("BatchKSparse: k", self.k, 0))
+    domain: ClassVar = {"k": "whole >= 0"}
 
     def _value(self, z: Floats) -> Floats:
         rows = int(np.prod(z.shape[:-1]))

@@ -8,12 +8,10 @@ At |u_i| = sqrt(2 mu lam_i) both 0 and u_i are minimisers; 0 is the one named he
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from proxsae.conventions import Error
-from proxsae.penalties.base import check_lam
+from proxsae.penalties.domain import check_parameter
 from proxsae.penalties.scalar import Separable
 
 
@@ -39,12 +37,11 @@ class L0(Separable):
     convex = False
     affine = True
     statement = "thm-prox-l0"
+    domain: ClassVar = {"lam": ">= 0 per latent"}
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lam", check_lam("L0", self.lam))
-        if not isinstance(self.bandwidth, (int, float)) or not 0 < self.bandwidth < math.inf:
-            msg = f"L0: bandwidth={self.bandwidth!r} must be finite and > 0: it is the width of the gradient's kernel"
-            raise Error(msg)
+        super().__post_init__()
+        check_parameter("L0", "bandwidth", self.bandwidth, "> 0")  # of the gradient, so no parameter of the formulas
 
     @staticmethod
     def entry_value(o: Any, z: Any, lam: Any) -> Any:

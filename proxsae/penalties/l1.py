@@ -7,11 +7,11 @@ prox_{mu R}(u)_i = sign(u_i) max(|u_i| - mu lam_i, 0)                           
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from proxsae.penalties.base import Floats, check_lam
+from proxsae.penalties.base import Floats
 from proxsae.penalties.scalar import Separable, soft
 
 
@@ -33,9 +33,7 @@ class L1(Separable):
     convex = True
     affine = True
     statement = "thm-prox-l1"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "lam", check_lam("L1", self.lam))
+    domain: ClassVar = {"lam": ">= 0 per latent"}
 
     @staticmethod
     def entry_value(o: Any, z: Any, lam: Any) -> Any:

@@ -7,9 +7,8 @@ middle piece has its minimum at an end, and the prox jumps: it becomes hard thre
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from proxsae.penalties.base import check_lam, check_parameter
 from proxsae.penalties.scalar import Separable, larger, signed, smaller
 
 
@@ -36,11 +35,7 @@ class MCP(Separable):
 
     convex = False
     statement = "thm-prox-mcp"
-    parameters = ("lam", "gamma")
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "lam", check_lam("MCP", self.lam))
-        object.__setattr__(self, "gamma", check_parameter("MCP: gamma", self.gamma, 0))
+    domain: ClassVar = {"lam": ">= 0 per latent", "gamma": "> 0"}
 
     @staticmethod
     def entry_value(o: Any, z: Any, lam: Any, gamma: Any) -> Any:
@@ -53,7 +48,7 @@ class MCP(Separable):
         """Firm thresholding below gamma, hard thresholding from there."""
         size = o.abs(u)
         threshold = o.rounded(o.where(mu < gamma, mu * lam, lam * o.sqrt(gamma * mu)))
-        steep = o.rounded(gamma / (gamma - mu)) * (size - threshold)
+        steep = o.rounded(gamma / o.where(mu < gamma, gamma - mu, 1)) * (size - threshold)
         kept = o.where(mu < gamma, smaller(o, steep, size), size)
         return o.where(size <= threshold, 0, signed(o, kept, u))
 
@@ -84,11 +79,7 @@ class SCAD(Separable):
 
     convex = False
     statement = "thm-prox-scad"
-    parameters = ("lam", "a")
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "lam", check_lam("SCAD", self.lam))
-        object.__setattr__(self, "a", check_parameter("SCAD: a", self.a, 2))
+    domain: ClassVar = {"lam": ">= 0 per latent", "a": "> 2"}
 
     @staticmethod
     def entry_value(o: Any, z: Any, lam: Any, a: Any) -> Any:
@@ -103,7 +94,8 @@ class SCAD(Separable):
         size = o.abs(u)
         threshold = o.rounded(o.where(mu < a + 1, mu * lam, lam * o.sqrt(mu * (a + 1))))
         shrunk = size - o.rounded(mu * lam)
-        steep = o.rounded((a - 1) / (a - 1 - mu)) * (size - o.rounded(mu * lam * a / (a - 1)))
+        slope = (a - 1) / o.where(mu < a - 1, a - 1 - mu, 1)
+        steep = o.rounded(slope) * (size - o.rounded(mu * lam * a / (a - 1)))
         gentle = larger(o, shrunk, smaller(o, steep, size))
         jump = o.where(size <= o.rounded(lam * (a + 1 + mu) / 2), shrunk, size)
         kept = o.where(mu < a - 1, gentle, o.where(mu < a + 1, jump, size))

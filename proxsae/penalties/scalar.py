@@ -1,8 +1,8 @@
-"""One source for every scalar formula: NumPy evaluates it on floats, the machine proofs on all reals.
+"""One source for every scalar formula: NumPy and torch evaluate it on floats, the machine proofs on all reals.
 
 A separable family writes its value and its prox once, for one entry, in terms of + - * / and comparisons and of the
-few operations below.  `FloatArithmetic` carries them out in NumPy; `proxsae.statements.proofs` has the same operations
-on symbols, so that what is proved is what runs, but for rounding.
+few operations below.  `FloatArithmetic` carries them out in NumPy, `proxsae.pytorch.prox.TorchArithmetic` in torch, and
+`proxsae.statements.proofs` on symbols, so that what is proved is what runs, but for rounding.
 """
 
 from __future__ import annotations
@@ -33,13 +33,32 @@ class FloatArithmetic:
 class Separable(Penalty):
     """R(z) = sum_i r(z_i) with r even, r(0) = 0 and non-decreasing in |z_i| (lem-separable).
 
-    A family gives `entry_value` and `entry_prox`, whose last arguments are named in `parameters`.  In both, the
-    comparisons are placed so that a NaN, for which each of them is false, ends in a branch that hands it on.
+    A family gives `entry_value` and `entry_prox`, once, in an arithmetic o: NumPy, torch (with gradients) and the
+    solver all run these lines.  Their last arguments are the parameters in the order of `domain`.
+
+    So that special values come out as named, place comparisons such that a NaN, for which each of them is false, ends
+    in a branch that hands it on; so that gradients are finite, keep divisors away from 0 in branches not taken.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True, eq=False)
+    ... class Ridge(Separable):
+    ...     alpha: float
+    ...     nonneg: bool = False
+    ...     convex = True
+    ...     domain = {"alpha": ">= 0"}
+    ...
+    ...     @staticmethod
+    ...     def entry_value(o, z, alpha):
+    ...         return alpha / 2 * (z * z)
+    ...
+    ...     @staticmethod
+    ...     def entry_prox(o, u, mu, alpha):
+    ...         return u / o.rounded(1 + mu * alpha)
+    >>> Ridge(1.0).prox(np.array([3.0, -1.0]))
+    array([ 1.5, -0.5])
     """
 
     separable = True
-    indicator = False
-    parameters: tuple[str, ...] = ("lam",)
 
     @staticmethod
     @abstractmethod
@@ -52,14 +71,15 @@ class Separable(Penalty):
         """argmin_z mu r(z) + 1/2 (z - u)^2, the smallest magnitude among minimisers, in the arithmetic o."""
 
     def _value(self, z: Floats) -> Floats:
-        return self.entry_value(FloatArithmetic(z.dtype), z, *self._given()).sum(axis=-1)
+        return self.entry_value(FloatArithmetic(z.dtype), z, *self.parameters()).sum(axis=-1)
 
     def _prox(self, u: Floats, step: float | Floats) -> Floats:
         with np.errstate(all="ignore"):  # in branches not taken
-            return self.entry_prox(FloatArithmetic(u.dtype), u, np.asarray(step, np.float64), *self._given())
+            return self.entry_prox(FloatArithmetic(u.dtype), u, np.asarray(step, np.float64), *self.parameters())
 
-    def _given(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, name) for name in self.parameters)
+    def parameters(self) -> tuple[Any, ...]:
+        """The parameters of the formulas, in the order of `domain`."""
+        return tuple(getattr(self, name) for name in self.domain)
 
 
 def soft(o: Any, u: Any, t: Any) -> Any:

@@ -3,13 +3,15 @@
     z+ = prox_{mu R}(z - mu g),   g = D^T (D z + b - x)                                              (def-ista)
 
 The formulas are those of `reference/iteration.py`.  Here all rows run together, and no product is worked out twice.
-Step sizes and supports are held constant in the backward pass: the derivative of a support is zero almost everywhere,
-and that of a step size is left out by choice.
+Supports are held constant in the backward pass, since their derivative is zero almost everywhere, and by choice so are
+step sizes that a rule works out from the data.  Those that are given as a tensor carry gradients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from torch import Tensor
 from proxsae.certificates import certify, lipschitz
 from proxsae.conventions import Error, check_count, check_problem
 from proxsae.penalties import L1, KSparse, Penalty
+from proxsae.penalties.base import runs
 from proxsae.pytorch import lasso_working_sets
 from proxsae.pytorch.codes import sparse_decode, sparsify
 from proxsae.pytorch.cost_model import gather_cost, kind_of
@@ -26,12 +29,14 @@ from proxsae.steps import (
     FIRST_TRIAL,
     Backtracking,
     ExactStep,
-    FixedStep,
+    GivenStep,
     Lipschitz,
+    Momentum,
     Refit,
     Solution,
     StepRule,
     Trace,
+    as_rule,
     check_rule,
     check_tol,
     how_to_solve,
@@ -46,7 +51,7 @@ def ista(
     D: Tensor,
     R: Penalty,
     steps: int,
-    step: StepRule = Lipschitz(),  # noqa: B008  (a frozen value without state)
+    step: Any = Lipschitz(),  # noqa: B008  (a frozen value without state)
     momentum: str | None = None,
     z0: Tensor | None = None,
     bias: Tensor | None = None,
@@ -54,12 +59,12 @@ def ista(
 ) -> Trace:
     """Proximal gradient on tensors; what `proxsae.ista` calls, and where its arguments are explained."""
     c, D, z0, lead = check_problem(x, D, z0, bias, R)
-    steps, L = check_count("steps", steps, 0), lipschitz(D)
-    check_rule(step, momentum, keep, R, L)
+    steps, L, rule = check_count("steps", steps, 0), lipschitz(D), as_rule(step, c)
+    check_rule(rule, momentum, keep, R, L, steps)
     rows = c.reshape(-1, c.shape[-1])
     z = rows.new_zeros(len(rows), len(D)) if z0 is None else z0.reshape(-1, len(D))
     kept, objective, products = [], [], []
-    for _, point in zip(range(steps + 1), iterate(rows, D, R, step, momentum, z, L), strict=False):
+    for _, point in zip(range(steps + 1), iterate(rows, D, R, rule, momentum, z, L), strict=False):
         codes = point.z.reshape(*lead, len(D))
         if keep == "all":
             kept.append(codes)
@@ -91,7 +96,7 @@ def solve(
 def _solve(
     c: Tensor, D: Tensor, R: Penalty, tol: float, max_steps: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if not isinstance(R, L1):
+    if not runs(R, L1):
         return _iterate_to_certificate(c, D, R, tol, max_steps, dtype)
     codes, gap, taken, converged, left = lasso_working_sets.solve(c, D, R, tol, max_steps, dtype)
     # rows too degenerate for working sets start anew; a step is one more product with D either way
@@ -111,7 +116,7 @@ def _iterate_to_certificate(
     c: Tensor, D: Tensor, R: Penalty, tol: float, max_steps: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rule, momentum = how_to_solve(R)
-    every = CHECK_EVERY if isinstance(R, L1) else 1  # other certificates compare with the step before
+    every = CHECK_EVERY if runs(R, L1) else 1  # other certificates compare with the step before
     L = lipschitz(D)
     codes = c.new_full((len(c), len(D)), torch.inf)
     taken = torch.zeros(len(c), dtype=torch.int64, device=c.device)
@@ -183,20 +188,20 @@ def iterate(
     before it unless z = 0 or a trial has already paid for it, and 1 for each trial.
     """
     largest = FIRST_TRIAL / float(D.detach().double().square().sum(dim=1).max())  # as in reference.iterate
-    count = torch.full((len(c),), spent, dtype=torch.float64, device=c.device)
-    width = R.k if isinstance(R, KSparse) else None
-    point = Point(z, c, D, count, None if bool(z.any()) else -c, tilt=tilt)  # of any number of non-zeros
+    products = torch.full((len(c),), spent, dtype=torch.float64, device=c.device)
+    width = R.k if runs(R, KSparse) else None
+    point = Point(z, c, D, products, None if bool(z.any()) else -c, tilt=tilt)  # of any number of non-zeros
     owed = (z != 0).any(dim=-1).double()
-    mu = torch.full_like(count, largest)
-    t = torch.ones_like(count)
+    mu = torch.full_like(products, largest)
+    t = torch.ones_like(products)
     y, r = z, point.residual()
     yield point
-    while True:
+    for n in count():
         g = r @ D.T if tilt is None else r @ D.T - tilt
-        count = count + owed + 1
+        products = products + owed + 1
         owed, residual = torch.ones_like(owed), None
-        if isinstance(rule, (Lipschitz, FixedStep)):
-            step = rule.mu if isinstance(rule, FixedStep) else 1 / L
+        if isinstance(rule, GivenStep):
+            step = rule.size(n, L)
             new = prox(R, y - step * g, step)
         else:
             if isinstance(rule, ExactStep):
@@ -204,17 +209,17 @@ def iterate(
             else:
                 start = mu if isinstance(rule, Backtracking) else torch.full_like(mu, largest)
                 new, residual, mu, tried, owed = _safe_step(y, r, g, D, R, start, L)
-            count = count + tried
+            products = products + tried
             if isinstance(rule, Refit):
                 size = (new != 0).sum(dim=-1).double()
-                count, owed = count + owed + size * (size + 2) / len(D), torch.zeros_like(owed)
+                products, owed = products + owed + size * (size + 2) / len(D), torch.zeros_like(owed)
                 new, residual = refit(new, c, D, R), None
-        previous, before, point = point, y, Point(new, c, D, count, residual, width, tilt)
+        previous, before, point = point, y, Point(new, c, D, products, residual, width, tilt)
         yield point
         y, r = new, point.residual()
         if momentum is not None:
             change = new - previous.z
-            if momentum == "restart":  # where the momentum points uphill
+            if momentum == Momentum.RESTART:  # where the momentum points uphill
                 t = torch.where(((before - new) * change).sum(dim=-1) > 0, 1.0, t)
             after = (1 + (1 + 4 * t * t).sqrt()) / 2
             beta = ((t - 1) / after)[:, None].to(c.dtype)

@@ -30,7 +30,7 @@ from proxsae.penalties import KSparse
 from proxsae.pytorch.codes import BLOCK, Pages, accumulator, decode, decode_dense, dots, outer
 from proxsae.pytorch.cost_model import Plan
 from proxsae.pytorch.topk import largest, top_k_of_blocks
-from proxsae.steps import FIRST_TRIAL, Backtracking, ExactStep, FixedStep, Lipschitz, StepRule
+from proxsae.steps import FIRST_TRIAL, Backtracking, ExactStep, FixedStep, GivenStep, Lipschitz, StepRule
 
 RULES = (Lipschitz, FixedStep, Backtracking, ExactStep)  # the others need more than the support
 
@@ -186,11 +186,11 @@ def _walk(
     """Yield (indices, values, mu) of z_1 ... z_T for centred rows c (n, d), pre-activations in `area`."""
     R, rule, L, times, columns = how.penalty, how.rule, how.L, _decoder(how), how.plan.columns
     at, z = _pick((u for _, u in _product(c, W_enc.T, area, columns, b_enc)), len(D), R, how.shards)
-    mu: float | Tensor = rule.mu if isinstance(rule, FixedStep) else 1 / L
+    mu: float | Tensor = rule.size(0, L) if isinstance(rule, GivenStep) else 1 / L
     yield at, z, mu
     if how.steps == 1:
         return
-    if isinstance(rule, (Lipschitz, FixedStep)):
+    if isinstance(rule, GivenStep):  # one mu for all steps
         base = (mu * c) @ D.T if gram is not None else None
         for _ in range(how.steps - 1):
             if gram is None or base is None:

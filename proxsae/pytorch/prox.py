@@ -15,15 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proxsae.conventions import check_floats, check_step
-from proxsae.penalties import L0, L1, MCP, SCAD, BatchKSparse, ElasticNet, GroupL2, KSparse, Penalty, SortedL1
+from proxsae.conventions import Error, check_floats, check_step
+from proxsae.penalties import L0, L1, BatchKSparse, GroupL2, KSparse, Penalty, Separable, SortedL1
 from proxsae.pytorch.topk import top_k
 
 
 def soft_threshold(u: Tensor, threshold: Tensor) -> Tensor:
-    """sign(u) max(|u| - threshold, 0) for u (..., P) and a threshold that broadcasts against it (thm-prox-l1)."""
+    """sign(u) max(|u| - threshold, 0) for u (..., P) and a threshold that broadcasts against it (thm-prox-l1).
+
+    Its derivative in the threshold is -sign(u) on the support, one-sided at a threshold of 0 (thm-prox-gradient).
+    """
     kept = u.abs() > threshold
-    return torch.where(kept, u - torch.copysign(threshold, u.detach()), torch.where(u.isnan(), u, 0))
+    return torch.where(kept, u - threshold * u.detach().sign(), torch.where(u.isnan(), u, 0))
 
 
 def hard_threshold(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
@@ -80,13 +83,14 @@ def prox(R: Penalty, u: Tensor, step: float | Tensor = 1.0) -> Tensor:
     """prox_{step R}(u) for torch; what `R.prox` calls.  u (..., P); `step` a number or one per row, shape (...).
 
     Its derivative is that of thm-prox-gradient.
-    A penalty whose lam is a tensor gets its gradient; so does a step that is one.  Raises as `Penalty.prox` does.
+    A penalty whose lam is a tensor gets its gradient; so does a step that is one.  Raises as `Penalty.prox` does, and
+    for a penalty whose formula is in NumPy only.
     """
     check_floats("u", u)
     step = check_step(step, u)
     R.check_fits("u", u, u.shape[-1])
     mu = step.double()[..., None] if isinstance(step, Tensor) and step.ndim else step
-    return _PROX[type(R)](R, torch.relu(u) if R.nonneg else u, mu)  # lem-nonneg
+    return _formula(R, "prox")(R, torch.relu(u) if R.nonneg else u, mu)  # lem-nonneg
 
 
 def value(R: Penalty, z: Tensor) -> Tensor:
@@ -94,7 +98,7 @@ def value(R: Penalty, z: Tensor) -> Tensor:
     check_floats("z", z)
     R.check_fits("z", z, z.shape[-1])
     wide = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-    total = _VALUE[type(R)](R, wide)
+    total = _formula(R, "value")(R, wide)
     if R.nonneg:
         total = torch.where((z < 0).any(dim=-1), torch.inf, total)
     return total.to(z.dtype)
@@ -102,32 +106,97 @@ def value(R: Penalty, z: Tensor) -> Tensor:
 
 def slope(R: Penalty, z: Tensor) -> Tensor:
     """The derivative of R along the support of z, signs held; what `R.slope` calls."""
-    return (_lam(R, z) * z.sign()).to(z.dtype) if isinstance(R, L1) else torch.zeros_like(z)
+    return _formula(R, "slope")(R, z)
+
+
+def _formula(R: Penalty, what: str) -> Callable[..., Tensor]:
+    """The torch formula of R, found as Python finds a method: the first class of R that has one, or a NumPy one.
+
+    In each class: an implementation in this file, `_torch_prox` (`_torch_value`, `_torch_slope`), or the formula of an
+    entry.  A subclass that overrides a formula in NumPy alone is refused, since that of its parent is another one.
+    """
+    for family in type(R).__mro__:
+        if family in _OWN[what]:
+            return _OWN[what][family]
+        if f"_torch_{what}" in vars(family):
+            return getattr(family, f"_torch_{what}")
+        if f"entry_{what}" in vars(family):
+            return _ENTRYWISE[what]
+        if f"_{what}" in vars(family):
+            msg = (
+                f"{type(R).__name__} got a torch tensor, but its {what} is written for NumPy only: give "
+                f"{family.__name__} a method _torch_{what}, which takes and returns tensors as _{what} does arrays"
+            )
+            raise Error(msg)
+    raise AssertionError(what)  # Penalty itself has a `_slope`, and the other two are abstract there
+
+
+class TorchArithmetic:
+    """The operations of a scalar formula on tensors, with gradients: `FloatArithmetic` in torch, bit for bit.
+
+    Numbers are 0-d float64 tensors here: torch takes a number over a tensor as a product with the reciprocal, rounded
+    twice, where a tensor over a tensor is one division.
+    """
+
+    where = staticmethod(torch.where)
+    abs = staticmethod(torch.abs)
+
+    def __init__(self, like: Tensor) -> None:
+        self.dtype, self.device = like.dtype, like.device
+
+    def number(self, a: Any) -> Tensor:
+        """A number, array or tensor in float64 on the device."""
+        return (a if isinstance(a, Tensor) else torch.tensor(a, dtype=torch.float64)).to(self.device, torch.float64)
+
+    def rounded(self, t: Tensor) -> Tensor:
+        """A threshold, rounded once to the dtype of u."""
+        return t.to(self.dtype)
+
+    @staticmethod
+    def sqrt(a: Tensor) -> Tensor:
+        """The square root, correctly rounded as NumPy's is, with derivative 0 at 0."""
+        return _sqrt(a)
+
+
+@torch.library.custom_op("proxsae::sqrt", mutates_args=())
+def _sqrt(a: Tensor) -> Tensor:
+    """The square root, correctly rounded.  On CPUs torch's may be off by one unit in the last place, which moves ties.
+
+    NumPy's is IEEE 754's, and so is CUDA's.  An operator of its own, since torch.compile would read np.sqrt as torch's.
+    """
+    return torch.as_tensor(np.sqrt(a.detach().numpy())) if a.device.type == "cpu" else a.sqrt()
+
+
+@_sqrt.register_fake
+def _(a: Tensor) -> Tensor:
+    return torch.empty_like(a)
+
+
+def _keep_root(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(output)
+
+
+def _sqrt_backward(ctx: Any, grad: Tensor) -> Tensor:
+    (root,) = ctx.saved_tensors
+    return torch.where(root > 0, grad / (2 * torch.where(root > 0, root, 1)), 0)  # 0 at 0, and not infinity
+
+
+_sqrt.register_autograd(_sqrt_backward, setup_context=_keep_root)
+
+
+def _entrywise_prox(R: Separable, u: Tensor, mu: float | Tensor) -> Tensor:
+    o = TorchArithmetic(u)
+    return R.entry_prox(o, u, o.number(mu), *map(o.number, R.parameters()))
+
+
+def _entrywise_value(R: Separable, z: Tensor) -> Tensor:
+    o = TorchArithmetic(z)
+    return R.entry_value(o, z, *(o.rounded(o.number(p)) for p in R.parameters())).sum(-1)
 
 
 def _lam(R: Any, u: Tensor) -> Tensor:
     """lam in float64 on the device of u."""
-    lam = R.lam if isinstance(R.lam, Tensor) else torch.tensor(R.lam, dtype=torch.float64)
-    return lam.to(u.device, torch.float64)
-
-
-class _Root(torch.autograd.Function):
-    """Square root, correctly rounded, whose derivative at 0 is 0 and not infinity.
-
-    On CPUs torch's own sqrt may be off by one unit in the last place (0.5 is an example), which moves ties; NumPy's is
-    IEEE's, and so is CUDA's.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor) -> Tensor:
-        root = a.sqrt() if a.is_cuda else torch.as_tensor(np.sqrt(a.detach().numpy()))
-        ctx.save_for_backward(root)
-        return root
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        (root,) = ctx.saved_tensors
-        return torch.where(root > 0, grad / (2 * torch.where(root > 0, root, 1)), 0)
+    return TorchArithmetic(u).number(R.lam)
 
 
 def _prox_l1(R: L1, u: Tensor, mu: float | Tensor) -> Tensor:
@@ -135,7 +204,7 @@ def _prox_l1(R: L1, u: Tensor, mu: float | Tensor) -> Tensor:
 
 
 def _prox_l0(R: L0, u: Tensor, mu: float | Tensor) -> Tensor:
-    return hard_threshold(u, _Root.apply(2.0 * (mu * _lam(R, u))).to(u.dtype), R.bandwidth)
+    return hard_threshold(u, _sqrt(2.0 * (mu * _lam(R, u))).to(u.dtype), R.bandwidth)
 
 
 def _prox_ksparse(R: KSparse, u: Tensor, mu: float | Tensor) -> Tensor:
@@ -144,34 +213,6 @@ def _prox_ksparse(R: KSparse, u: Tensor, mu: float | Tensor) -> Tensor:
 
 def _prox_batch(R: BatchKSparse, u: Tensor, mu: float | Tensor) -> Tensor:
     return k_sparse(u.reshape(-1), R.k * math.prod(u.shape[:-1])).reshape(u.shape)
-
-
-def _prox_elastic(R: ElasticNet, u: Tensor, mu: float | Tensor) -> Tensor:
-    divisor = torch.as_tensor(1 + mu * R.alpha, dtype=torch.float64, device=u.device).to(u.dtype)
-    return soft_threshold(u, (mu * _lam(R, u)).to(u.dtype)) / divisor + 0  # an underflow is not -0.0
-
-
-def _prox_mcp(R: MCP, u: Tensor, mu: float | Tensor) -> Tensor:
-    step, lam, size = _step(mu, u), _lam(R, u), u.abs()
-    firm = step < R.gamma
-    gap = torch.where(firm, R.gamma - step, 1)
-    threshold = torch.where(firm, step * lam, lam * _Root.apply(R.gamma * step)).to(u.dtype)
-    inner = _over(R.gamma, gap).to(u.dtype) * (size - threshold)
-    kept = torch.where(firm & (inner < size), inner, size)
-    return torch.where(size <= threshold, 0, torch.where(u > 0, kept, -kept))
-
-
-def _prox_scad(R: SCAD, u: Tensor, mu: float | Tensor) -> Tensor:
-    step, lam, size, a = _step(mu, u), _lam(R, u), u.abs(), R.a
-    gap = torch.where(step < a - 1, a - 1 - step, 1)
-    threshold = torch.where(step < a + 1, step * lam, lam * _Root.apply(step * (a + 1))).to(u.dtype)
-    shrunk = size - (step * lam).to(u.dtype)
-    inner = _over(a - 1, gap).to(u.dtype) * (size - (step * lam * a / (a - 1)).to(u.dtype))
-    inner = torch.where(inner < size, inner, size)
-    gentle = torch.where(shrunk > inner, shrunk, inner)
-    stays = (step < a + 1) & (size <= (lam * (a + 1 + step) / 2).to(u.dtype))
-    kept = torch.where(step < a - 1, gentle, torch.where(stays, shrunk, size))
-    return torch.where(size <= threshold, 0, torch.where(u > 0, kept, -kept))
 
 
 def _prox_group(R: GroupL2, u: Tensor, mu: float | Tensor) -> Tensor:
@@ -194,7 +235,7 @@ def group_norms(groups: Tensor) -> Tensor:
     total = torch.zeros_like(largest)
     for part in groups.unbind(dim=-1):  # one backward for all, where an index each would be quadratic
         total = total + (part / unit).square()
-    return _Root.apply(total) * unit
+    return _sqrt(total) * unit
 
 
 def _prox_sorted(R: SortedL1, u: Tensor, mu: float | Tensor) -> Tensor:
@@ -232,28 +273,6 @@ def _pools(rows: Tensor) -> Tensor:
         sums = torch.zeros_like(sums).scatter_add(-1, number, sums)
 
 
-def _step(mu: float | Tensor, u: Tensor) -> Tensor:
-    return torch.as_tensor(mu, dtype=torch.float64, device=u.device)
-
-
-def _over(a: float, b: Tensor) -> Tensor:
-    """a / b, rounded once: torch takes a number over a tensor as a product with the reciprocal, rounded twice."""
-    return torch.full_like(b, a) / b
-
-
-def _value_mcp(R: MCP, z: Tensor) -> Tensor:
-    lam, size = _lam(R, z).to(z.dtype), z.abs()
-    inner = lam * size - z * z / (2 * R.gamma)
-    return torch.where(size > R.gamma * lam, R.gamma * lam * lam / 2, inner).sum(-1)
-
-
-def _value_scad(R: SCAD, z: Tensor) -> Tensor:
-    lam, size, a = _lam(R, z).to(z.dtype), z.abs(), R.a
-    middle = (2 * a * lam * size - z * z - lam * lam) / (2 * (a - 1))
-    inner = torch.where(size <= lam, lam * size, middle)
-    return torch.where(size > a * lam, lam * lam * (a + 1) / 2, inner).sum(-1)
-
-
 def _value_group(R: GroupL2, z: Tensor) -> Tensor:
     return (_lam(R, z) * group_norms(_groups(R, z)).sum(-1)).to(z.dtype)
 
@@ -263,25 +282,28 @@ def _value_batch(R: BatchKSparse, z: Tensor) -> Tensor:
     return torch.where(fits, 0.0, torch.inf).to(z.dtype).expand(z.shape[:-1]).clone()
 
 
-_PROX: dict[type, Callable[..., Tensor]] = {
-    L1: _prox_l1,
-    L0: _prox_l0,
-    KSparse: _prox_ksparse,
-    ElasticNet: _prox_elastic,
-    MCP: _prox_mcp,
-    SCAD: _prox_scad,
-    GroupL2: _prox_group,
-    SortedL1: _prox_sorted,
-    BatchKSparse: _prox_batch,
+# Every family of `penalties/` that is not entry by entry, and L1, L0 and KSparse, the operators of the published SAEs:
+# theirs are written twice on purpose, so that NumPy and torch can be tested against each other.
+_OWN: dict[str, dict[type, Callable[..., Tensor]]] = {
+    "prox": {
+        L1: _prox_l1,
+        L0: _prox_l0,
+        KSparse: _prox_ksparse,
+        BatchKSparse: _prox_batch,
+        GroupL2: _prox_group,
+        SortedL1: _prox_sorted,
+    },
+    "value": {
+        L1: lambda R, z: (_lam(R, z).to(z.dtype) * z.abs()).sum(-1),
+        L0: lambda R, z: (_lam(R, z).to(z.dtype) * (z != 0)).sum(-1),
+        KSparse: lambda R, z: torch.where((z != 0).sum(-1) <= R.k, 0.0, torch.inf),
+        BatchKSparse: _value_batch,
+        GroupL2: _value_group,
+        SortedL1: lambda R, z: (_lam(R, z).to(z.dtype) * z.abs().sort(dim=-1, descending=True).values).sum(-1),
+    },
+    "slope": {
+        L1: lambda R, z: (_lam(R, z) * z.sign()).to(z.dtype),
+        Penalty: lambda R, z: torch.zeros_like(z),
+    },
 }
-_VALUE: dict[type, Callable[..., Tensor]] = {
-    L1: lambda R, z: (_lam(R, z).to(z.dtype) * z.abs()).sum(-1),
-    L0: lambda R, z: (_lam(R, z).to(z.dtype) * (z != 0)).sum(-1),
-    KSparse: lambda R, z: torch.where((z != 0).sum(-1) <= R.k, 0.0, torch.inf),
-    ElasticNet: lambda R, z: (_lam(R, z).to(z.dtype) * z.abs() + R.alpha / 2 * z.square()).sum(-1),
-    MCP: _value_mcp,
-    SCAD: _value_scad,
-    GroupL2: _value_group,
-    SortedL1: lambda R, z: (_lam(R, z).to(z.dtype) * z.abs().sort(dim=-1, descending=True).values).sum(-1),
-    BatchKSparse: _value_batch,
-}
+_ENTRYWISE: dict[str, Callable[..., Tensor]] = {"prox": _entrywise_prox, "value": _entrywise_value}

@@ -1,15 +1,16 @@
-"""The oracle: ISTA, FISTA, IHT and their step rules in NumPy, one row at a time, written as the docs write them.
+"""The oracle: ISTA, FISTA, IHT and their step rules in NumPy, one row at a time, as the docs define them.
 
     min_z F(z),   F(z) = 1/2 ||x - b - D z||^2 + R(z)
     z+ = prox_{mu R}(z - mu g),   g = D^T (D z + b - x)                                              (def-ista)
 
 In code a dictionary holds atoms as rows, so D z is `z @ D` and D^T r is `D @ r`.  Torch tensors go to
-`proxsae.pytorch.iteration`, which shares no step with this file; `tests/twins/` holds the two against each other.
+`proxsae.pytorch.iteration`, which shares no step with this file; `tests/twins/` compares the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,13 @@ from proxsae.steps import (
     FIRST_TRIAL,
     Backtracking,
     ExactStep,
-    FixedStep,
+    GivenStep,
     Lipschitz,
+    Momentum,
     Solution,
     StepRule,
     Trace,
+    as_rule,
     check_rule,
     check_tol,
     how_to_solve,
@@ -40,7 +43,7 @@ def ista(
     D: Any,
     R: Penalty,
     steps: int,
-    step: StepRule = Lipschitz(),  # noqa: B008  (a frozen value without state)
+    step: Any = Lipschitz(),  # noqa: B008  (a frozen value without state)
     momentum: str | None = None,
     z0: Any = None,
     bias: Any = None,
@@ -48,24 +51,33 @@ def ista(
 ) -> Trace:
     """Proximal gradient from z0 (default 0):  z+ = prox_{mu R}(z - mu D^T (D z + b - x)),  `steps` times (def-ista).
 
-    x (..., d), D (P, d) with atoms as rows, z0 (..., P), bias (d,); all of one float dtype.  `step` is a step rule,
-    momentum="fista" adds Nesterov's extrapolation (convex R only), keep="all" keeps every iterate.  Returns a `Trace`.
-    For L0 and KSparse this is iterative hard thresholding.
+    Atoms are rows of D in code, so D z is `z @ D`: x (..., d), D (P, d), z0 (..., P), bias b (d,), of one float dtype.
+
+    step      a step rule, such as `ExactStep()`; a number mu; or one mu per step, a list or an array (steps,).  A torch
+              tensor, with no axis or (steps,), carries gradients: learned step sizes.  Each must be below 2/L.
+    momentum  "fista": Nesterov's extrapolation; "restart": the same, begun anew where it points uphill, as in `solve`.
+              Both need a convex R and steps that never grow; a given step size must be at most 1/L.
+    keep      "last", or "all" for every iterate in `.steps`
+
+    Returns a `Trace`: the codes z_T are `.codes`, F(z_0) ... F(z_T) are `.objective`.  For L0 and KSparse this is
+    iterative hard thresholding.
 
     Statements: thm-ista-descent, thm-ista-rate, thm-fista-rate (Beck and Teboulle 2009; for k-sparse Beck and Eldar
     2013), thm-stationarity-rate, prop-depth-monotone, thm-linear-phase, thm-support-changes, prop-lista-is-ista,
     prop-one-step-orthonormal.
-    Raises `Error` for NaN or infinite data, shapes that do not fit, a dictionary of zeros, steps < 0, a `FixedStep` of
+    Raises `Error` for NaN or infinite data, shapes that do not fit, a dictionary of zeros, steps < 0, a step size of
     2/L or more, and rules or momentum whose hypotheses R breaks.
 
     >>> import proxsae as px
     >>> trace = px.ista(np.array([3.0, 0.2]), np.eye(2), px.L1(1.0), steps=1)
     >>> trace.codes, trace.objective
     (array([2., 0.]), array([4.52, 2.52]))
+    >>> px.ista(np.array([3.0, 0.2]), np.eye(2), px.L1(1.0), steps=2, step=[0.5, 0.25]).codes
+    array([1.25, 0.  ])
     """
     c, D, z0, lead = check_problem(x, D, z0, bias, R)
-    steps, L = check_count("steps", steps, 0), lipschitz(D)
-    check_rule(step, momentum, keep, R, L)
+    steps, L, rule = check_count("steps", steps, 0), lipschitz(D), as_rule(step, c)
+    check_rule(rule, momentum, keep, R, L, steps)
     start = np.zeros((*lead, len(D)), c.dtype) if z0 is None else z0
     wide = np.result_type(c.dtype, np.float32)  # half precision accumulates in float32
     kept = steps + 1 if keep == "all" else 1
@@ -73,7 +85,7 @@ def ista(
     objective = np.zeros((steps + 1, codes.shape[1]), c.dtype)
     products = np.zeros(objective.shape)
     for i, (row, z) in enumerate(zip(c.reshape(-1, c.shape[-1]), start.reshape(-1, len(D)), strict=True)):
-        for t, (code, spent) in zip(range(steps + 1), iterate(row, D, R, step, momentum, z, L), strict=False):
+        for t, (code, spent) in zip(range(steps + 1), iterate(row, D, R, rule, momentum, z, L), strict=False):
             codes[t if keep == "all" else 0, i], products[t, i] = code, spent
             objective[t, i] = 0.5 * np.sum((row - code @ D) ** 2, dtype=wide) + R.value(code)
     codes = codes.reshape(kept, *lead, len(D))
@@ -87,7 +99,10 @@ def ista(
 
 @torch_twin("proxsae.pytorch.iteration")
 def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000, bias: Any = None) -> Solution:
-    """Iterate until a certificate says enough: duality gap <= tol * objective for L1, else ||z - T(z)|| <= tol ||z||.
+    """Minimise F(z) = 1/2 ||x - b - D z||^2 + R(z), until a certificate bounds what is left.
+
+    Atoms are rows of D in code, so D z is `z @ D`: x (..., d), D (P, d), bias b (d,).  The codes of the `Solution` that
+    is returned are `.codes`.  The certificate is a duality gap <= tol * F for L1, else ||z - T(z)|| <= tol ||z||.
 
     A convex R runs FISTA with restarts; torch takes L1 by working sets instead, many rows at once, where `steps` counts
     products with D^T and a row leaves when it is certified.  L0 and KSparse run `Refit` steps from z = 0 until they
@@ -97,8 +112,12 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
     allowed for (lem-sure-gap), and a row that did not reach it has converged = False.  Rounding codes to float32 alone
     can cost a gap of some 1e-7 of the objective, and of far more where lam is tiny.
     For L1, L0 and KSparse torch codes are differentiable in x, D, bias and a tensor lam by the implicit function
-    theorem on the support (thm-implicit-gradient); F at the solution needs no such thing (thm-envelope).  Shapes as in
-    `ista`.  Raises `Error` as `ista` does, and for tol not finite and > 0.
+    theorem on the support (thm-implicit-gradient); F at the solution needs no such thing (thm-envelope).
+    Raises `Error` as `ista` does, and for tol not finite and > 0.
+
+    >>> import proxsae as px
+    >>> px.solve(np.array([3.0, 0.2]), np.eye(2), px.L1(1.0)).codes
+    array([2., 0.])
     """
     c, D, _, lead = check_problem(x, D, None, bias, R)
     tol, max_steps, dtype = check_tol(tol), check_count("max_steps", max_steps, 0), c.dtype
@@ -125,19 +144,19 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
 
 
 def iterate(
-    x: Floats, D: Floats, R: Penalty, rule: StepRule, momentum: str | None, z: Floats, L: float
+    c: Floats, D: Floats, R: Penalty, rule: StepRule, momentum: str | None, z: Floats, L: float
 ) -> Iterator[tuple[Floats, float]]:
-    """Yield (z_t, products spent so far) for t = 0, 1, 2, ... on one centred row x (d,)."""
+    """Yield (z_t, products spent so far) for t = 0, 1, 2, ... on one centred row c (d,)."""
     # where only the longest atom moves, no longer step satisfies lem-backtracking
     largest = FIRST_TRIAL / float((D.astype(np.float64) ** 2).sum(axis=1).max())
     mu, spent, y, t = largest, 0.0, z, 1.0
     owed = float(z.any())  # the product D z that the next gradient needs; none at z = 0
     yield z, spent
-    while True:
-        g = D @ (y @ D - x)
+    for n in count():
+        g = D @ (y @ D - c)
         spent, owed = spent + owed + 1, 1.0
-        if isinstance(rule, (Lipschitz, FixedStep)):
-            mu = rule.mu if isinstance(rule, FixedStep) else 1 / L
+        if isinstance(rule, GivenStep):
+            mu = rule.size(n, L)
             new = R.prox(y - mu * g, mu)
         elif isinstance(rule, Backtracking):
             new, mu, tried = shrink_until_safe(y, g, D, R, mu, L)
@@ -150,11 +169,11 @@ def iterate(
             size = np.count_nonzero(new)
             # the Gram matrix of the support, its right-hand side and its residual, in units of P d multiply-adds
             spent, owed = spent + tried + (mu <= 1 / L) + size * (size + 2) / len(D), 0.0
-            new = refit(new, x, D, R)
+            new = refit(new, c, D, R)
         if momentum is None:
             y = new
         else:
-            if momentum == "restart" and (y - new) @ (new - z) > 0:  # momentum points uphill
+            if momentum == Momentum.RESTART and (y - new) @ (new - z) > 0:  # momentum points uphill
                 t = 1.0
             after = (1 + np.sqrt(1 + 4 * t * t)) / 2
             y, t = new + (t - 1) / after * (new - z), after

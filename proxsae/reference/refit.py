@@ -9,17 +9,17 @@ from proxsae.penalties.base import Floats
 from proxsae.steps import REFIT_RTOL
 
 
-def refit(z: Floats, x: Floats, D: Floats, R: Penalty) -> Floats:
+def refit(z: Floats, c: Floats, D: Floats, R: Penalty) -> Floats:
     """Least squares on the support S of z, signs held where R fixes them (thm-refit).
 
-    Move by delta, where  D_S^T D_S delta = -(D_S^T (D z - x) + slope), or as far along it as the first sign change.
+    Move by delta, where  D_S^T D_S delta = -(D_S^T (D z - c) + slope), or as far along it as the first sign change.
     """
     (S,) = np.nonzero(z)
     if not len(S):
         return z
     wide = np.result_type(z.dtype, np.float32)
     A, new = D[S].astype(wide), z.copy()
-    h = A @ (z[S] @ A - x) + R.slope(z)[S]
+    h = A @ (z[S] @ A - c) + R.slope(z)[S]
     norms = np.linalg.norm(A, axis=1)
     norms = np.where(norms > 0, norms, 1)  # atoms are compared by direction: a short one is not a dependent one
     cosines = (A / norms[:, None]) @ (A / norms[:, None]).T

@@ -63,7 +63,12 @@ def _place(path: Path) -> Path:
 def rebuild(config: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
     """The SAE of a description and its tensors; raises nearly anything for what `describe` did not write."""
     family, rule = dict(config["penalty"]), dict(config["step"])
-    kind: Any = FAMILIES[family.pop("family")]
+    kind: Any = FAMILIES.get(name := family.pop("family"))
+    if kind is None:
+        msg = (
+            f"its penalty {name!r} is not of this package: make px.SAE with it, and load_state_dict of sae.safetensors"
+        )
+        raise Error(msg)
     for name, value in family.items():
         if isinstance(value, bool) != (name == "nonneg") or (isinstance(value, int) and abs(value) >= 2**63):
             msg = f"{name} of the penalty is {value!r}, but nonneg is true or false, and whole numbers have 64 bits"

@@ -25,6 +25,7 @@ from torch.nn.functional import linear
 from proxsae.certificates import lipschitz
 from proxsae.conventions import Error, check_count, check_finite, check_floats
 from proxsae.penalties import L0, BatchKSparse, KSparse, Penalty
+from proxsae.penalties.base import runs
 from proxsae.pytorch import ksparse_encoder
 from proxsae.pytorch.certified_topk import certified_top_k
 from proxsae.pytorch.codes import Pages, SparseCodes, accumulator, sparse_decode, sparsify
@@ -262,12 +263,12 @@ class SAE(nn.Module):
             return self._certified(x, exact)
         if self._on_supports():
             return self._encode(x, decode=False)[0]
-        return sparsify(self.encode(x), min(R.k, self.d_sae) if isinstance(R, KSparse) else None)
+        return sparsify(self.encode(x), min(R.k, self.d_sae) if runs(R, KSparse) else None)
 
     def _certified(self, x: Tensor, exact: str) -> SparseCodes:
         self._whole("exact='certified'")
         R = self._shared["penalty"]
-        if exact != "certified" or self.steps != 1 or not isinstance(R, KSparse):
+        if exact != "certified" or self.steps != 1 or not runs(R, KSparse):
             msg = f"exact={exact!r} with {R!r} and steps={self.steps} must be 'certified', for one step of KSparse"
             raise Error(msg)
         rows = self._inputs(x).reshape(-1, self.d_in) - self.b_dec
@@ -290,7 +291,7 @@ class SAE(nn.Module):
         """Whether `ksparse_encoder` has these steps: k-sparse, by the dictionary, with a rule that needs no refit."""
         by_dictionary = self.analysis == "dictionary" and self.bias_at == "first"
         lean = self.steps == 1 or (by_dictionary and isinstance(self.step, ksparse_encoder.RULES))
-        return lean and isinstance(self._shared["penalty"], KSparse)
+        return lean and runs(self._shared["penalty"], KSparse)
 
     def _encode(self, x: Tensor, decode: bool) -> tuple[SparseCodes, Tensor | None]:
         normal = self.normalized(x)

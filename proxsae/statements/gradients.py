@@ -160,6 +160,12 @@ def prox_gradient(kit: Kit, rng: np.random.Generator) -> None:
     for R in (kit.L1(0.5), kit.L0(0.125), kit.L1(0.0), kit.L0(0.0), kit.KSparse(1), kit.KSparse(9), kit.KSparse(0)):
         want = np.diag(1.0 * (R.prox(kinks) != 0))
         assert_close(autograd(R.prox, kinks), want, 0.0, f"the convention of {R} at {kinks}")
+    for start, divisor in itertools.product((0.0, 0.25), (1.0, 1.7)):  # at lam = 0 the derivative is one-sided
+        lam = torch.full((), start, dtype=torch.float64, requires_grad=True)
+        R = kit.L1(lam) if divisor == 1 else kit.ElasticNet(lam, divisor - 1)
+        u = torch.tensor([-3.0, 0.0, 2.0], dtype=torch.float64)
+        got = [float(torch.autograd.grad(R.prox(u)[i] + 0 * lam, lam)[0]) for i in range(3)]
+        assert_close(np.array(got), np.array([1.0, 0.0, -1.0]) / divisor, 1e-15, f"the derivative of {R} in lam")
 
 
 plant(
@@ -170,6 +176,11 @@ plant(
     "k-sparse: the magnitude's sign is taken for the slope",
     "thm-prox-gradient",
     KSparse=twisted("KSparse", lambda R, u, s: R.prox(u, s).detach() + u.abs() - u.abs().detach()),
+)
+plant(
+    "l1: no derivative in a lam of 0",
+    "thm-prox-gradient",
+    L1=twisted("L1", lambda R, u, s: R.prox(u, s).detach() + (u - u.detach()) * (R.prox(u, s).detach() != 0)),
 )
 plant(
     "group: the norm is held constant",

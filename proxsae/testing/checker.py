@@ -1,7 +1,7 @@
 """The public checker: every law whose hypotheses an operator states, on the lattice of its thresholds.
 
-It takes anybody's operator, an object with `value(z)` and `prox(u, step)` on rows (..., P).  It needs NumPy only, and
-torch where the operator does; neither pytest nor Hypothesis.
+It takes any operator, an object with `value(z)` and `prox(u, step)` on rows (..., P).  It needs NumPy only, and torch
+where the operator does; neither pytest nor Hypothesis.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from proxsae.conventions import Error, check_count, check_seed, is_torch
+from proxsae.conventions import Error, check_count, check_seed, did_you_mean, is_torch
+from proxsae.penalties import FAMILIES, Penalty
 from proxsae.testing import lattice
 from proxsae.testing.compare import numpy_of
 from proxsae.testing.laws import (
@@ -56,10 +57,10 @@ class LawViolation(AssertionError):
         self, R: Any, law: Law, backend: Backend, u: Any, step: float, detail: str, got: Any, better: Better | None
     ) -> None:
         self.law, self.backend, self.input, self.step = law.name, backend.name, u, step
-        self.got, self.better, self.operator = got, better, str(R)
-        known = f"R = px.{R!r}" if type(R).__module__.startswith("proxsae.penalties") else "# R is your operator"
+        self.got, self.better, self.operator = got, better, label(R)
+        known = f"R = px.{R!r}" if type(R) in FAMILIES.values() else "# R is your operator"
         lines = [
-            f"{R} breaks the law '{law.name}' ({law.claim}) in {backend.name}: {detail}",
+            f"{label(R)} breaks the law '{law.name}' ({law.claim}) in {backend.name}: {detail}",
             "",
             "import numpy as np, proxsae as px",
             known.replace("=array(", "=np.array("),
@@ -196,6 +197,7 @@ def check_prox(
     >>> len(check_prox(L1(0.5), n=20)) > 10
     True
     """
+    _check_operator(op)
     expected = dict(expected_failures or {})
     check_count("n", n, 1)
     check_seed(seed)
@@ -204,6 +206,9 @@ def check_prox(
     if backends is not None and (not backends or not all(isinstance(b, Backend) for b in backends)):
         msg = f"backends={backends!r} must be some of px.testing.NUMPY or px.testing.torch_backends(device)"
         raise Error(msg)
+    if isinstance(op, Penalty):
+        for backend in backends or ():  # refuse a backend for which the penalty has no formula
+            op.prox(backend.make(np.zeros((1, max(lattice.widths(op))), backend.dtype)))
     if on_fail not in ("raise", "collect"):
         msg = f"on_fail={on_fail!r} must be 'raise' or 'collect'"
         raise Error(msg)
@@ -218,11 +223,11 @@ def check_prox(
     reached = {result.law for result in done}
     idle = [name for name in (*(laws or ()), *expected) if name not in reached]
     if idle or not done:
-        msg = f"nothing was checked for {', '.join(idle) or 'laws=[]'}: {op} does not claim what that law needs"
+        msg = f"nothing was checked for {', '.join(idle) or 'laws=[]'}: {label(op)} does not claim what that law needs"
         raise Error(msg)
     for name, reason in expected.items():
         if not any(r.law == name and r.violation is not None for r in done):
-            msg = f"{op}: the law {name!r} was expected to fail ({reason}), but it holds"
+            msg = f"{label(op)}: the law {name!r} was expected to fail ({reason}), but it holds"
             raise AssertionError(msg)
     return done
 
@@ -241,7 +246,7 @@ def results(
     for law in wanted:
         for backend in backends_of(R) if backends is None else backends:
             if law.applies(R, backend):
-                yield Result(law.name, str(R), backend.name, violation(law, R, backend, n, seed))
+                yield Result(law.name, label(R), backend.name, violation(law, R, backend, n, seed))
 
 
 def violation(law: Law, R: Any, backend: Backend, n: int = 20, seed: int = 0) -> LawViolation | None:
@@ -270,7 +275,7 @@ def check_law(name: str, R: Any, u: Any, step: float = 1.0, backend: str | Backe
         backend = known[backend]
     rows = np.asarray(u, dtype=backend.dtype)
     if not rows.ndim or not _law(name).applies(R, backend):
-        msg = f"the law {name!r} cannot be checked on {R} and u of shape {rows.shape}: it must apply, and u be rows"
+        msg = f"the law {name!r} cannot be checked on {label(R)} with u {rows.shape}: it must apply, and u be rows"
         raise Error(msg)
     found = _broken(_law(name), R, backend, rows if rows.ndim > 1 else rows[None], step)
     if found is not None:
@@ -282,15 +287,18 @@ def check_backend(op: Any, backend: Backend, *, reference: Any = None, n: int = 
 
     Bit for bit, but to 16 eps for operators that add entries up (GroupL2, SortedL1).  Raises AssertionError.
     """
+    _check_operator(op)
     reference = op if reference is None else reference
     for step in lattice.STEPS:
         for u in lattice.rows(reference, step, backend.dtype, n, seed, specials=True):
-            what = f"prox of {op} at step {step} in {backend.name}"
+            what = f"prox of {label(op)} at step {step} in {backend.name}"
             assert_agrees(reference, backend, op.prox(backend.make(u), step), reference.prox(u, step), what)
 
 
 def parametrize_with_laws(ops: Iterable[Any], n: int = 50, seed: int = 0) -> Any:
     """A pytest mark that gives a test one argument `check` per operator, law and backend; the test calls `check()`.
+
+    Ids are made of the operator's text, name or type, the same in every run.
 
     @parametrize_with_laws([MyOperator()])
     def test_my_operator(check):
@@ -306,14 +314,35 @@ def parametrize_with_laws(ops: Iterable[Any], n: int = 50, seed: int = 0) -> Any
 
         return check
 
+    ops = list(ops)
+    names = [label(R) for R in ops]
+    names = [f"{name} {names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)]
     cases = [
-        pytest.param(one(law, R, backend), id=f"{R}-{law.name}-{backend.name}")
-        for R in ops
+        pytest.param(one(law, R, backend), id=f"{name}-{law.name}-{backend.name}")
+        for R, name in zip(ops, names, strict=True)
         for law in LAWS
         for backend in backends_of(R)
         if law.applies(R, backend)
     ]
     return pytest.mark.parametrize("check", cases)
+
+
+def label(R: Any) -> str:
+    """What R is called, the same in every run: its text or its name, or else its type."""
+    if isinstance(R, (Penalty, Operator)):
+        return " ".join(str(R).split())
+    name = getattr(R, "name", None)
+    return name if isinstance(name, str) else type(R).__name__
+
+
+def _check_operator(op: Any) -> None:
+    """Raise `Error` for what has no prox and value, such as a function or a class."""
+    if isinstance(op, type) or not callable(getattr(op, "prox", None)) or not callable(getattr(op, "value", None)):
+        name = getattr(op, "__name__", type(op).__name__)
+        wrapped = f"wrap it: px.testing.operator(prox={name}, value=...)"
+        hint = f"make one, {name}(...)" if isinstance(op, type) else wrapped
+        msg = f"{name} is no operator, which has the methods prox(u, step) and value(z): {hint}"
+        raise Error(msg)
 
 
 def backends_of(R: Any) -> Sequence[Backend]:
@@ -378,6 +407,6 @@ def _better(R: Any, backend: Backend, u: Any, step: float, z: Any) -> Better | N
 def _law(name: str) -> Law:
     known = {law.name: law for law in LAWS}
     if name not in known:
-        msg = f"no law is called {name!r}: there are {', '.join(known)}"
+        msg = f"no law is called {name!r}: there are {', '.join(known)}{did_you_mean(name, known)}"
         raise Error(msg)
     return known[name]

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from proxsae.penalties import L1, GroupL2, Penalty, SortedL1
+from proxsae.penalties import FAMILIES, L1, GroupL2, Separable, SortedL1
+from proxsae.penalties.base import runs
 from proxsae.testing import oracles
 from proxsae.testing.compare import assert_close, assert_same, numpy_of
 from proxsae.testing.oracles import Array
@@ -80,9 +81,9 @@ def flag(R: Any, name: str) -> bool:
 
 
 def ours(R: Any) -> Any:
-    """The penalty of this package behind R (a planted error stands before one), or None."""
+    """The penalty behind R (a planted error stands before one) if its formulas are of this package, else None."""
     inner = getattr(R, "R", R)
-    return inner if isinstance(inner, Penalty) else None
+    return inner if any(runs(inner, family) for family in FAMILIES.values()) else None
 
 
 def rowwise(R: Any) -> bool:
@@ -92,7 +93,7 @@ def rowwise(R: Any) -> bool:
 
 def even(R: Any) -> bool:
     """R depends on |z| only and does not fall as an entry grows: true of all penalties here, before `nonneg`."""
-    return ours(R) is not None or flag(R, "even")
+    return ours(R) is not None or isinstance(R, Separable) or flag(R, "even")
 
 
 def sums(R: Any) -> bool:

@@ -7,30 +7,36 @@ from typing import Any
 import numpy as np
 
 from proxsae.conventions import library
-from proxsae.penalties import L0, L1, MCP, SCAD, BatchKSparse, ElasticNet, GroupL2, KSparse, SortedL1
+from proxsae.penalties import FAMILIES, Penalty, SortedL1
+from proxsae.penalties.domain import holds
 from proxsae.testing import lattice
+
+OFFSETS = (0.25, 0.5, 1.0, 2.0, 3.0)  # of a parameter from its bound: some steps of `problems` are at edges of regimes
 
 
 def penalties(width: int) -> Any:
-    """Penalties of every family that fits rows of `width` latents, signed and non-negative."""
+    """Penalties of every family that fits rows of `width` latents, signed and non-negative, from their domains."""
     st = library("hypothesis.strategies", "test")
-    nonneg, lam = st.booleans(), st.sampled_from([0.0, 0.125, 0.3, 0.5, 1.0])
-    per_latent = st.lists(lam, min_size=width, max_size=width).map(np.array) if width else lam
-    weights = st.one_of(lam, per_latent)
-    falling = per_latent.map(lambda a: np.sort(a)[::-1].copy() if np.ndim(a) else a)
-    size = st.sampled_from([s for s in range(1, max(2, width + 1)) if width % s == 0])
-    count = st.integers(0, width + 1)
-    return st.one_of(
-        st.builds(L1, weights, nonneg),
-        st.builds(L0, weights, nonneg),
-        st.builds(KSparse, count, nonneg),
-        st.builds(ElasticNet, weights, st.sampled_from([0.0, 0.5, 2.0]), nonneg),
-        st.builds(MCP, weights, st.sampled_from([0.4, 1.0, 3.0]), nonneg),
-        st.builds(SCAD, weights, st.sampled_from([2.25, 3.7]), nonneg),
-        st.builds(GroupL2, lam, size, nonneg),
-        st.builds(SortedL1, falling, nonneg),
-        st.builds(BatchKSparse, count, nonneg),
-    )
+    return st.one_of([_members(family, width, st) for family in FAMILIES.values()])
+
+
+def _members(family: type[Penalty], width: int, st: Any) -> Any:
+    given = {name: _values(allowed, width, st) for name, allowed in family.domain.items()}
+    if family is SortedL1:
+        given["lam"] = given["lam"].map(lambda a: np.sort(a)[::-1].copy() if np.ndim(a) else a)
+    return st.builds(family, nonneg=st.booleans(), **given)
+
+
+def _values(allowed: str, width: int, st: Any) -> Any:
+    if allowed == "whole >= 1":  # the size of groups that fill the width
+        return st.sampled_from([size for size in range(1, max(2, width + 1)) if width % size == 0])
+    if allowed.startswith("whole"):
+        return st.integers(0, width + 1)
+    bound = float(allowed.split()[1])
+    one = st.sampled_from([bound + offset for offset in OFFSETS] + [bound] * holds(allowed, bound))
+    if not allowed.endswith("per latent") or not width:
+        return one
+    return st.one_of(one, st.lists(one, min_size=width, max_size=width).map(np.array))
 
 
 def rows(R: Any, step: float, dtype: Any, width: int) -> Any:

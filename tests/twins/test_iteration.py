@@ -26,7 +26,10 @@ PENALTIES = {
     "SortedL1": px.SortedL1(np.linspace(1, 0.2, 40)),
     "SortedL1 nonneg": px.SortedL1(np.linspace(1, 0.2, 40), nonneg=True),
 }
-CURVED = (px.ElasticNet, px.MCP, px.SCAD, px.GroupL2, px.SortedL1)  # not affine while signs hold
+for family in px.penalties.FAMILIES.values():  # the others as the laws have them
+    if family.rowwise and not any(isinstance(R, family) for R in PENALTIES.values()):
+        PENALTIES[family.__name__] = next(R for R in pt.OPERATORS.values() if type(R) is family and not np.ndim(R.lam))
+CURVED = tuple(family for family in px.penalties.FAMILIES.values() if not family.affine)
 CASES = [
     pytest.param(R, rule, id=f"{name}-{rule}")
     for name, R in PENALTIES.items()

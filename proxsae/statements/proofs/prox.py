@@ -8,22 +8,18 @@ from __future__ import annotations
 from typing import Any
 
 from proxsae.penalties import FAMILIES, L0, L1, MCP, SCAD, ElasticNet, Separable
+from proxsae.penalties.domain import holds
 from proxsae.penalties.scalar import larger, signed, smaller, soft
 from proxsae.statements.proofs.solver import Goal, add
 
 SEPARABLE = {name.lower(): R for name, R in FAMILIES.items() if issubclass(R, Separable)}
-DOMAIN = {
-    "lam": lambda lam: lam >= 0,
-    "alpha": lambda alpha: alpha >= 0,
-    "gamma": lambda gamma: gamma > 0,
-    "a": lambda a: a > 2,
-}
 
 
 def given(o: Any, R: Any) -> tuple[Any, list[Any], list[Any]]:
-    """The step mu and the parameters of R as symbols, and what they must fulfil."""
-    mu, *parameters = o.reals(" ".join(("mu", *R.parameters)))
-    return mu, parameters, [mu > 0, *(DOMAIN[name](p) for name, p in zip(R.parameters, parameters, strict=True))]
+    """The step mu and the parameters of R as symbols, and what they must fulfil: the domain that R checks."""
+    mu, *parameters = o.reals(" ".join(("mu", *R.domain)))
+    domain = [holds(allowed, p) for allowed, p in zip(R.domain.values(), parameters, strict=True)]
+    return mu, parameters, [mu > 0, *domain]
 
 
 def positive_part(o: Any, u: Any) -> Any:

@@ -1,0 +1,138 @@
+"""Step sizes as numbers, lists and tensors: on both backends, learned through, and refused where they cannot go."""
+
+import numpy as np
+import pytest
+import torch
+
+import proxsae as px
+from proxsae import testing as pt
+from proxsae.steps import StepSizes
+
+R = px.L1(0.1)
+
+
+def problem():
+    data = px.data.planted(n=5, d_in=8, d_sae=16, k=2)
+    return data.x, data.D
+
+
+def both():
+    x, D = problem()
+    return (x, D), (torch.tensor(x), torch.tensor(D))
+
+
+@pytest.mark.parametrize("mu", [0.05, np.float32(0.05), np.float64(0.05), np.array(0.05), np.array(0.05, np.float32)])
+def test_a_number_is_a_fixed_step(mu):
+    for x, D in both():
+        want = px.ista(x, D, R, 4, px.FixedStep(float(mu)))
+        pt.assert_same(px.ista(x, D, R, 4, step=mu).codes, want.codes)
+        pt.assert_same(px.ista(x, D, R, 4, step=px.FixedStep(mu)).codes, want.codes)
+    assert type(px.FixedStep(mu).mu) is float
+    assert px.solve(*problem(), R, tol=np.float32(1e-3)).converged.all()
+
+
+@pytest.mark.parametrize("make", [list, tuple, np.array, lambda a: np.array(a, np.float32), StepSizes])
+def test_one_step_size_per_iteration(make):
+    sizes = [0.2, 0.125, 0.25, 0.0625]
+    for x, D in both():
+        z = None
+        for mu in make(sizes).mu if make is StepSizes else make(sizes):
+            z = px.ista(x, D, R, 1, step=mu, z0=z).codes
+        got = px.ista(x, D, R, 4, step=make(sizes), keep="all")
+        pt.assert_close(got.codes, z, 1e-12)
+        assert not got.steps[0].any()
+        with pytest.raises(px.Error, match=r"step holds 4 step sizes, but steps=3 needs one each"):
+            px.ista(x, D, R, 3, step=make(sizes))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tensors_of_step_sizes_are_the_same_numbers_and_are_learned(dtype, device):
+    x, D = (torch.tensor(a, device=device, dtype=dtype) for a in problem())
+    sizes = torch.tensor([0.2, 0.125, 0.25], dtype=dtype, device=device, requires_grad=True)
+    one = torch.tensor(0.125, dtype=dtype, device=device, requires_grad=True)
+    for mu, same in (
+        (sizes, sizes.tolist()),
+        (one, 0.125),
+        (px.FixedStep(one), 0.125),
+        (StepSizes(sizes), (0.2, 0.125, 0.25)),
+    ):
+        trace = px.ista(x, D, R, 3, step=mu)
+        pt.assert_close(trace.codes.detach(), px.ista(x, D, R, 3, step=same).codes, 1e-6)
+        (gradient,) = torch.autograd.grad(
+            trace.objective[-1].sum(), one if mu is one or isinstance(mu, px.FixedStep) else sizes
+        )
+        assert bool((gradient < 0).all())  # longer steps would have been better
+
+
+@pytest.mark.parametrize("R", [px.L1(0.1), px.ElasticNet(0.1, 0.5), px.L1(0.1, nonneg=True), px.KSparse(3)], ids=repr)
+def test_the_gradient_in_the_step_sizes_is_that_of_differences(R):
+    x, D = map(torch.tensor, problem())
+    for mu in (torch.tensor([0.2, 0.125, 0.25], dtype=torch.float64), torch.tensor(0.2, dtype=torch.float64)):
+        assert torch.autograd.gradcheck(lambda mu: px.ista(x, D, R, 3, step=mu).codes, mu.requires_grad_(), eps=1e-7)
+
+
+def test_learned_step_sizes_pay():
+    x, D = map(torch.tensor, problem())
+    log = torch.full((3,), float(np.log(0.9 / px.lipschitz(D))), requires_grad=True)
+    optimizer, objectives = torch.optim.Adam([log], lr=0.02), []
+    for _ in range(15):
+        objective = px.ista(x, D, R, 3, step=log.exp()).objective[-1].mean()
+        optimizer.zero_grad()
+        objective.backward()
+        optimizer.step()
+        objectives.append(float(objective.detach()))
+    assert objectives[-1] < objectives[0]
+
+
+REFUSED = {
+    "too long": (lambda x, D: px.ista(x, D, R, 1, step=9.0), "step=9 is not below 2/L"),
+    "one is too long": (lambda x, D: px.ista(x, D, R, 2, step=[0.1, 9.0]), r"step\[1\]=9 is not below 2/L"),
+    "too long for momentum": (lambda x, D: px.ista(x, D, R, 1, 1.5 / px.lipschitz(D), "fista"), "needs mu <= 1/L"),
+    "momentum": (lambda x, D: px.ista(x, D, R, 2, [0.1, 0.1], "fista"), r"momentum='fista' bars StepSizes\(\)"),
+    "restart": (lambda x, D: px.ista(x, D, R, 2, [0.1, 0.1], "restart"), r"momentum='restart' bars StepSizes\(\)"),
+    "negative": (lambda x, D: px.ista(x, D, R, 1, step=-0.1), "mu=-0.1 must be finite and > 0"),
+    "NaN": (lambda x, D: px.ista(x, D, R, 2, step=[0.1, np.nan]), r"step\[1\]=nan must be finite"),
+    "text": (lambda x, D: px.ista(x, D, R, 2, step=["a", 0.1]), r"step\[0\]='a'"),
+    "a word": (lambda x, D: px.ista(x, D, R, 1, step="exact"), r"step='exact' must be Lipschitz\(\), .* per step"),
+    "truth": (lambda x, D: px.ista(x, D, R, 1, step=True), "step=True must be"),
+    "a matrix": (lambda x, D: px.ista(x, D, R, 2, step=np.full((2, 2), 0.1)), r"step has shape \(2, 2\)"),
+    "a class": (lambda x, D: px.ista(x, D, R, 1, step=px.Lipschitz), "step=.* must be"),
+    "learned": (lambda x, D: px.ista(x, D, R, 2, step=px.LearnedSteps()), "is for SAEs only: give ista a tensor"),
+    "momentum's name": (lambda x, D: px.ista(x, D, R, 1, momentum="nesterov"), "None, 'fista' or 'restart'"),
+    "whole tensor": (lambda x, D: px.ista(x, D, R, 1, step=torch.tensor(1)), "mu=tensor"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_go_is_refused_in_one_sentence(case):
+    call, says = REFUSED[case]
+    for x, D in both():
+        if case == "whole tensor" and not isinstance(x, torch.Tensor):
+            continue
+        with pytest.raises(px.Error, match=says) as error:
+            call(x, D)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "step", [torch.tensor(0.1), torch.tensor([0.1, 0.1]), px.FixedStep(torch.tensor(0.1))], ids=str
+)
+def test_a_tensor_beside_numpy_arrays_is_refused(step):
+    with pytest.raises(px.Error, match="step is a torch tensor, but x is a numpy array"):
+        px.ista(*problem(), R, 2, step=step)
+
+
+@pytest.mark.parametrize("step", [StepSizes([0.1, 0.1]), px.FixedStep(torch.tensor(0.1))], ids=str)
+def test_an_sae_refuses_what_it_would_not_train(step):
+    with pytest.raises(px.Error, match=r"is for ista: an SAE .* LearnedSteps\(\)"):
+        px.SAE(8, 16, R, steps=3, step=step)
+
+
+def test_restarts_are_those_of_solve():
+    """FISTA rises on its way; restarted it falls further, and both are what `solve` iterates."""
+    D = np.diag(np.linspace(0.05, 1, 12))
+    x = np.ones((1, 12))
+    plain, restarted = (px.ista(x, D, px.L1(0.001), 300, momentum=m).objective for m in ("fista", "restart"))
+    assert restarted[-1] < plain[-1]
+    got = px.ista(torch.tensor(x), torch.tensor(D), px.L1(0.001), 300, momentum="restart").objective
+    pt.assert_close(got, torch.tensor(restarted), 1e-10)
