@@ -626,3 +626,18 @@ def test_the_further_families_make_saes_that_train_scale_and_save(R, tmp_path, d
     if not R.rowwise:  # the batch is one vector
         objective = [F.sum() for F in objective]
     assert all(bool((b <= a * (1 + 1e-6) + 1e-6).all()) for a, b in pairwise(objective))
+
+
+def test_published_names_are_the_choices_of_a_penalty():
+    from proxsae.sae.published import PUBLISHED, published_as
+
+    for name, make_sae in (("topk", px.topk_sae(4, 8, 3)), ("abstopk", px.abstopk_sae(4, 8, 3))):
+        assert PUBLISHED[name].penalty(3, 0.5) == make_sae.penalty
+    assert PUBLISHED["relu"].penalty(3, 0.5) == px.relu_sae(4, 8, 0.5).penalty
+    R = PUBLISHED["jumprelu"].penalty(3, 0.5)
+    assert (R.lam, R.nonneg, R.bandwidth) == (0.125, True, 0.25)
+    for one in PUBLISHED.values():
+        assert published_as(one.penalty(3, 0.5)) is one
+    assert published_as(px.MCP(0.5, 3.0)) is None
+    assert PUBLISHED["topk"].long == "TopK (k-sparse, z ≥ 0)"
+    assert PUBLISHED["jumprelu2"].long == "two-sided JumpReLU (l0)"

@@ -13,9 +13,9 @@ from typing import Any
 
 from proxsae.cli.common import check_path, command, device_named, machine, numbers, versions
 from proxsae.conventions import Error, check_count, check_seed
+from proxsae.penalties.published import PUBLISHED
 
 K = 32
-KINDS = ("abstopk", "topk", "relu", "jumprelu", "batchtopk", "batchabstopk")
 
 
 def add(commands: Any) -> None:
@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
         "--out", required=True, metavar="DIR", help="folder for sae/, metrics.csv, metrics.json and the checkpoint"
     )
     what = train.add_argument_group("what is trained")
-    what.add_argument("--kind", choices=KINDS, help="which SAE (default: abstopk)")
+    what.add_argument("--kind", choices=tuple(PUBLISHED), help="which SAE (default: abstopk)")
     what.add_argument("--d-sae", type=int, metavar="P", help="number of latents (default: 4 d_in)")
     what.add_argument("--k", type=int, help="non-zeros a row; relu and jumprelu aim at it (default: 32)")
     what.add_argument("--init", metavar="SAE", help="start from this SAE, of any format (atoms of norm 1)")
@@ -155,7 +155,7 @@ def _start(arguments: argparse.Namespace, rows: Any) -> Any:
     import torch
 
     from proxsae.data import Shuffle
-    from proxsae.penalties import L0, L1, BatchKSparse, KSparse
+    from proxsae.penalties import L0, L1
     from proxsae.sae import SAE, load
     from proxsae.steps import ExactStep, LearnedSteps, Lipschitz
 
@@ -179,13 +179,5 @@ def _start(arguments: argparse.Namespace, rows: Any) -> Any:
     sample = rows[Shuffle(len(rows), arguments.seed).positions(0, min(len(rows), 4096))]
     normalize = arguments.normalize or "none"
     scale = 1.0 if normalize != "none" else float((sample - sample.mean(axis=0)).std())
-    penalties: dict[str, Any] = {
-        "abstopk": lambda: KSparse(k),
-        "topk": lambda: KSparse(k, nonneg=True),
-        "relu": lambda: L1(scale, nonneg=True),
-        "jumprelu": lambda: L0(scale**2 / 2, nonneg=True, bandwidth=scale / 2),
-        "batchtopk": lambda: BatchKSparse(k, nonneg=True),
-        "batchabstopk": lambda: BatchKSparse(k),
-    }
-    penalty = penalties[arguments.kind or "abstopk"]()
+    penalty = PUBLISHED[arguments.kind or "abstopk"].penalty(k, scale)
     return SAE(d_in, d_sae, penalty, steps or 1, rule, normalize=normalize)

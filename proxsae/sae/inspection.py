@@ -15,14 +15,8 @@ from proxsae.certificates import lipschitz
 from proxsae.data.readers import sentence
 from proxsae.penalties import L0, L1, BatchKSparse, KSparse, Penalty
 from proxsae.sae import SAE
+from proxsae.sae.published import published_as
 
-# How an SAE with this penalty is called where it was published: (signed, nonneg).
-NAMES: dict[type[Penalty], tuple[str, str]] = {
-    L1: ("soft threshold", "ReLU"),
-    L0: ("two-sided JumpReLU", "JumpReLU"),
-    KSparse: ("AbsTopK", "TopK"),
-    BatchKSparse: ("BatchAbsTopK", "BatchTopK"),
-}
 SUBTRACTED = "b_dec subtracted (equivalently, after folding, where the file does not)"
 INPUTS = {
     "none": f"as given, {SUBTRACTED}",
@@ -63,9 +57,9 @@ def notes_of(sae: SAE) -> list[str]:
 
 def name_of(R: Penalty) -> str:
     """The published name of the SAE whose prox is that of R, or the name of the family."""
-    both = NAMES.get(type(R))
+    known = published_as(R)
     sign = "codes >= 0" if R.nonneg else "signed codes"
-    return f"{both[R.nonneg] if both else type(R).__name__} ({sign})"
+    return f"{known.title if known else type(R).__name__} ({sign})"
 
 
 def summary(sae: SAE) -> str:

@@ -1,10 +1,13 @@
-"""The four published SAEs: one class, four choices of penalty (prop-one-step-is-an-sae)."""
+"""The four published SAEs: one class, four choices of penalty (prop-one-step-is-an-sae); names in `PUBLISHED`."""
 
 from __future__ import annotations
 
 from proxsae.conventions import Error
 from proxsae.penalties import L0, L1, KSparse
+from proxsae.penalties.published import PUBLISHED, Published, published_as
 from proxsae.sae.model import SAE
+
+__all__ = ["PUBLISHED", "Published", "abstopk_sae", "jumprelu_sae", "published_as", "relu_sae", "topk_sae"]
 
 
 def relu_sae(d_in: int, d_sae: int, lam: float) -> SAE:
