@@ -132,7 +132,7 @@ def test_numpy_numbers_and_any_metadata_are_fine(tmp_path):
 def test_another_sae_is_not_taken_for_the_one_that_a_run_has_left(tmp_path):
     sae = fresh("abstopk")
     run(sae, tmp_path, steps=8)
-    with pytest.raises(px.Error, match="is of another run, with sae="):
+    with pytest.raises(px.Error, match="is of another run, with encoder steps=1 and not 3"):
         run(sae.unrolled(3), tmp_path, steps=8)
     with torch.no_grad():
         sae.W_enc.mul_(2)
@@ -183,6 +183,9 @@ OTHER = {
     "ks": {"ks": (2,)},
     "data": {"rows": ROWS[::-1].copy()},
     "sae": {"sae": lambda: px.topk_sae(16, 32, 3)},
+    "d_sae": {"sae": lambda: px.abstopk_sae(16, 64, 3)},
+    "k": {"sae": lambda: px.abstopk_sae(16, 32, 4)},
+    "encoder rule": {"sae": lambda: fresh("abstopk").unrolled(1, px.ExactStep())},
     "initial weights": {"sae": lambda: px.abstopk_sae(16, 32, 3)},
 }
 

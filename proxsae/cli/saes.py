@@ -104,7 +104,8 @@ def _eval(arguments: argparse.Namespace) -> int:
     learned = arguments.step == "learned"
     if learned:
         _check_learned(sae, arguments)
-    analysis, b_enc = arguments.analysis or "dictionary", arguments.b_enc or (sae.bias_at if learned else "first")
+    analysis = arguments.analysis or "dictionary"
+    b_enc = arguments.b_enc or (sae.encoding.b_enc if learned else "first")
     steps = steps or tuple(t for t in STEPS if t <= sae.steps or not learned)
     R, started = sae.penalty, time.perf_counter()
     size = default_batch(sae) if arguments.batch_size is None else check_count("--batch-size", arguments.batch_size, 1)
@@ -160,7 +161,7 @@ def _check_learned(sae: Any, arguments: argparse.Namespace) -> None:
         msg = f"--step learned needs an SAE trained with learned steps, and {arguments.sae} has none: "
         msg += f"choose another --step ({', '.join(RULES)})"
         raise Error(msg)
-    if arguments.analysis == "encoder" or arguments.b_enc not in (None, sae.bias_at):
+    if arguments.analysis == "encoder" or arguments.b_enc not in (None, sae.encoding.b_enc):
         msg = "--step learned takes the steps as they were trained: leave --analysis and --b-enc out"
         raise Error(msg)
 

@@ -109,7 +109,7 @@ def _train(arguments: argparse.Namespace) -> int:
         print(f"{len(rows)} rows of {rows.shape[1]}; {sae}", file=sys.stderr, flush=True)
     try:
         got = train(
-            sae, rows, arguments.steps, arguments.batch_size, arguments.lr, arguments.seed, target,
+            sae, rows, arguments.steps, arguments.batch_size, arguments.lr, arguments.seed, target, "lines",
             checkpoint=out, every=arguments.every, widths=widths, ks=ks,
             unit_encoder=arguments.unit_encoder, bfloat16=arguments.bfloat16, team=team,
         )  # fmt: skip
@@ -165,9 +165,10 @@ def _start(arguments: argparse.Namespace, rows: Any) -> Any:
         sae = load(arguments.init)
         if sae.dtype not in (torch.float32, torch.float64):  # what Adam adds would be lost in half precision
             sae = sae.float()
-        R = sae.penalty
+        R = sae.common.penalty
         if isinstance(R, L0) and sae.metadata.get("format"):  # another library's: no bandwidth goes with its thresholds
-            sae.restore_scale(None, max(float(sae.threshold.median()) / 2, 1e-6))
+            bandwidth = max(float(sae.threshold.median()) / 2, 1e-6)
+            sae.common.penalty = L0(R.lam, nonneg=R.nonneg, bandwidth=bandwidth)
         if isinstance(R, L1) and not np.any(np.asarray(R.lam)):
             print("lam is 0 here: only what the encoder has learned keeps codes sparse", file=sys.stderr)
         return sae if steps is None else sae.unrolled(steps, rule)

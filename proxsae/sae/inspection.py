@@ -121,7 +121,7 @@ def steps_of(sae: SAE) -> str:
     if sae.steps == 1:
         return "1, the published encoder (prop-one-step-is-an-sae)"
     how = "the learned encoder" if sae.analysis == "encoder" else f"the dictionary and {sae.step}"
-    every = ", b_enc in every one" if sae.bias_at == "every" else ""
+    every = ", b_enc in every one" if sae.encoding.b_enc == "every" else ""
     return f"{sae.steps}: the learned first step, then {sae.steps - 1} with {how}{every}"
 
 

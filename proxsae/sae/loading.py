@@ -15,6 +15,7 @@ from proxsae.conventions import Error
 from proxsae.data.readers import sentence
 from proxsae.formats import own
 from proxsae.penalties import FAMILIES, L0, Penalty
+from proxsae.sae.encoding import Encoding
 from proxsae.sae.model import SAE
 from proxsae.steps import RULES, LearnedSteps
 
@@ -82,13 +83,11 @@ def rebuild(config: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
     if learned and tensors["log_step"].shape != (config["steps"] - 1,):
         msg = f"log_step has shape {tuple(tensors['log_step'].shape)}, not that of {config['steps']} steps"
         raise Error(msg)
-    sizes = config["d_in"], config["d_sae"]
-    plan = {"steps": config["steps"], "step": step, "analysis": config["analysis"], "b_enc": b_enc}
-    sae = _assemble(sizes, penalty, tensors, config.get("normalize", "none"), plan if learned else {})
-    if not learned:  # judged by the weights, which had to be there
-        sae._plan(**plan)
+    encoding = Encoding(config["steps"], step, config["analysis"], b_enc)
+    sizes, normalize = (config["d_in"], config["d_sae"]), config.get("normalize", "none")
+    sae = _assemble(sizes, penalty, tensors, normalize, encoding if learned else Encoding())
     sae.metadata = metadata
-    return sae
+    return sae if learned else sae.twin(encoding=encoding)  # judged by the weights, which had to be there
 
 
 def _assemble(
@@ -96,7 +95,7 @@ def _assemble(
     penalty: Penalty,
     tensors: dict[str, Tensor],
     normalize: str,
-    plan: dict[str, Any],
+    encoding: Encoding,
 ) -> SAE:
     """An SAE with these weights: no more memory is asked for than they take."""
     d_in, d_sae = sizes
@@ -104,7 +103,7 @@ def _assemble(
         msg = f"W_dec has shape {tuple(tensors['W_dec'].shape)}, not ({d_sae}, {d_in})"
         raise Error(msg)
     with torch.device("meta"):
-        sae = SAE(d_in, d_sae, penalty, normalize=normalize, **plan)
+        sae = SAE(d_in, d_sae, penalty, normalize=normalize).twin(encoding=encoding)
     kinds = {a.dtype for a in tensors.values()}
     if len(kinds) > 1 or tensors["W_dec"].dtype not in formats.DTYPES:
         msg = f"the tensors are {', '.join(sorted(map(str, kinds)))}, but weights are floats of one dtype"
@@ -128,6 +127,6 @@ def _from_found(found: formats.Found) -> SAE:
     if isinstance(found.penalty, L0):
         theta = torch.as_tensor(np.sqrt(2 * np.asarray(found.penalty.lam))).expand(d_sae)
         tensors["threshold"] = theta.to(tensors["W_enc"].dtype).clone()
-    sae = _assemble((d_in, d_sae), found.penalty, tensors, found.normalization, {})
+    sae = _assemble((d_in, d_sae), found.penalty, tensors, found.normalization, Encoding())
     sae.metadata = {"format": found.format, **found.metadata, "notes": list(found.notes)}
     return sae

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from scipy.optimize import brentq
-from torch import Tensor, nn
+from torch import Tensor
 
 from proxsae.metrics import l0
-from proxsae.penalties import KSparse
+from proxsae.penalties import L0, KSparse
 from proxsae.sae import SAE
 
 NEAR = 0.01  # relative distance of L0 at which the search is over
@@ -25,12 +27,10 @@ MOST = 512  # rows on which a density is matched, where there are as many
 
 def with_lam(sae: SAE, factor: float) -> SAE:
     """The same weights with lam times `factor`; for L0, theta = sqrt(2 lam) times its root.  k-sparse ones stay."""
-    twin = sae._twin()
-    twin._shared = dict(sae._shared)
-    twin.scale_lam(factor)
-    if hasattr(sae, "threshold"):
-        twin.threshold = nn.Parameter(sae.threshold.detach() * math.sqrt(factor), requires_grad=False)
-    return twin
+    R: Any = sae.penalty
+    if isinstance(R, L0):
+        return sae.twin(weights={"threshold": sae.threshold.detach() * math.sqrt(factor)})
+    return sae.twin(penalty=replace(R, lam=R.lam * factor)) if hasattr(R, "lam") else sae.twin()
 
 
 def sample(x: Tensor) -> Tensor:

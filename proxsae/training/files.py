@@ -27,6 +27,7 @@ from torch import Tensor
 from proxsae.conventions import Error, check_count
 from proxsae.data.readers import sentence
 from proxsae.formats.own import flush, read_safetensors, safetensors_library
+from proxsae.penalties.published import PUBLISHED
 
 CHECKPOINT, METRICS, FORMAT = "checkpoint.safetensors", "metrics.csv", "proxsae-run-1"
 COLUMNS = ["step", "loss", "nmse", "l0", "dead", "lr", "lam"]  # of the metrics
@@ -106,20 +107,51 @@ def read(folder: Path, kind: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     except OSError as problem:
         msg = f"cannot read {file}: {problem.strerror or problem}"
         raise Error(msg) from None
-    except Exception as problem:  # the bytes of a stranger
+    except Exception as problem:  # the file may hold anything
         why = problem if isinstance(problem, Error) else f"{type(problem).__name__}: {problem}"
         msg = f"{file} is torn or no checkpoint of proxsae train ({sentence(why, 400)}): delete it to start anew"
         raise Error(msg) from None
     if differs:
-        name = differs[0]
-        there, here = (sentence(repr(value)) for value in (there.get(name), kind[name]))
-        msg = f"{file} is of another run, with {name}={there} and not {here}: use another folder"
+        name, was, asked = _difference(there, kind)
+        msg = f"{file} is of another run, with {name}={was} and not {asked}: use another folder"
         raise Error(msg)
     return state, tensors
 
 
+def _difference(there: dict[str, Any], kind: dict[str, Any]) -> tuple[str, str, str]:
+    """The first fact that two kinds of runs differ in, and its two values, in the order that a user would name them.
+
+    Sizes come first and the data before lam, since the default of lr follows the width, and lam the scale of the rows.
+    """
+    facts = [_facts(one) for one in (there, kind)]
+    names = [name for name in facts[1] if facts[0].get(name) != facts[1][name]]
+    name = names[0] if names else next(name for name in kind if there.get(name) != kind[name])
+    values = (one.get(name) for one in (facts if names else (there, kind)))
+    was, asked = (sentence(value if isinstance(value, str) else repr(value)) for value in values)
+    return name, was, asked
+
+
+def _facts(kind: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run what it is, by the names that were asked for; a file may hold anything there."""
+    sae = kind["sae"] if isinstance(kind.get("sae"), dict) else {}
+    R = sae["penalty"] if isinstance(sae.get("penalty"), dict) else {}
+    known: dict[Any, str] = {(one.family.__name__, one.nonneg): one.title for one in PUBLISHED.values()}
+    return {
+        **{name: sae.get(name) for name in ("d_in", "d_sae")},
+        "sae": known.get((R.get("family"), R.get("nonneg")), R.get("family")),
+        "k": R.get("k"),
+        "encoder steps": sae.get("steps"),
+        "encoder rule": sae.get("step"),
+        **{name: sae.get(name) for name in ("analysis", "b_enc", "normalize")},
+        **{name: value for name, value in kind.items() if name not in ("sae", "initial weights")},
+        **{name: value for name, value in R.items() if name not in ("family", "nonneg", "k")},
+        "metadata": sae.get("metadata"),
+        "initial weights": kind.get("initial weights"),
+    }
+
+
 def _check(state: dict[str, Any], kind: dict[str, Any]) -> None:
-    """Raise anything unless the state is one that a run of this kind writes."""
+    """Check that the state is one that a run of this kind writes; a failure may be an exception of any kind."""
     check_count("step", state["step"], 1)
     positive = _number(state["spread"]) and state["spread"] > 0 and _number(state["lam"]) and state["lam"] >= 0
     if state["step"] > kind.get("steps", state["step"]) or not positive:

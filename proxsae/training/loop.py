@@ -20,7 +20,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from proxsae.conventions import Error, check_count
 from proxsae.penalties import BatchKSparse
@@ -28,9 +27,9 @@ from proxsae.sae import SAE
 from proxsae.sae.team import Team
 from proxsae.training import files
 from proxsae.training.losses import outcome
-from proxsae.training.recipe import Recipe, Source, check_l0, condition, kind_of_run
-from proxsae.training.state import State, check_atoms, give_back, resume, save, start, unit_columns
-from proxsae.training.terminal import bar, stops
+from proxsae.training.recipe import LEFT_BY_RUN, Left, Recipe, Source, check_l0, condition, kind_of_run
+from proxsae.training.state import State, check_atoms, give_back, resume, save, start, unit_atoms, unit_columns
+from proxsae.training.terminal import progress_of, stops
 
 WARM_UP, DECAY = 0.05, 0.2  # shares of the run in which the learning rate rises from 0, and falls to 0
 DEAD_AFTER = 0.1  # share of the run without firing after which a latent counts as dead
@@ -48,7 +47,7 @@ def train(
     lr: float | None = None,
     seed: int = 0,
     l0: float | None = None,
-    progress: bool | None = None,
+    progress: bool | str | None = None,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     every: int = 200,
@@ -70,7 +69,7 @@ def train(
     the error is then the mean over levels.  For L0 the sparsity that is trained is that of the first step.
     `unit_encoder` keeps the encoder's rows at norm 1, which keeps AbsTopK latents alive.  `bfloat16` works out codes
     and gradients from rounded copies of the weights.  A `BatchKSparse` SAE gets its `batch_threshold`.
-    `progress` shows a bar; by default on a terminal.
+    `progress` shows a bar, by default on a terminal; "lines" prints some lines on standard error elsewhere.
 
     `checkpoint` is a folder.  There the run's state is written every `every` steps, at its end, and when it is asked to
     stop (Ctrl-C, SIGTERM); the same call continues from it, and ends in the same bits as if it had never stopped.
@@ -95,10 +94,10 @@ def train(
         _check_alike(team, kind, spread, 0 if found is None else found[0]["step"])
         check_l0(recipe.l0, sae)
         state = start(sae, mean, spread, recipe, team) if found is None else resume(sae, found, recipe, team)
-        began = {name: kind[name] for name in ("sae", "initial weights") if name in kind}
+        began: dict[str, Any] = {name: kind[name] for name in ("sae", "initial weights") if name in kind}
         run = _Run(recipe, source, folder, kind, every, team)
         stop = held.enter_context(stops(folder is not None))
-        show = held.enter_context(bar(steps, state.step, progress if team is None or team.rank == 0 else False))
+        show = held.enter_context(progress_of(steps, state.step, progress if team is None or team.rank == 0 else False))
         try:
             _loop(state, run, stop, show)
         except BaseException:  # also after Ctrl-C the SAE is in the units of the data
@@ -108,7 +107,7 @@ def train(
             give_back(sae, state, team)
         finally:
             if folder is not None:
-                vars(sae)["left_by_run"] = (str(folder.resolve()), began, condition(sae))
+                LEFT_BY_RUN[sae] = Left(folder.resolve(), began, condition(sae))
     count = max(1, steps // 10)
     return dict(zip(NAMES, (state.tail / count).tolist(), strict=True))
 
@@ -218,7 +217,7 @@ def _step(state: State, run: _Run, rows: Tensor) -> dict[str, float]:
     for group in state.optimiser.param_groups:
         group["lr"] = rate
     state.optimiser.step()
-    sae.W_dec.data = normalize(sae.W_dec.data, dim=1)
+    unit_atoms(sae)
     if recipe.unit_encoder:
         unit_columns(sae)
     state.quiet = torch.where(fired > 0, 0, state.quiet + 1)
@@ -241,11 +240,8 @@ def _step(state: State, run: _Run, rows: Tensor) -> dict[str, float]:
 
 def _rounded(sae: SAE) -> SAE:
     """The same SAE with copies of its weights in bfloat16, through which gradients reach the weights."""
-    twin = sae._twin()
-    for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"):
-        if (weight := sae._parameters.get(name)) is not None:
-            twin._parameters[name] = weight.to(torch.bfloat16)  # type: ignore[assignment]
-    return twin
+    rounded = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+    return sae.twin(weights={name: a.to(torch.bfloat16) for name, a in sae.weights().items() if name in rounded})
 
 
 def _mean_gradient(parameter: nn.Parameter, team: Team) -> None:
@@ -255,9 +251,12 @@ def _mean_gradient(parameter: nn.Parameter, team: Team) -> None:
     parameter.grad = flat.mT if turned else flat
 
 
-def _keep_norms(W: nn.Parameter, dim: int) -> None:
-    """Take out of the gradient what would only change norms along `dim`, which are 1."""
-    if W.grad is not None:
+def _keep_norms(W: Tensor, dim: int) -> None:
+    """Project the gradient of W on the tangent of the unit sphere along `dim`, on which W stays.
+
+    A parametrised W has no gradient of its own: it is brought back to the sphere after the step only.
+    """
+    if W.is_leaf and W.grad is not None:
         W.grad -= (W.grad * W.data).sum(dim=dim, keepdim=True) * W.data
 
 

@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -151,15 +152,27 @@ class Source:
         return mean, spread
 
 
+@dataclass(frozen=True)
+class Left:
+    """A run as it left an SAE: its folder, and the `condition` of the SAE when it began and when it ended."""
+
+    folder: Path
+    began: dict[str, Any]
+    ended: dict[str, Any]
+
+
+LEFT_BY_RUN: WeakKeyDictionary[SAE, Left] = WeakKeyDictionary()  # of this process
+
+
 def kind_of_run(sae: SAE, recipe: Recipe, source: Source, folder: Path | None) -> dict[str, Any]:
     """What makes two runs the same, as JSON has it: the SAE that it starts from, the recipe, the data.
 
     An SAE that its run in `folder` has left as it is now counts as what it was when that began: in a notebook the
     object at hand is the half-trained one.
     """
-    home, began = None if folder is None else str(folder.resolve()), condition(sae)
-    if home is not None and (left := vars(sae).get("left_by_run")) and left[0] == home and left[2] == began:
-        began = left[1]
+    began, left = condition(sae), LEFT_BY_RUN.get(sae)
+    if folder is not None and left is not None and left.folder == folder.resolve() and left.ended == began:
+        began = left.began
     return json.loads(json.dumps({**vars(recipe), "data": source.fingerprint(), **began}))
 
 
