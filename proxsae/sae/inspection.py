@@ -96,6 +96,11 @@ def spread(a: Tensor) -> str:
     return f"min {low:.4g}, median {float(a.median()):.4g}, max {high:.4g}"
 
 
+def keeps_everything(sae: SAE) -> bool:
+    """Whether k is so large that the codes are dense."""
+    return isinstance(sae.penalty, (KSparse, BatchKSparse)) and sae.penalty.k >= sae.d_sae
+
+
 def free_of_charge(R: Penalty) -> bool:
     """Whether lam is 0, as for the ReLU SAEs of other libraries: what keeps their codes sparse is b_enc."""
     return isinstance(R, L1) and not bool((torch.as_tensor(R.lam) > 0).any())
@@ -106,6 +111,7 @@ def _penalty(sae: SAE) -> str:
     if isinstance(R, (KSparse, BatchKSparse)):
         average = " on average over the batch, so codes depend on it" if isinstance(R, BatchKSparse) else ""
         told = f"{type(R).__name__}: at most k = {R.k} of {sae.d_sae} latents a row{average} ({R.statement})"
+        told += "; k is not less than d_sae, so it limits nothing" if keeps_everything(sae) else ""
         if isinstance(R, BatchKSparse) and bool(sae.batch_threshold >= 0):
             told += f"; training found the threshold {float(sae.batch_threshold):.4g} for single rows"
         return told
