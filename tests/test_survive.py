@@ -375,7 +375,7 @@ def test_the_same_command_after_a_kill_or_ctrl_c_gives_the_same_bits(how, undist
     if how == "interrupt" and process.returncode:
         assert process.returncode == 130
         assert "interrupted at step" in told.splitlines()[-1]
-        assert "the same command continues" in told.splitlines()[-1]
+        assert "run the same command to resume" in told.splitlines()[-1]
     process = start(tmp_path)
     _, told = process.communicate(timeout=300)
     assert process.returncode == 0, told

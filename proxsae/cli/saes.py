@@ -169,14 +169,14 @@ def _check_learned(sae: Any, arguments: argparse.Namespace) -> None:
 
 def _remarks(sae: Any, meta: dict[str, Any], found: list[dict[str, Any]], size: int) -> list[str]:
     """What a reader of the table should know, where it applies."""
-    from proxsae.sae.inspection import free_of_charge, keeps_everything
+    from proxsae.sae.inspection import keeps_everything, lam_is_zero
 
     remarks = [
         "support: mean Jaccard distance to the supports in the line above; cost: products with the dictionary a row, "
         "in encoder products; objective: 1/2 ||x - b - Dz||^2 + R(z)"
         + (" - <b_enc, z>." if meta["b_enc"] == "every" else ".")
     ]
-    if free_of_charge(sae.penalty) and meta["b_enc"] == "first" and found[-1]["steps"] > 1:
+    if lam_is_zero(sae.penalty) and meta["b_enc"] == "first" and found[-1]["steps"] > 1:
         remarks.append("lam is 0, so steps without b_enc seek no sparse code: try --b-enc every.")
     if keeps_everything(sae):
         remarks.append(f"k = {sae.penalty.k} is not less than d_sae = {sae.d_sae}, so it limits nothing.")

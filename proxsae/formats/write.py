@@ -1,4 +1,4 @@
-"""The other way: a `Found` in SAELens's layout, with what its `SAE.load_from_disk` asks for.
+"""Write a `Found` in SAELens's layout, as its `SAE.load_from_disk` reads it.
 
     L1, nonneg      standard, b_enc less lam              KSparse, nonneg   topk
     L0, nonneg      jumprelu, threshold sqrt(2 lam)       KSparse           abstopk

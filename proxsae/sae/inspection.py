@@ -101,7 +101,7 @@ def keeps_everything(sae: SAE) -> bool:
     return isinstance(sae.penalty, (KSparse, BatchKSparse)) and sae.penalty.k >= sae.d_sae
 
 
-def free_of_charge(R: Penalty) -> bool:
+def lam_is_zero(R: Penalty) -> bool:
     """Whether lam is 0, as for the ReLU SAEs of other libraries: what keeps their codes sparse is b_enc."""
     return isinstance(R, L1) and not bool((torch.as_tensor(R.lam) > 0).any())
 
@@ -118,7 +118,7 @@ def _penalty(sae: SAE) -> str:
     if isinstance(R, L0):
         return f"L0: threshold {spread(sae.threshold)}; lam = threshold^2 / 2 ({R.statement})"
     lam = torch.as_tensor(getattr(R, "lam", math.nan))
-    told = "; codes are sparse by b_enc, so further steps need it in every one" if free_of_charge(R) else ""
+    told = "; codes are sparse by b_enc, so further steps need it in every one" if lam_is_zero(R) else ""
     return f"{type(R).__name__}: lam {spread(lam)} ({R.statement}){told}"
 
 

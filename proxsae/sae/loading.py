@@ -29,7 +29,7 @@ def load(path: str | os.PathLike[str]) -> SAE:
     What is read, and how it becomes this SAE, is listed in the guide *From your SAE to a deeper one*; `metadata` of the
     result holds the format, what the file says about its model, and in "notes" what was folded or is implied.
     A file of a folder may stand for it, and the folder of a training run for its SAE.
-    Nothing is unpickled but tensors.  Raises `Error` for a missing, torn, foreign or hostile file.
+    Nothing but tensors is unpickled.  Raises `Error` for a missing, torn, foreign or hostile file.
     """
     try:
         path = _place(Path(path))
@@ -47,13 +47,13 @@ def load(path: str | os.PathLike[str]) -> SAE:
     config, tensors = own.read(path)
     try:
         return rebuild(config, tensors)
-    except Exception as problem:  # of what `describe` did not write
+    except Exception as problem:  # the file may hold anything
         msg = f"{path} does not hold a whole SAE: {sentence(problem, 1000)}"
         raise Error(msg) from None
 
 
 def _place(path: Path) -> Path:
-    """Where the SAE is that a path means: one of its own two files, and the folder of a training run, stand for it."""
+    """The folder of the SAE that a path names, which may be one of its two files, or the folder of a training run."""
     if path.name in (own.CONFIG, own.WEIGHTS) and (path.parent / own.CONFIG).exists():
         return path.parent
     if (path / RUN).exists() and (path / "sae" / own.CONFIG).exists():
@@ -62,7 +62,7 @@ def _place(path: Path) -> Path:
 
 
 def rebuild(config: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
-    """The SAE of a description and its tensors; raises nearly anything for what `describe` did not write."""
+    """The SAE of a description and its tensors; what `describe` did not write may raise an exception of any kind."""
     family, rule = dict(config["penalty"]), dict(config["step"])
     kind: Any = FAMILIES[family.pop("family")]
     for name, value in family.items():

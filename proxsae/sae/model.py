@@ -46,11 +46,11 @@ class SAE(Parameters):
     steps: the number T of encoder steps, at least 1.  The first is the learned encoder.
     step: the rule of the steps after the first, by default `Lipschitz()`; see `unrolled`.
     analysis: "dictionary", where further steps use W_dec, so that theory applies; or "encoder", where they use W_enc in
-        place of W_dec^T with mu = 1, and a row whose objective would rise keeps its code.
+    place of W_dec^T with mu = 1, and a row whose objective would rise keeps its code.
     b_enc: "first", where b_enc belongs to the first step only; or "every", where it is a part of the problem, whose
-        objective then has the further term -<b_enc, z>.
+    objective then has the further term -<b_enc, z>.
     normalize: what is done to each row before it is encoded, and undone after: "none", "layer_norm" or "constant_norm".
-        Codes, steps and objectives then live in normalised units.
+    Codes, steps and objectives then live in normalised units.
 
     The weights have the names and shapes that SAE users know: W_enc (d, P), W_dec (P, d) with atoms as rows, b_enc (P,)
     and b_dec (d,).  Atoms start as random unit vectors, W_enc as their transpose, biases as 0.  `metadata` is a dict

@@ -170,7 +170,7 @@ class Parameters(nn.Module):
         normalize: another treatment of rows.
         team: the other processes, on which the remaining latents are.
         weights: tensors that take the place of weights of this name, in the twin only: as parameters, or as they are
-            where gradients pass through them to other weights.
+        where gradients pass through them to other weights.
 
         `metadata` is copied.  Hooks are not inherited: a hook belongs to the object that it was registered on.
         Parametrisations are shared, those that come later are not: parametrise first.  `to`, `state_dict`,

@@ -15,7 +15,7 @@ def relu_sae(d_in: int, d_sae: int, lam: float | None = None) -> SAE:
     """The ReLU SAE: `SAE` with L1(lam, nonneg=True), whose code is max(u - lam, 0).
 
     lam: the threshold, in the units of the rows.  It has no default, since that unit is not known here; the deviation
-        of the rows is a good start, and `train(..., l0=32)` then adjusts lam to 32 non-zeros a row.
+    of the rows is a good start, and `train(..., l0=32)` then adjusts lam to 32 non-zeros a row.
 
     Raises `Error` for no lam, and for lam < 0.
 

@@ -1,7 +1,7 @@
 """The same SAE at another density: lam changed at inference, so that codes of unequal density are never compared.
 
-An SAE that was trained to k non-zeros in one step has another number after more steps.  With fewer zeros a code of the
-same dictionary has less error, which says nothing about steps; so lam is set anew for every number of steps.
+An SAE that was trained to k non-zeros in one step has another number of them after more steps.  A denser code of the
+same dictionary has less error whatever the steps, so that lam is set anew for every number of steps.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def with_lam(sae: SAE, factor: float) -> SAE:
 def sample(x: Tensor) -> Tensor:
     """The rows of x (n, d) on which densities are matched: the first 512.
 
-    They may be the held-out rows that are measured: what is fitted there is one number, and no error.
+    They may be the held-out rows that are measured: one number, lam, is fitted to them, and not the error.
     """
     return x[:MOST]
 
@@ -61,7 +61,7 @@ def matched(sae: SAE, x: Tensor, k: float, start: float = 1.0) -> tuple[SAE, flo
 
 
 def _root(excess: Callable[[float], float], near: float) -> float:
-    """Where `excess`, which falls, is 0, or as near to it as it comes."""
+    """The place where the decreasing function `excess` is 0, or where it is nearest to 0."""
     known: dict[float, float] = {}
 
     def at(place: float) -> float:

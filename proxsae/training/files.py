@@ -107,7 +107,7 @@ def read(folder: Path, kind: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     except OSError as problem:
         msg = f"cannot read {file}: {problem.strerror or problem}"
         raise Error(msg) from None
-    except Exception as problem:  # the file may hold anything
+    except Exception as problem:  # on a damaged file the libraries raise nearly any type
         why = problem if isinstance(problem, Error) else f"{type(problem).__name__}: {problem}"
         msg = f"{file} is torn or no checkpoint of proxsae train ({sentence(why, 400)}): delete it to start anew"
         raise Error(msg) from None
@@ -151,7 +151,7 @@ def _facts(kind: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(state: dict[str, Any], kind: dict[str, Any]) -> None:
-    """Check that the state is one that a run of this kind writes; a failure may be an exception of any kind."""
+    """Raise an exception, of whatever type, unless a run of this kind writes such a state."""
     check_count("step", state["step"], 1)
     positive = _number(state["spread"]) and state["spread"] > 0 and _number(state["lam"]) and state["lam"] >= 0
     if state["step"] > kind.get("steps", state["step"]) or not positive:

@@ -59,25 +59,37 @@ def train(
 ) -> dict[str, float]:
     """Train `sae` in place on rows (n, d_in) and return the means of the last tenth of the run: loss, nmse, l0, dead.
 
-    `activations` is an array, or a path or `data.Rows`, which are streamed: files larger than memory are memory-mapped
-    and shuffled without being read.  Rows are drawn in shuffled epochs from `seed`; the same call on the same machine
-    and number of threads gives the same weights.  `lr` is Adam's rate in units where the rows' mean squared deviation
-    is d_in, by default `2e-3 sqrt(1024 / d_sae)`; the SAE itself stays in the units of the data.
-    For L0 lam starts as given and the threshold is trained; any other R is added to the loss itself (an indicator adds
-    nothing).  `l0` asks for that many non-zeros per row: lam, where R has one, is then adjusted during training.
-    `widths` and `ks` add Matryoshka levels: reconstructions from the first latents, and from the largest of k codes;
-    the error is then the mean over levels.  For L0 the sparsity that is trained is that of the first step.
-    `unit_encoder` keeps the encoder's rows at norm 1, which keeps AbsTopK latents alive.  `bfloat16` works out codes
-    and gradients from rounded copies of the weights.  A `BatchKSparse` SAE gets its `batch_threshold`.
-    `progress` shows a bar, by default on a terminal; "lines" prints some lines on standard error elsewhere.
+    activations: rows as an array or tensor; or a path or `data.Rows`, which are streamed: files larger than memory are
+    memory-mapped and shuffled without being read.
+    steps: how many steps of Adam, with a warm-up over a twentieth of the run and a decay over its last fifth.
+    batch_size: rows a step, drawn in shuffled epochs.
+    lr: Adam's rate in units where the rows' mean squared deviation is d_in, by default 2e-3 sqrt(1024 / d_sae); the SAE
+    itself stays in the units of the data.
+    seed: of the order of the rows.  The same call on the same machine and number of threads gives the same weights.
+    l0: a number of non-zeros a row to reach: lam, where R has one, is adjusted during training.
+    progress: True for a bar, False for none; by default there is one on a terminal.  "lines" also prints some lines on
+    standard error where there is no terminal.
+    checkpoint: a folder, where the state of the run is written every `every` steps, at the end, and when it is asked to
+    stop (Ctrl-C, SIGTERM).  The same call continues from there, and ends in the same bits as if it had never stopped.
+    widths, ks: Matryoshka levels: reconstructions from the first latents, and from the largest of k codes; the error is
+    then the mean over levels.
+    unit_encoder: keep the encoder's rows at norm 1, which keeps AbsTopK latents alive.
+    bfloat16: work out codes and gradients from rounded copies of the weights.
+    team: the same run on several processes, `join(...)` of `proxsae.sae.team` (guide *Resumable training*).
 
-    `checkpoint` is a folder.  There the run's state is written every `every` steps, at its end, and when it is asked to
-    stop (Ctrl-C, SIGTERM); the same call continues from it, and ends in the same bits as if it had never stopped.
-    `team` is `distributed.join(...)`: the same run on several processes (guide *Training that survives*).
+    For L0 lam starts as given, the threshold is trained, and the sparsity that is trained is that of the first step;
+    any other R is added to the loss itself (an indicator adds nothing).  A `BatchKSparse` SAE gets its
+    `batch_threshold`.  Atoms have norm 1 after every step, through `right_inverse` where W_dec has a parametrisation.
 
     Raises `Error` for rows that are not finite or do not fit, a loss or gradient that is no longer finite (with the
     step and the row; the last checkpoint stays), weights below float32, atoms whose norm is not 1 (but for L0 and
     plain ReLU), a checkpoint that is torn or of another run, a folder in use, and a disk that is full.
+
+    >>> import proxsae as px
+    >>> x = px.data.planted(n=256, d_in=16, d_sae=32, k=3).x
+    >>> sae = px.topk_sae(d_in=16, d_sae=32, k=3)
+    >>> sorted(px.train(sae, x, steps=10, batch_size=64))
+    ['dead', 'l0', 'loss', 'nmse']
     """
     recipe = Recipe(steps, batch_size, lr, seed, l0, tuple(widths), tuple(ks), unit_encoder, bfloat16)
     recipe = recipe.checked(sae, team)
@@ -152,7 +164,7 @@ def _loop(state: State, run: _Run, stop: threading.Event, show: Callable[[dict[s
                     save(state, run.folder, run.kind, run.team)
                     last_saved = state.step
                 if state.step < run.recipe.steps:
-                    msg = f"interrupted at step {state.step}; {run.folder} has all of it: the same command continues"
+                    msg = f"interrupted at step {state.step}, which {run.folder} holds: run the same command to resume"
                     raise KeyboardInterrupt(msg)
                 return
             show(_step(state, run, cast(Tensor, batch)))
@@ -261,7 +273,7 @@ def _keep_norms(W: Tensor, dim: int) -> None:
 
 
 def _adjust(sae: SAE, lam: float, ratio: float) -> float:
-    """Lam, a little larger where codes are too dense by `ratio`, a little smaller where too sparse."""
+    """Multiply lam by a factor near 1: above 1 where codes are denser than asked (ratio > 1), else below; return it."""
     factor = float(np.exp(SPARSITY_GAIN * np.clip(ratio - 1, -1, 1)))
     sae.scale_lam(factor)
     return lam * factor

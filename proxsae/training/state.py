@@ -40,11 +40,11 @@ class State:
 
 
 def start(sae: SAE, mean: Any, spread: float, recipe: Recipe, team: Team | None) -> State:
-    """The state before the first step: b_dec is the mean unless it is given, units are those of the spread.
+    """The state before the first step.
 
-    Atoms have norm 1 from here on.
+    Atoms are scaled to norm 1, b_dec is set to the mean row where it is 0, and the unit of x becomes the spread.
     """
-    _unit_atoms(sae)
+    _normalise_atoms(sae)
     if not bool(sae.b_dec.any()):
         sae.set_weight("b_dec", mean)
     sae.rescale(1 / spread)
@@ -59,7 +59,7 @@ def start(sae: SAE, mean: Any, spread: float, recipe: Recipe, team: Team | None)
 
 
 def check_atoms(sae: SAE) -> None:
-    """Raise `Error` for atoms that training would bring to norm 1, and thereby make another SAE."""
+    """Raise `Error` where scaling the atoms to norm 1, as training does, would change the SAE."""
     norms, R = _norms(sae), sae.common.penalty
     homogeneous = isinstance(R, L0) or (isinstance(R, L1) and not np.any(np.asarray(R.lam)))
     if bool(((norms - 1).abs() > ROUNDED).any()) and not (homogeneous and sae.steps == 1):
@@ -70,8 +70,8 @@ def check_atoms(sae: SAE) -> None:
 
 
 @torch.no_grad()
-def _unit_atoms(sae: SAE) -> None:
-    """Bring atoms to norm 1; the norms go to encoder and thresholds, so that every z_j d_j stays."""
+def _normalise_atoms(sae: SAE) -> None:
+    """Scale atoms to norm 1, and encoder and thresholds by the norms, so that every z_j d_j stays the same."""
     norms = _norms(sae)
     if bool(((norms - 1).abs() > ROUNDED).any()):
         for name in ("W_enc", "b_enc", "threshold"):
@@ -152,7 +152,7 @@ def _check(sae: SAE, saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
             msg = f"{name} holds negative entries, but it is a mean of squares"
             raise Error(msg)
     if len(tensors) > len(wanted):
-        msg = f"there are tensors {sorted(set(tensors) - set(wanted))} beside"
+        msg = f"there are further tensors {sorted(set(tensors) - set(wanted))}"
         raise Error(msg)
 
 
