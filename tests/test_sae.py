@@ -630,6 +630,24 @@ def test_the_further_families_make_saes_that_train_scale_and_save(R, tmp_path, d
     assert all(bool((b <= a * (1 + 1e-6) + 1e-6).all()) for a, b in pairwise(objective))
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("TopK", r"px\.KSparse\(k, nonneg=True\), and as an autoencoder px\.topk_sae"),
+        ("AbsTopK", r"px\.KSparse\(k\), and as an autoencoder px\.abstopk_sae"),
+        ("BatchTopK", r"px\.BatchKSparse\(k, nonneg=True\), and as an autoencoder px\.SAE"),
+        ("ReLU", r"px\.L1\(lam, nonneg=True\), and as an autoencoder px\.relu_sae"),
+        ("JumpReLU", r"px\.L0\(lam, nonneg=True\), and as an autoencoder px\.jumprelu_sae"),
+        ("KSparce", r"did you mean px\.KSparse\?"),
+        ("nonsense", r"'nonsense'$"),
+    ],
+)
+def test_a_name_that_is_not_there_says_what_to_write(name, says):
+    with pytest.raises(AttributeError, match=says):
+        getattr(px, name)
+    assert not hasattr(px, name)
+
+
 def test_published_names_are_the_choices_of_a_penalty():
     from proxsae.sae.published import PUBLISHED, published_as
 

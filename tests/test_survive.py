@@ -218,6 +218,18 @@ def test_a_torn_or_edited_checkpoint_is_refused_by_name(tmp_path):
         assert file.read_bytes() == bad
 
 
+@pytest.mark.parametrize(
+    "bad", [[], 3, {"sae": {"penalty": {"family": [], "nonneg": {}}}}, {"sae": [1]}, {"steps": 10**400}]
+)
+def test_a_checkpoint_whose_kind_is_anything_is_refused_in_one_sentence(bad, tmp_path):
+    run(fresh("abstopk"), tmp_path, steps=8)
+    state, tensors = files.read(tmp_path, {})
+    files.write(tmp_path, bad, state, tensors)
+    with pytest.raises(px.Error, match=files.CHECKPOINT) as error:
+        run(fresh("abstopk"), tmp_path, steps=8)
+    assert "\n" not in str(error.value)
+
+
 def test_a_full_disk_ends_in_a_sentence_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
     write, calls = os.fsync, []
 
@@ -443,6 +455,9 @@ def test_defaults_fit_narrow_rows(kind, tmp_path, monkeypatch, capsys):
     assert main(["train", "rows.npy", "--out", "out", "--steps", "5", "--kind", kind]) == 0
     sae = px.load("out")
     assert (sae.d_in, sae.d_sae) == (6, 24)
+    capsys.readouterr()
+    assert main(["inspect", "out"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["format", "proxsae"]
     assert sae.penalty == px.KSparse(3) or kind == "relu"
 
 

@@ -215,11 +215,13 @@ def format_of(path: str, sae: Any) -> str:
     """The format of the file at `path`, and where it was converted from."""
     from proxsae.data.readers import sentence
     from proxsae.formats.own import CONFIG
+    from proxsae.sae.loading import place_of
 
     origin = sae.metadata.get("format")
-    if not Path(path, CONFIG).is_file():
-        return sentence(origin)
-    return f"proxsae, converted from {sentence(origin)}" if origin else "proxsae"
+    if not origin:
+        return "proxsae"
+    converted = (place_of(Path(path)) / CONFIG).is_file()
+    return f"proxsae, converted from {sentence(origin)}" if converted else sentence(origin)
 
 
 def _finite(value: Any) -> Any:

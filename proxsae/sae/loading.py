@@ -32,7 +32,7 @@ def load(path: str | os.PathLike[str]) -> SAE:
     Nothing but tensors is unpickled.  Raises `Error` for a missing, torn, foreign or hostile file.
     """
     try:
-        path = _place(Path(path))
+        path = place_of(Path(path))
         ours = Path(path, own.CONFIG).exists()
     except OSError as problem:
         msg = f"cannot read {path}: {problem.strerror or problem}"
@@ -52,7 +52,7 @@ def load(path: str | os.PathLike[str]) -> SAE:
         raise Error(msg) from None
 
 
-def _place(path: Path) -> Path:
+def place_of(path: Path) -> Path:
     """The folder of the SAE that a path names, which may be one of its two files, or the folder of a training run."""
     if path.name in (own.CONFIG, own.WEIGHTS) and (path.parent / own.CONFIG).exists():
         return path.parent

@@ -252,6 +252,6 @@ def _as_tensor(name: str, a: Any) -> Tensor:
     """NumPy rows or lists of numbers as a tensor of their own dtype, or `Error`."""
     try:
         return torch.tensor(np.asarray(a))
-    except (TypeError, ValueError) as problem:
-        msg = f"{name} is {type(a).__name__}, but must be rows of numbers, as a torch tensor or for NumPy ({problem})"
-        raise Error(msg.split("\n")[0]) from None
+    except (TypeError, ValueError):
+        msg = f"{name} is {type(a).__name__}, but must be rows of numbers: a torch tensor, a NumPy array or lists"
+        raise Error(msg) from None

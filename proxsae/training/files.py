@@ -99,8 +99,8 @@ def read(folder: Path, kind: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
             msg = "the hash of its content differs"
             raise Error(msg)
         there, state = run["kind"], run["state"]
-        differs = [name for name in kind if there.get(name) != kind[name]]
-        if not differs:
+        other = _difference(there, kind)
+        if other is None:
             _check(state, kind)
     except FileNotFoundError:
         return None
@@ -111,21 +111,24 @@ def read(folder: Path, kind: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
         why = problem if isinstance(problem, Error) else f"{type(problem).__name__}: {problem}"
         msg = f"{file} is torn or no checkpoint of proxsae train ({sentence(why, 400)}): delete it to start anew"
         raise Error(msg) from None
-    if differs:
-        name, was, asked = _difference(there, kind)
+    if other is not None:
+        name, was, asked = other
         msg = f"{file} is of another run, with {name}={was} and not {asked}: use another folder"
         raise Error(msg)
     return state, tensors
 
 
-def _difference(there: dict[str, Any], kind: dict[str, Any]) -> tuple[str, str, str]:
-    """The first fact that two kinds of runs differ in, and its two values, in the order that a user would name them.
+def _difference(there: dict[str, Any], kind: dict[str, Any]) -> tuple[str, str, str] | None:
+    """The first fact that two kinds of runs differ in, and its two values; None where they are alike in all of `kind`.
 
     Sizes come first and the data before lam, since the default of lr follows the width, and lam the scale of the rows.
     """
+    differs = [name for name in kind if there.get(name) != kind[name]]
+    if not differs:
+        return None
     facts = [_facts(one) for one in (there, kind)]
     names = [name for name in facts[1] if facts[0].get(name) != facts[1][name]]
-    name = names[0] if names else next(name for name in kind if there.get(name) != kind[name])
+    name = (names or differs)[0]
     values = (one.get(name) for one in (facts if names else (there, kind)))
     was, asked = (sentence(value if isinstance(value, str) else repr(value)) for value in values)
     return name, was, asked
