@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from proxsae.conventions import Error
 from proxsae.data.readers import sentence
-from proxsae.penalties import L0, L1, Penalty
+from proxsae.penalties import L0, L1
 from proxsae.sae import SAE
 from proxsae.sae.shards import DIMENSION, part_of, split
 from proxsae.sae.team import Team
@@ -80,7 +80,7 @@ def _normalise_atoms(sae: SAE) -> None:
     unit_atoms(sae)
 
 
-def _with_scale(R: Any, saved: dict[str, Any]) -> Penalty:
+def _with_scale(R: Any, saved: dict[str, Any]) -> Any:
     """R with the lam of a checkpoint; an L0 has its lam in the weight `threshold`, and its bandwidth here."""
     if isinstance(R, L0):
         return replace(R, bandwidth=saved["bandwidth"])
