@@ -119,9 +119,7 @@ def _train(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt as stop:
         if not first:
             return 130
-        kept = (
-            f"; {out} holds the last checkpoint: run the same command to resume" if (out / CHECKPOINT).exists() else ""
-        )
+        kept = f"; {out} holds the last checkpoint: the same command continues" if (out / CHECKPOINT).exists() else ""
         raise KeyboardInterrupt(str(stop) or f"interrupted{kept}") from None
     if team is not None:
         torch.distributed.destroy_process_group()

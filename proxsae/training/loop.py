@@ -164,7 +164,7 @@ def _loop(state: State, run: _Run, stop: threading.Event, show: Callable[[dict[s
                     save(state, run.folder, run.kind, run.team)
                     last_saved = state.step
                 if state.step < run.recipe.steps:
-                    msg = f"interrupted at step {state.step}, which {run.folder} holds: run the same command to resume"
+                    msg = f"interrupted at step {state.step}, saved in {run.folder}: the same command continues"
                     raise KeyboardInterrupt(msg)
                 return
             show(_step(state, run, cast(Tensor, batch)))
