@@ -6,12 +6,14 @@ Torch loads only when a name that needs it is used.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from proxsae.certificates import coherence, duality_gap, fixed_point_residual, lambda_max, lipschitz
 from proxsae.conventions import Error
 from proxsae.penalties import L0, L1, MCP, SCAD, BatchKSparse, ElasticNet, GroupL2, KSparse, Penalty, SortedL1
+from proxsae.penalties.published import PUBLISHED
 from proxsae.reference.iteration import ista, solve
 from proxsae.steps import Backtracking, ExactStep, FixedStep, LearnedSteps, Lipschitz, Refit, Solution, Trace
 
@@ -52,8 +54,20 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"proxsae.{name}")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    msg = f"module 'proxsae' has no attribute {name!r}"
+    msg = f"module 'proxsae' has no attribute {name!r}{_hint(name)}"
     raise AttributeError(msg)
+
+
+def _hint(name: str) -> str:
+    """What to write in place of a name that is not there: the penalty of a published SAE, or the nearest name."""
+    for key, one in PUBLISHED.items():
+        if name.lower().removesuffix("sae").strip("_") == one.title.replace(" ", "").lower():
+            argument = "k" if "KSparse" in one.family.__name__ else "lam"
+            penalty = f"px.{one.family.__name__}({argument}{', nonneg=True' if one.nonneg else ''})"
+            whole = f"px.{key}_sae" if f"{key}_sae" in __all__ else "px.SAE"
+            return f": as a penalty it is {penalty}, and as an autoencoder {whole}(...)"
+    near = difflib.get_close_matches(name, __all__, 1)
+    return f": did you mean px.{near[0]}?" if near else ""
 
 
 def __dir__() -> list[str]:

@@ -213,7 +213,7 @@ def test_everything_that_is_said_of_an_sae_survives_a_file(kind, tmp_path):
     sae.metadata = {"hook_name": "blocks.3", "notes": ["one", "two"]}
     sae.save(tmp_path / "sae")
     again = px.load(tmp_path / "sae")
-    assert (again.normalize, again.bias_at, again.metadata) == (kind, "every", sae.metadata)
+    assert (again.normalize, again.encoding.b_enc, again.metadata) == (kind, "every", sae.metadata)
     assert repr(again) == repr(sae)
     assert_same(again.encode(rows()).detach(), sae.encode(rows()).detach())
     assert again.W_enc.T.is_contiguous()

@@ -703,3 +703,18 @@ def test_help_waits_for_no_torch():
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_k_that_keeps_everything_and_arrays_of_three_axes_are_told(place, capsys):
+    px.SAE(8, 6, px.KSparse(10)).save("wide")
+    assert "k is not less than d_sae, so it limits nothing" in facts(px.load("wide"))["penalty"]
+    assert "k is not" not in facts(px.load("abstopk"))["penalty"]
+    np.save("cube.npy", np.load("rows.npy").reshape(5, 10, 8))
+    assert main(["eval", "wide", "cube.npy", "--steps", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "on 50 rows of width 8 (arrays of 3 axes, all but the last taken as rows); further" in printed
+    assert "k = 10 is not less than d_sae = 6, so it limits nothing." in printed
+    assert main(["eval", "abstopk", "rows.npy", "--steps", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "axes" not in printed
+    assert "is not less" not in printed

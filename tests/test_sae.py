@@ -321,12 +321,14 @@ def test_gradients_are_finite_differences_off_the_kinks(name, case):
 
 
 BAD = {
-    "width": (lambda: make(px.L1(0.5)).encode(rows(d=7)), "needs a torch tensor (..., 8)"),
+    "width": (lambda: make(px.L1(0.5)).encode(rows(d=7)), "needs (..., 8)"),
     "integers": (lambda: make(px.L1(0.5)).encode(torch.zeros(2, 8, dtype=torch.int64)), "int64"),
     "NaN": (lambda: make(px.L1(0.5)).encode(rows() * float("nan")), "NaN"),
     "infinity": (lambda: make(px.L1(0.5)).encode(rows() / 0), "NaN or infinite"),
     "dtype": (lambda: make(px.L1(0.5)).encode(rows().float()), "float32"),
-    "NumPy": (lambda: make(px.L1(0.5)).encode(rows().numpy()), "ndarray"),
+    "text": (lambda: make(px.L1(0.5)).encode([["a"] * 8]), "x is list"),
+    "ragged lists": (lambda: make(px.L1(0.5)).encode([[1.0, 2.0], [1.0]]), "x is list"),
+    "NumPy of another width": (lambda: make(px.L1(0.5)).encode(rows(d=7).numpy()), "(..., 8)"),
     "scalar": (lambda: make(px.L1(0.5)).encode(torch.tensor(1.0)), "single number"),
     "sparse NaN": (lambda: make(px.KSparse(2)).encode_sparse(rows() * float("nan")), "NaN"),
     "walk NaN": (lambda: list(make(px.KSparse(2)).walk(rows() * float("nan"))), "NaN"),
@@ -626,3 +628,36 @@ def test_the_further_families_make_saes_that_train_scale_and_save(R, tmp_path, d
     if not R.rowwise:  # the batch is one vector
         objective = [F.sum() for F in objective]
     assert all(bool((b <= a * (1 + 1e-6) + 1e-6).all()) for a, b in pairwise(objective))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("TopK", r"px\.KSparse\(k, nonneg=True\), and as an autoencoder px\.topk_sae"),
+        ("AbsTopK", r"px\.KSparse\(k\), and as an autoencoder px\.abstopk_sae"),
+        ("BatchTopK", r"px\.BatchKSparse\(k, nonneg=True\), and as an autoencoder px\.SAE"),
+        ("ReLU", r"px\.L1\(lam, nonneg=True\), and as an autoencoder px\.relu_sae"),
+        ("JumpReLU", r"px\.L0\(lam, nonneg=True\), and as an autoencoder px\.jumprelu_sae"),
+        ("KSparce", r"did you mean px\.KSparse\?"),
+        ("nonsense", r"'nonsense'$"),
+    ],
+)
+def test_a_name_that_is_not_there_says_what_to_write(name, says):
+    with pytest.raises(AttributeError, match=says):
+        getattr(px, name)
+    assert not hasattr(px, name)
+
+
+def test_published_names_are_the_choices_of_a_penalty():
+    from proxsae.sae.published import PUBLISHED, published_as
+
+    for name, make_sae in (("topk", px.topk_sae(4, 8, 3)), ("abstopk", px.abstopk_sae(4, 8, 3))):
+        assert PUBLISHED[name].penalty(3, 0.5) == make_sae.penalty
+    assert PUBLISHED["relu"].penalty(3, 0.5) == px.relu_sae(4, 8, 0.5).penalty
+    R = PUBLISHED["jumprelu"].penalty(3, 0.5)
+    assert (R.lam, R.nonneg, R.bandwidth) == (0.125, True, 0.25)
+    for one in PUBLISHED.values():
+        assert published_as(one.penalty(3, 0.5)) is one
+    assert published_as(px.MCP(0.5, 3.0)) is None
+    assert PUBLISHED["topk"].long == "TopK (k-sparse, z ≥ 0)"
+    assert PUBLISHED["jumprelu2"].long == "two-sided JumpReLU (l0)"

@@ -133,7 +133,7 @@ def test_numpy_numbers_and_any_metadata_are_fine(tmp_path):
 def test_another_sae_is_not_taken_for_the_one_that_a_run_has_left(tmp_path):
     sae = fresh("abstopk")
     run(sae, tmp_path, steps=8)
-    with pytest.raises(px.Error, match="is of another run, with sae="):
+    with pytest.raises(px.Error, match="is of another run, with encoder steps=1 and not 3"):
         run(sae.unrolled(3), tmp_path, steps=8)
     with torch.no_grad():
         sae.W_enc.mul_(2)
@@ -184,6 +184,9 @@ OTHER = {
     "ks": {"ks": (2,)},
     "data": {"rows": ROWS[::-1].copy()},
     "sae": {"sae": lambda: px.topk_sae(16, 32, 3)},
+    "d_sae": {"sae": lambda: px.abstopk_sae(16, 64, 3)},
+    "k": {"sae": lambda: px.abstopk_sae(16, 32, 4)},
+    "encoder rule": {"sae": lambda: fresh("abstopk").unrolled(1, px.ExactStep())},
     "initial weights": {"sae": lambda: px.abstopk_sae(16, 32, 3)},
 }
 
@@ -214,6 +217,18 @@ def test_a_torn_or_edited_checkpoint_is_refused_by_name(tmp_path):
             run(fresh("abstopk"), tmp_path, steps=8)
         assert "\n" not in str(error.value)
         assert file.read_bytes() == bad
+
+
+@pytest.mark.parametrize(
+    "bad", [[], 3, {"sae": {"penalty": {"family": [], "nonneg": {}}}}, {"sae": [1]}, {"steps": 10**400}]
+)
+def test_a_checkpoint_whose_kind_is_anything_is_refused_in_one_sentence(bad, tmp_path):
+    run(fresh("abstopk"), tmp_path, steps=8)
+    state, tensors = files.read(tmp_path, {})
+    files.write(tmp_path, bad, state, tensors)
+    with pytest.raises(px.Error, match=files.CHECKPOINT) as error:
+        run(fresh("abstopk"), tmp_path, steps=8)
+    assert "\n" not in str(error.value)
 
 
 def test_a_full_disk_ends_in_a_sentence_and_the_last_checkpoint_stays(tmp_path, monkeypatch):

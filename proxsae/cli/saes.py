@@ -104,7 +104,8 @@ def _eval(arguments: argparse.Namespace) -> int:
     learned = arguments.step == "learned"
     if learned:
         _check_learned(sae, arguments)
-    analysis, b_enc = arguments.analysis or "dictionary", arguments.b_enc or (sae.bias_at if learned else "first")
+    analysis = arguments.analysis or "dictionary"
+    b_enc = arguments.b_enc or (sae.encoding.b_enc if learned else "first")
     steps = steps or tuple(t for t in STEPS if t <= sae.steps or not learned)
     R, started = sae.penalty, time.perf_counter()
     size = default_batch(sae) if arguments.batch_size is None else check_count("--batch-size", arguments.batch_size, 1)
@@ -143,7 +144,8 @@ def _eval(arguments: argparse.Namespace) -> int:
         text = json.dumps({"meta": meta, "rows": plain}, indent=1) + "\n"
         write_files({"rows.csv": as_csv(found), "rows.json": text.encode()}, arguments.out)
     how = "by the learned encoder" if analysis == "encoder" else f"by the dictionary, step {meta['step']}"
-    print(f"{name_of(R)}, {sae.d_sae} latents, on {len(rows)} rows of width {sae.d_in}; further steps {how}")
+    given = f"{len(rows)} rows of width {sae.d_in}{of_axes(rows)}"
+    print(f"{name_of(R)}, {sae.d_sae} latents, on {given}; further steps {how}")
     lines = [list(HEADINGS.values()), *([cell(row[key]) for key in HEADINGS] for row in found)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     print("\n".join("  ".join(map(str.rjust, line, widths)) for line in lines))
@@ -155,27 +157,29 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _check_learned(sae: Any, arguments: argparse.Namespace) -> None:
-    """Raise `Error` unless `--step learned` means something."""
+    """Raise `Error` where the SAE has no learned steps, or other options contradict them."""
     if not isinstance(sae.step, LearnedSteps):
         msg = f"--step learned needs an SAE trained with learned steps, and {arguments.sae} has none: "
         msg += f"choose another --step ({', '.join(RULES)})"
         raise Error(msg)
-    if arguments.analysis == "encoder" or arguments.b_enc not in (None, sae.bias_at):
+    if arguments.analysis == "encoder" or arguments.b_enc not in (None, sae.encoding.b_enc):
         msg = "--step learned takes the steps as they were trained: leave --analysis and --b-enc out"
         raise Error(msg)
 
 
 def _remarks(sae: Any, meta: dict[str, Any], found: list[dict[str, Any]], size: int) -> list[str]:
     """What a reader of the table should know, where it applies."""
-    from proxsae.sae.inspection import free_of_charge
+    from proxsae.sae.inspection import keeps_everything, lam_is_zero
 
     remarks = [
         "support: mean Jaccard distance to the supports in the line above; cost: products with the dictionary a row, "
         "in encoder products; objective: 1/2 ||x - b - Dz||^2 + R(z)"
         + (" - <b_enc, z>." if meta["b_enc"] == "every" else ".")
     ]
-    if free_of_charge(sae.penalty) and meta["b_enc"] == "first" and found[-1]["steps"] > 1:
+    if lam_is_zero(sae.penalty) and meta["b_enc"] == "first" and found[-1]["steps"] > 1:
         remarks.append("lam is 0, so steps without b_enc seek no sparse code: try --b-enc every.")
+    if keeps_everything(sae):
+        remarks.append(f"k = {sae.penalty.k} is not less than d_sae = {sae.d_sae}, so it limits nothing.")
     if sae.steps > 1 and meta["step"] != "learned":
         remarks.append(f"The SAE was saved with {sae.steps} steps, which these take the place of.")
     if not sae.penalty.rowwise:
@@ -201,14 +205,22 @@ def open_both(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
     return sae, data.open_rows(arguments.data), device
 
 
+def of_axes(rows: Any) -> str:
+    """A note where the arrays have more axes than two: they were taken as rows over the last one."""
+    axes = getattr(rows, "axes", 2)
+    return f" (arrays of {axes} axes, all but the last taken as rows)" if axes > 2 else ""
+
+
 def format_of(path: str, sae: Any) -> str:
     """The format of the file at `path`, and where it was converted from."""
     from proxsae.formats.own import CONFIG
+    from proxsae.sae.loading import place_of
 
     origin = sae.metadata.get("format")
-    if not Path(path, CONFIG).is_file():
-        return sentence(origin)
-    return f"proxsae, converted from {sentence(origin)}" if origin else "proxsae"
+    if not origin:
+        return "proxsae"
+    converted = (place_of(Path(path)) / CONFIG).is_file()
+    return f"proxsae, converted from {sentence(origin)}" if converted else sentence(origin)
 
 
 def _finite(value: Any) -> Any:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from proxsae.cli.common import check_path, command, device_named, machine, numbers, versions
+from proxsae.cli.saes import of_axes
 from proxsae.conventions import Error, check_count, check_seed
 from proxsae.disk import replace_file
+from proxsae.penalties.published import PUBLISHED
 
 K = 32
-KINDS = ("abstopk", "topk", "relu", "jumprelu", "batchtopk", "batchabstopk")
 
 
 def add(commands: Any) -> None:
@@ -33,9 +34,11 @@ def add(commands: Any) -> None:
         "--out", required=True, metavar="DIR", help="folder for sae/, metrics.csv, metrics.json and the checkpoint"
     )
     what = train.add_argument_group("what is trained")
-    what.add_argument("--kind", choices=KINDS, help="which SAE (default: abstopk)")
+    what.add_argument("--kind", choices=tuple(PUBLISHED), help="which SAE (default: abstopk)")
     what.add_argument("--d-sae", type=int, metavar="P", help="number of latents (default: 4 d_in)")
-    what.add_argument("--k", type=int, help="non-zeros a row; relu and jumprelu aim at it (default: 32)")
+    what.add_argument(
+        "--k", type=int, help="non-zeros a row, at which relu and jumprelu aim (default: 32, or d_in / 2 if less)"
+    )
     what.add_argument("--init", metavar="SAE", help="start from this SAE, of any format (atoms of norm 1)")
     what.add_argument("--encoder-steps", type=int, metavar="T", help="train through T steps (default: 1)")
     what.add_argument(
@@ -104,13 +107,13 @@ def _train(arguments: argparse.Namespace) -> int:
     first = team is None or team.rank == 0
     torch.manual_seed(arguments.seed)
     sae = _start(arguments, rows).to(device)
-    target = (arguments.k or K) if hasattr(sae.penalty, "lam") and arguments.init is None else None
+    target = _sizes(arguments, rows)[1] if hasattr(sae.penalty, "lam") and arguments.init is None else None
     started = time.perf_counter()
     if first:
-        print(f"{len(rows)} rows of {rows.shape[1]}; {sae}", file=sys.stderr, flush=True)
+        print(f"{len(rows)} rows of {rows.shape[1]}{of_axes(rows)}; {sae}", file=sys.stderr, flush=True)
     try:
         got = train(
-            sae, rows, arguments.steps, arguments.batch_size, arguments.lr, arguments.seed, target,
+            sae, rows, arguments.steps, arguments.batch_size, arguments.lr, arguments.seed, target, "lines",
             checkpoint=out, every=arguments.every, widths=widths, ks=ks,
             unit_encoder=arguments.unit_encoder, bfloat16=arguments.bfloat16, team=team,
         )  # fmt: skip
@@ -156,7 +159,7 @@ def _start(arguments: argparse.Namespace, rows: Any) -> Any:
     import torch
 
     from proxsae.data import Shuffle
-    from proxsae.penalties import L0, L1, BatchKSparse, KSparse
+    from proxsae.penalties import L0, L1
     from proxsae.sae import SAE, load
     from proxsae.steps import ExactStep, LearnedSteps, Lipschitz
 
@@ -166,27 +169,27 @@ def _start(arguments: argparse.Namespace, rows: Any) -> Any:
         sae = load(arguments.init)
         if sae.dtype not in (torch.float32, torch.float64):  # what Adam adds would be lost in half precision
             sae = sae.float()
-        R = sae.penalty
+        R = sae.common.penalty
         if isinstance(R, L0) and sae.metadata.get("format"):  # another library's: no bandwidth goes with its thresholds
-            sae.restore_scale(None, max(float(sae.threshold.median()) / 2, 1e-6))
+            bandwidth = max(float(sae.threshold.median()) / 2, 1e-6)
+            sae.common.penalty = L0(R.lam, nonneg=R.nonneg, bandwidth=bandwidth)
         if isinstance(R, L1) and not np.any(np.asarray(R.lam)):
             print("lam is 0 here: only what the encoder has learned keeps codes sparse", file=sys.stderr)
         return sae if steps is None else sae.unrolled(steps, rule)
-    d_in, k = rows.shape[1], K if arguments.k is None else arguments.k
-    d_sae = 4 * d_in if arguments.d_sae is None else arguments.d_sae
-    if k > d_sae:
-        msg = f"--k {k} must not exceed --d-sae {d_sae}"
-        raise Error(msg)
+    d_sae, k = _sizes(arguments, rows)
     sample = rows[Shuffle(len(rows), arguments.seed).positions(0, min(len(rows), 4096))]
     normalize = arguments.normalize or "none"
     scale = 1.0 if normalize != "none" else float((sample - sample.mean(axis=0)).std())
-    penalties: dict[str, Any] = {
-        "abstopk": lambda: KSparse(k),
-        "topk": lambda: KSparse(k, nonneg=True),
-        "relu": lambda: L1(scale, nonneg=True),
-        "jumprelu": lambda: L0(scale**2 / 2, nonneg=True, bandwidth=scale / 2),
-        "batchtopk": lambda: BatchKSparse(k, nonneg=True),
-        "batchabstopk": lambda: BatchKSparse(k),
-    }
-    penalty = penalties[arguments.kind or "abstopk"]()
-    return SAE(d_in, d_sae, penalty, steps or 1, rule, normalize=normalize)
+    penalty = PUBLISHED[arguments.kind or "abstopk"].penalty(k, scale)
+    return SAE(rows.shape[1], d_sae, penalty, steps or 1, rule, normalize=normalize)
+
+
+def _sizes(arguments: argparse.Namespace, rows: Any) -> tuple[int, int]:
+    """The number of latents and of non-zeros a row; what is not given fits the width of the rows."""
+    d_in = rows.shape[1]
+    d_sae = 4 * d_in if arguments.d_sae is None else arguments.d_sae
+    k = max(1, min(K, d_in // 2, d_sae)) if arguments.k is None else arguments.k
+    if k > d_sae:
+        msg = f"--k {k} must not exceed --d-sae {d_sae}"
+        raise Error(msg)
+    return d_sae, k

@@ -53,6 +53,7 @@ class Part:
     array: NDArray[Any]
     identity: tuple[int, ...] | None = None  # of a memory-mapped file, as it was when opened
     mapping: mmap.mmap | None = None
+    axes: int = 2  # of the array as it was given
 
     def __len__(self) -> int:
         return self.array.size // self.array.shape[-1]
@@ -120,17 +121,17 @@ def memory_part(array: Any) -> Part:
         msg = f"{type(array).__name__} is not an array of rows (n, d): {' '.join(str(problem).split())}"
         raise Error(msg) from None
     check_kind("the array", a.dtype, a.shape)
-    return Part("", a if a.ndim == 2 else a.reshape(-1, a.shape[-1]))
+    return Part("", a if a.ndim == 2 else a.reshape(-1, a.shape[-1]), axes=a.ndim)
 
 
 def _open(file: Path) -> Part:
     array, stat = load(file)
-    mapping = array.base
+    mapping, axes = array.base, array.ndim
     if array.flags.c_contiguous:
         array = array.reshape(-1, array.shape[-1])  # of other arrays this would be a copy
     if isinstance(mapping, mmap.mmap):
-        return Part(os.path.abspath(file), np.asarray(array), _identity(stat), mapping)
-    return Part(str(file), array)
+        return Part(os.path.abspath(file), np.asarray(array), _identity(stat), mapping, axes)
+    return Part(str(file), array, axes=axes)
 
 
 def _identity(stat: os.stat_result) -> tuple[int, ...]:

@@ -29,6 +29,7 @@ class Rows:
         self._starts = np.cumsum([0, *map(len, parts)], dtype=np.int64)
         self.shape: tuple[int, int] = (int(self._starts[-1]), int(parts[0].array.shape[-1]))
         self.dtype: np.dtype[Any] = np.result_type(*(part.dtype for part in parts))
+        self.axes = max(part.axes for part in parts)  # of the arrays as they were given; all but the last are rows
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -9,6 +9,6 @@ is folded into these tensors in float64 and rounded once, or refused.  Files are
 
 from proxsae.formats.parts import DTYPES, Found
 from proxsae.formats.recognise import read
-from proxsae.formats.write import saelens_fields, saelens_layout, write_saelens
+from proxsae.formats.write import model_metadata, saelens_cfg, saelens_layout, write_saelens
 
-__all__ = ["DTYPES", "Found", "read", "saelens_fields", "saelens_layout", "write_saelens"]
+__all__ = ["DTYPES", "Found", "model_metadata", "read", "saelens_cfg", "saelens_layout", "write_saelens"]

@@ -44,7 +44,7 @@ class Found:
 
 
 class Config:
-    """The fields of a configuration, each checked when it is asked for; null is as good as absent."""
+    """The fields of a configuration, each checked when it is asked for; null counts as absent."""
 
     def __init__(self, entries: Mapping[str, Any], source: str) -> None:
         self.entries, self.source = entries, source
@@ -81,7 +81,7 @@ class Config:
         return float(value)
 
     def count(self, name: str, most: int, what: str = "the number of latents") -> int:
-        """A field that is a whole number in 1 ... most; a tensor of one entry is as good as its number."""
+        """A field that is a whole number in 1 ... most; a tensor of one entry counts as its number."""
         value = self.get(name)
         if isinstance(value, Tensor) and value.numel() == 1 and not value.dtype.is_floating_point:
             value = value.item()

@@ -1,4 +1,4 @@
-"""The other way: a `Found` in SAELens's layout, with what its `SAE.load_from_disk` asks for.
+"""Write a `Found` in SAELens's layout, as its `SAE.load_from_disk` reads it.
 
     L1, nonneg      standard, b_enc less lam              KSparse, nonneg   topk
     L0, nonneg      jumprelu, threshold sqrt(2 lam)       KSparse           abstopk
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,20 @@ def saelens_fields(
         **extra,
         "metadata": {**metadata, "sae_lens_version": VERSION, "sae_lens_training_version": None},
     }
+
+
+def model_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What `metadata` says of the model, without what it says of the file that the SAE came from."""
+    return {name: value for name, value in metadata.items() if name not in ("format", "notes")}
+
+
+def saelens_cfg(
+    R: Any, sizes: tuple[int, int], dtype: str, normalization: str, metadata: dict[str, Any], device: str
+) -> SimpleNamespace:
+    """The `cfg` of an SAE as tools made for SAELens read it: its fields, and the hook and model, or None."""
+    fields = saelens_fields(R, sizes, dtype, normalization, model_metadata(metadata))
+    known = {name: metadata.get(name) for name in ("hook_name", "hook_layer", "model_name")}
+    return SimpleNamespace(**known | fields | {"device": device})
 
 
 def _settle(R: Any, tensors: dict[str, Tensor], copies: int) -> None:

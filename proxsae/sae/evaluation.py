@@ -27,10 +27,23 @@ ENTRIES = 2**23  # of the codes of one batch, by default: 32 MiB in float32, and
 
 @torch.no_grad()
 def evaluate(sae: SAE, activations: Any, batch_size: int = 4096) -> dict[str, float]:
-    """Measure an SAE on rows (n, d_in): nmse, explained_variance, cosine, l0, dead, two_sided (share of live latents
-    that fire with both signs) and sign_balance (their mean over live latents).
+    """Measure an SAE on rows (n, d_in), and return a dict.
 
-    NumPy rows are converted; raises `Error` for no rows, NaN or infinite rows and a width that does not fit.
+    nmse                sum ||x - xhat||^2 / sum ||x||^2
+    explained_variance  1 - sum ||x - xhat||^2 / sum ||x - mean||^2
+    cosine, l0          means over rows of the cosine between x and xhat, and of the number of z != 0
+    dead                share of latents with z = 0 on every row
+    two_sided           share of the other latents that fire with both signs
+    sign_balance        mean over these latents of min(p, q) / max(p, q), p and q the counts of either sign
+
+    activations: rows as a tensor, NumPy array or lists of numbers.
+    batch_size: how many rows are encoded together; a `BatchKSparse` SAE selects among them.
+
+    Raises `Error` for no rows, NaN or infinite rows and a width that does not fit.
+
+    >>> import proxsae as px
+    >>> px.evaluate(px.topk_sae(d_in=4, d_sae=8, k=2), np.eye(4))["l0"] <= 2
+    True
     """
     x = sae.rows(activations)
     check_count("batch_size", batch_size, 1)
@@ -70,7 +83,7 @@ def evaluate_depths(
     explained_variance  1 - sum ||x - xhat||^2 / sum ||x - mean||^2, the mean taken over all rows
     l0, cosine          means over rows of the non-zeros, and of the cosine between x and xhat
     dead, two_sided     share of latents that never fire (z = 0), and of the others the share that fire with both signs
-    support_change      mean Jaccard distance to the supports at the number of steps before, None for the first
+    support_change      mean Jaccard distance to the supports at the next smaller number of steps, None at the smallest
     objective           mean of 1/2 ||x - b_dec - D z||^2 + R(z), in the units that the encoder sees; with
                         b_enc="every" also of -<b_enc, z>
     cost                mean products with the dictionary, in units of one encoder product
@@ -110,14 +123,14 @@ def evaluate_depths(
 
 
 def unrolled(sae: SAE, steps: int, step: StepRule | None, analysis: str, b_enc: str = "first") -> SAE:
-    """`sae.unrolled`, with the step rule that fits where none is named."""
+    """`sae.unrolled`; without a rule, with `ExactStep()` where R is affine between sign changes, else `Lipschitz()`."""
     if step is None and analysis == "dictionary":
         step = ExactStep() if sae.penalty.affine else Lipschitz()
     return sae.unrolled(steps, step, analysis, b_enc)
 
 
 def default_batch(sae: SAE) -> int:
-    """How many rows are encoded together where nobody says."""
+    """How many rows are encoded together by default."""
     return min(4096, max(1, ENTRIES // sae.d_sae))
 
 
@@ -205,7 +218,7 @@ class Spread:
         self.mean = torch.zeros(width, dtype=torch.float64)
 
     def add(self, x: Tensor) -> None:
-        """Count the rows x (B, d) in."""
+        """Add the rows x (B, d)."""
         x, B = x.double(), len(x)
         mean = x.mean(dim=0)
         self.square += float(x.square().sum())
@@ -225,7 +238,7 @@ class _Sums:
         self.up, self.down = torch.zeros(2, sae.d_sae, dtype=torch.bool, device=sae.W_dec.device)
 
     def add(self, x: Tensor, xhat: Tensor, z: Tensor, before: Tensor | None) -> None:
-        """Count rows in; `before` are their codes at the number of steps before."""
+        """Add rows; `before` are their codes at the next smaller number of steps."""
         x, xhat = x.double(), xhat.double()
         self.n += len(x)
         self.fired += int((z != 0).sum())

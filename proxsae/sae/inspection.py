@@ -15,14 +15,8 @@ from proxsae.certificates import lipschitz
 from proxsae.disk import sentence
 from proxsae.penalties import L0, L1, BatchKSparse, KSparse, Penalty
 from proxsae.sae import SAE
+from proxsae.sae.published import published_as
 
-# How an SAE with this penalty is called where it was published: (signed, nonneg).
-NAMES: dict[type[Penalty], tuple[str, str]] = {
-    L1: ("soft threshold", "ReLU"),
-    L0: ("two-sided JumpReLU", "JumpReLU"),
-    KSparse: ("AbsTopK", "TopK"),
-    BatchKSparse: ("BatchAbsTopK", "BatchTopK"),
-}
 SUBTRACTED = "b_dec subtracted (equivalently, after folding, where the file does not)"
 INPUTS = {
     "none": f"as given, {SUBTRACTED}",
@@ -63,9 +57,9 @@ def notes_of(sae: SAE) -> list[str]:
 
 def name_of(R: Penalty) -> str:
     """The published name of the SAE whose prox is that of R, or the name of the family."""
-    both = NAMES.get(type(R))
+    known = published_as(R)
     sign = "codes >= 0" if R.nonneg else "signed codes"
-    return f"{both[R.nonneg] if both else type(R).__name__} ({sign})"
+    return f"{known.title if known else type(R).__name__} ({sign})"
 
 
 def summary(sae: SAE) -> str:
@@ -102,7 +96,12 @@ def spread(a: Tensor) -> str:
     return f"min {low:.4g}, median {float(a.median()):.4g}, max {high:.4g}"
 
 
-def free_of_charge(R: Penalty) -> bool:
+def keeps_everything(sae: SAE) -> bool:
+    """Whether k is so large that the codes are dense."""
+    return isinstance(sae.penalty, (KSparse, BatchKSparse)) and sae.penalty.k >= sae.d_sae
+
+
+def lam_is_zero(R: Penalty) -> bool:
     """Whether lam is 0, as for the ReLU SAEs of other libraries: what keeps their codes sparse is b_enc."""
     return isinstance(R, L1) and not bool((torch.as_tensor(R.lam) > 0).any())
 
@@ -112,13 +111,14 @@ def _penalty(sae: SAE) -> str:
     if isinstance(R, (KSparse, BatchKSparse)):
         average = " on average over the batch, so codes depend on it" if isinstance(R, BatchKSparse) else ""
         told = f"{type(R).__name__}: at most k = {R.k} of {sae.d_sae} latents a row{average} ({R.statement})"
+        told += "; k is not less than d_sae, so it limits nothing" if keeps_everything(sae) else ""
         if isinstance(R, BatchKSparse) and bool(sae.batch_threshold >= 0):
             told += f"; training found the threshold {float(sae.batch_threshold):.4g} for single rows"
         return told
     if isinstance(R, L0):
         return f"L0: threshold {spread(sae.threshold)}; lam = threshold^2 / 2 ({R.statement})"
     lam = torch.as_tensor(getattr(R, "lam", math.nan))
-    told = "; codes are sparse by b_enc, so further steps need it in every one" if free_of_charge(R) else ""
+    told = "; codes are sparse by b_enc, so further steps need it in every one" if lam_is_zero(R) else ""
     return f"{type(R).__name__}: lam {spread(lam)} ({R.statement}){told}"
 
 
@@ -127,7 +127,7 @@ def steps_of(sae: SAE) -> str:
     if sae.steps == 1:
         return "1, the published encoder (prop-one-step-is-an-sae)"
     how = "the learned encoder" if sae.analysis == "encoder" else f"the dictionary and {sae.step}"
-    every = ", b_enc in every one" if sae.bias_at == "every" else ""
+    every = ", b_enc in every one" if sae.encoding.b_enc == "every" else ""
     return f"{sae.steps}: the learned first step, then {sae.steps - 1} with {how}{every}"
 
 

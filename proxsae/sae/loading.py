@@ -15,6 +15,7 @@ from proxsae.conventions import Error
 from proxsae.disk import sentence
 from proxsae.formats import own
 from proxsae.penalties import FAMILIES, L0, Penalty
+from proxsae.sae.encoding import Encoding
 from proxsae.sae.model import SAE
 from proxsae.steps import RULES, LearnedSteps
 
@@ -28,10 +29,10 @@ def load(path: str | os.PathLike[str]) -> SAE:
     What is read, and how it becomes this SAE, is listed in the guide *From your SAE to a deeper one*; `metadata` of the
     result holds the format, what the file says about its model, and in "notes" what was folded or is implied.
     A file of a folder may stand for it, and the folder of a training run for its SAE.
-    Nothing is unpickled but tensors.  Raises `Error` for a missing, torn, foreign or hostile file.
+    Nothing but tensors is unpickled.  Raises `Error` for a missing, torn, foreign or hostile file.
     """
     try:
-        path = _place(Path(path))
+        path = place_of(Path(path))
         ours = Path(path, own.CONFIG).exists()
     except OSError as problem:
         msg = f"cannot read {path}: {problem.strerror or problem}"
@@ -46,13 +47,13 @@ def load(path: str | os.PathLike[str]) -> SAE:
     config, tensors = own.read(path)
     try:
         return rebuild(config, tensors)
-    except Exception as problem:  # of what `describe` did not write
+    except Exception as problem:  # the file may hold anything
         msg = f"{path} does not hold a whole SAE: {sentence(problem, 1000)}"
         raise Error(msg) from None
 
 
-def _place(path: Path) -> Path:
-    """Where the SAE is that a path means: one of its own two files, and the folder of a training run, stand for it."""
+def place_of(path: Path) -> Path:
+    """The folder of the SAE that a path names, which may be one of its two files, or the folder of a training run."""
     if path.name in (own.CONFIG, own.WEIGHTS) and (path.parent / own.CONFIG).exists():
         return path.parent
     if (path / RUN).exists() and (path / "sae" / own.CONFIG).exists():
@@ -61,7 +62,7 @@ def _place(path: Path) -> Path:
 
 
 def rebuild(config: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
-    """The SAE of a description and its tensors; raises nearly anything for what `describe` did not write."""
+    """The SAE of a description and its tensors; what `describe` did not write may raise an exception of any kind."""
     family, rule = dict(config["penalty"]), dict(config["step"])
     kind: Any = FAMILIES.get(name := family.pop("family"))
     if kind is None:
@@ -87,13 +88,11 @@ def rebuild(config: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
     if learned and tensors["log_step"].shape != (config["steps"] - 1,):
         msg = f"log_step has shape {tuple(tensors['log_step'].shape)}, not that of {config['steps']} steps"
         raise Error(msg)
-    sizes = config["d_in"], config["d_sae"]
-    plan = {"steps": config["steps"], "step": step, "analysis": config["analysis"], "b_enc": b_enc}
-    sae = _assemble(sizes, penalty, tensors, config.get("normalize", "none"), plan if learned else {})
-    if not learned:  # judged by the weights, which had to be there
-        sae._plan(**plan)
+    encoding = Encoding(config["steps"], step, config["analysis"], b_enc)
+    sizes, normalize = (config["d_in"], config["d_sae"]), config.get("normalize", "none")
+    sae = _assemble(sizes, penalty, tensors, normalize, encoding if learned else Encoding())
     sae.metadata = metadata
-    return sae
+    return sae if learned else sae.twin(encoding=encoding)  # judged by the weights, which had to be there
 
 
 def _assemble(
@@ -101,7 +100,7 @@ def _assemble(
     penalty: Penalty,
     tensors: dict[str, Tensor],
     normalize: str,
-    plan: dict[str, Any],
+    encoding: Encoding,
 ) -> SAE:
     """An SAE with these weights: no more memory is asked for than they take."""
     d_in, d_sae = sizes
@@ -109,7 +108,7 @@ def _assemble(
         msg = f"W_dec has shape {tuple(tensors['W_dec'].shape)}, not ({d_sae}, {d_in})"
         raise Error(msg)
     with torch.device("meta"):
-        sae = SAE(d_in, d_sae, penalty, normalize=normalize, **plan)
+        sae = SAE(d_in, d_sae, penalty, normalize=normalize).twin(encoding=encoding)
     kinds = {a.dtype for a in tensors.values()}
     if len(kinds) > 1 or tensors["W_dec"].dtype not in formats.DTYPES:
         msg = f"the tensors are {', '.join(sorted(map(str, kinds)))}, but weights are floats of one dtype"
@@ -133,6 +132,6 @@ def _from_found(found: formats.Found) -> SAE:
     if isinstance(found.penalty, L0):
         theta = torch.as_tensor(np.sqrt(2 * np.asarray(found.penalty.lam))).expand(d_sae)
         tensors["threshold"] = theta.to(tensors["W_enc"].dtype).clone()
-    sae = _assemble((d_in, d_sae), found.penalty, tensors, found.normalization, {})
+    sae = _assemble((d_in, d_sae), found.penalty, tensors, found.normalization, Encoding())
     sae.metadata = {"format": found.format, **found.metadata, "notes": list(found.notes)}
     return sae

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils import parametrize
 
 from proxsae.conventions import Error
 from proxsae.penalties import KSparse
+from proxsae.sae.model import SAE
 from proxsae.sae.team import Team
 from proxsae.steps import FixedStep, Lipschitz
-
-if TYPE_CHECKING:
-    from proxsae.sae.model import SAE
 
 DIMENSION = {"W_enc": 1, "W_dec": 0, "b_enc": 0, "threshold": 0}  # along which latents lie
 
@@ -27,8 +24,11 @@ def part_of(team: Team, name: str, a: Tensor) -> Tensor:
 
 def check_split(sae: SAE, team: Team) -> None:
     """Raise `Error` for what `split` cannot split."""
-    R = sae._shared["penalty"]
-    simple = sae.steps == 1 or (isinstance(sae.step, (Lipschitz, FixedStep)) and sae._on_supports())
+    R = sae.penalty
+    if parametrize.is_parametrized(sae):
+        msg = "an SAE with parametrised weights cannot be split over shards: shards=1 trains it"
+        raise Error(msg)
+    simple = sae.steps == 1 or (isinstance(sae.step, (Lipschitz, FixedStep)) and sae.on_supports)
     if not isinstance(R, KSparse) or not simple or sae.d_sae % team.shards:
         msg = f"{type(R).__name__}, {sae.d_sae} latents and {sae.step!r} cannot go to {team.shards} shards:"
         msg += " KSparse with steps of one size can, and latents that divide"
@@ -42,9 +42,5 @@ def split(sae: SAE, team: Team) -> SAE:
     penalty, for steps that look at several step sizes, and where latents do not divide.
     """
     check_split(sae, team)
-    part = sae._twin()
-    for name, parameter in sae.named_parameters():
-        part._parameters[name] = nn.Parameter(part_of(team, name, parameter.detach()))
-    part.d_sae = sae.d_sae // team.shards
-    part._shared = {"penalty": sae._shared["penalty"], "team": team}
-    return part
+    weights = {name: part_of(team, name, a.detach()) for name, a in sae.named_parameters()}
+    return sae.twin(team=team, weights=weights)

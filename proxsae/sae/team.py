@@ -30,7 +30,10 @@ LOST = re.compile("gloo|nccl|connection|timed out|broken pipe|peer", re.IGNORECA
 
 
 def join(shards: int, device: str) -> Team | None:
-    """The team that torchrun has started this process in, or None where it is alone.  Raises `Error` for bad shards."""
+    """The team that torchrun has started this process in, or None where there is one process.
+
+    Raises `Error` for a number of shards that does not divide the number of processes.
+    """
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if shards < 1 or world % shards:
         msg = f"shards={shards} must divide the number of processes, {world}: torchrun --nproc-per-node N starts N"
@@ -75,7 +78,7 @@ class Team:
     def keep(self, values: Tensor, k: int) -> Tensor:
         """Candidates (n, s) of this shard, latents ascending, with 0 where they are not among the k largest of all.
 
-        Every shard sends as many (lem-sharded-topk).
+        All shards send the same number of candidates (lem-sharded-topk).
         """
         sizes = self._gather(values.detach().abs().contiguous())
         return torch.where(among_all(sizes, k)[self.shard], values, 0)
@@ -100,11 +103,11 @@ class Team:
         return a.chunk(self.shards, dim=dim)[self.shard]
 
     def whole(self, a: Tensor, dim: int) -> Tensor:
-        """What `part` took apart."""
+        """The tensor whose parts along `dim` the shards hold, on every shard."""
         return torch.cat(self._gather(a.detach().contiguous()), dim=dim)
 
     def on_first(self, a: Tensor, dim: int) -> Tensor | None:
-        """What `part` took apart, in the memory of the first rank; None on the others, of which one replica sends."""
+        """The same in the CPU memory of the first rank, and None on the others; the first replica sends its parts."""
         if self.replica:
             return None
         if self.shards == 1:
@@ -122,7 +125,7 @@ class Team:
 
     @property
     def device(self) -> str:
-        """Where numbers must be to be sent."""
+        """The type of device from which the backend sends tensors."""
         return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
     def _gather(self, a: Tensor) -> list[Tensor]:
@@ -167,7 +170,7 @@ def lipschitz_of_all(W_dec: Tensor, team: Team) -> float:
 
 
 def _reach(call: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-    """A collective; where the network says that it failed, a rank has gone."""
+    """Call a collective operation; a failure of the network becomes an `Error`, since it means that a rank has gone."""
     try:
         call(*arguments, **options)
     except RuntimeError as problem:

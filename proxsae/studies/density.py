@@ -1,20 +1,22 @@
 """The same SAE at another density: lam changed at inference, so that codes of unequal density are never compared.
 
-An SAE that was trained to k non-zeros in one step has another number after more steps.  With fewer zeros a code of the
-same dictionary has less error, which says nothing about steps; so lam is set anew for every number of steps.
+An SAE that was trained to k non-zeros in one step has another number of them after more steps.  A denser code of the
+same dictionary has less error whatever the steps, so that lam is set anew for every number of steps.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from scipy.optimize import brentq
-from torch import Tensor, nn
+from torch import Tensor
 
 from proxsae.metrics import l0
-from proxsae.penalties import KSparse
+from proxsae.penalties import L0, KSparse
 from proxsae.sae import SAE
 
 NEAR = 0.01  # relative distance of L0 at which the search is over
@@ -25,18 +27,16 @@ MOST = 512  # rows on which a density is matched, where there are as many
 
 def with_lam(sae: SAE, factor: float) -> SAE:
     """The same weights with lam times `factor`; for L0, theta = sqrt(2 lam) times its root.  k-sparse ones stay."""
-    twin = sae._twin()
-    twin._shared = dict(sae._shared)
-    twin.scale_lam(factor)
-    if hasattr(sae, "threshold"):
-        twin.threshold = nn.Parameter(sae.threshold.detach() * math.sqrt(factor), requires_grad=False)
-    return twin
+    R: Any = sae.penalty
+    if isinstance(R, L0):
+        return sae.twin(weights={"threshold": sae.threshold.detach() * math.sqrt(factor)})
+    return sae.twin(penalty=replace(R, lam=R.lam * factor)) if hasattr(R, "lam") else sae.twin()
 
 
 def sample(x: Tensor) -> Tensor:
     """The rows of x (n, d) on which densities are matched: the first 512.
 
-    They may be the held-out rows that are measured: what is fitted there is one number, and no error.
+    They may be the held-out rows that are measured: one number, lam, is fitted to them, and not the error.
     """
     return x[:MOST]
 
@@ -61,7 +61,7 @@ def matched(sae: SAE, x: Tensor, k: float, start: float = 1.0) -> tuple[SAE, flo
 
 
 def _root(excess: Callable[[float], float], near: float) -> float:
-    """Where `excess`, which falls, is 0, or as near to it as it comes."""
+    """The place where the decreasing function `excess` is 0, or where it is nearest to 0."""
     known: dict[float, float] = {}
 
     def at(place: float) -> float:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from proxsae.conventions import Error, check_count, library
 from proxsae.disk import read_safetensors, replace_file, sentence
+from proxsae.penalties.published import PUBLISHED
 
 CHECKPOINT, METRICS, FORMAT = "checkpoint.safetensors", "metrics.csv", "proxsae-run-1"
 COLUMNS = ["step", "loss", "nmse", "l0", "dead", "lr", "lam"]  # of the metrics
@@ -55,8 +56,8 @@ def read(folder: Path, kind: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
             msg = "the hash of its content differs"
             raise Error(msg)
         there, state = run["kind"], run["state"]
-        differs = [name for name in kind if there.get(name) != kind[name]]
-        if not differs:
+        other = _difference(there, kind)
+        if other is None:
             _check(state, kind)
     except FileNotFoundError:
         return None
@@ -67,12 +68,46 @@ def read(folder: Path, kind: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
         why = problem if isinstance(problem, Error) else f"{type(problem).__name__}: {problem}"
         msg = f"{file} is torn or no checkpoint of proxsae train ({sentence(why, 400)}): delete it to start anew"
         raise Error(msg) from None
-    if differs:
-        name = differs[0]
-        there, here = (sentence(repr(value)) for value in (there.get(name), kind[name]))
-        msg = f"{file} is of another run, with {name}={there} and not {here}: use another folder"
+    if other is not None:
+        name, was, asked = other
+        msg = f"{file} is of another run, with {name}={was} and not {asked}: use another folder"
         raise Error(msg)
     return state, tensors
+
+
+def _difference(there: dict[str, Any], kind: dict[str, Any]) -> tuple[str, str, str] | None:
+    """The first fact that two kinds of runs differ in, and its two values; None where they are alike in all of `kind`.
+
+    Sizes come first and the data before lam, since the default of lr follows the width, and lam the scale of the rows.
+    """
+    differs = [name for name in kind if there.get(name) != kind[name]]
+    if not differs:
+        return None
+    facts = [_facts(one) for one in (there, kind)]
+    names = [name for name in facts[1] if facts[0].get(name) != facts[1][name]]
+    name = (names or differs)[0]
+    values = (one.get(name) for one in (facts if names else (there, kind)))
+    was, asked = (sentence(value if isinstance(value, str) else repr(value)) for value in values)
+    return name, was, asked
+
+
+def _facts(kind: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run what it is, by the names that were asked for; a file may hold anything there."""
+    sae = kind["sae"] if isinstance(kind.get("sae"), dict) else {}
+    R = sae["penalty"] if isinstance(sae.get("penalty"), dict) else {}
+    known: dict[Any, str] = {(one.family.__name__, one.nonneg): one.title for one in PUBLISHED.values()}
+    return {
+        **{name: sae.get(name) for name in ("d_in", "d_sae")},
+        "sae": known.get((R.get("family"), R.get("nonneg")), R.get("family")),
+        "k": R.get("k"),
+        "encoder steps": sae.get("steps"),
+        "encoder rule": sae.get("step"),
+        **{name: sae.get(name) for name in ("analysis", "b_enc", "normalize")},
+        **{name: value for name, value in kind.items() if name not in ("sae", "initial weights")},
+        **{name: value for name, value in R.items() if name not in ("family", "nonneg", "k")},
+        "metadata": sae.get("metadata"),
+        "initial weights": kind.get("initial weights"),
+    }
 
 
 def _check(state: dict[str, Any], kind: dict[str, Any]) -> None:

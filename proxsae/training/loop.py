@@ -20,7 +20,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from proxsae import disk
 from proxsae.conventions import Error, check_count
@@ -29,9 +28,9 @@ from proxsae.sae import SAE
 from proxsae.sae.team import Team
 from proxsae.training import files
 from proxsae.training.losses import outcome
-from proxsae.training.recipe import Recipe, Source, check_l0, condition, kind_of_run
-from proxsae.training.state import State, check_atoms, give_back, resume, save, start, unit_columns
-from proxsae.training.terminal import bar, stops
+from proxsae.training.recipe import LEFT_BY_RUN, Left, Recipe, Source, check_l0, condition, kind_of_run
+from proxsae.training.state import State, check_atoms, give_back, resume, save, start, unit_atoms, unit_columns
+from proxsae.training.terminal import progress_of, stops
 
 WARM_UP, DECAY = 0.05, 0.2  # shares of the run in which the learning rate rises from 0, and falls to 0
 DEAD_AFTER = 0.1  # share of the run without firing after which a latent counts as dead
@@ -49,7 +48,7 @@ def train(
     lr: float | None = None,
     seed: int = 0,
     l0: float | None = None,
-    progress: bool | None = None,
+    progress: bool | str | None = None,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     every: int = 200,
@@ -61,25 +60,37 @@ def train(
 ) -> dict[str, float]:
     """Train `sae` in place on rows (n, d_in) and return the means of the last tenth of the run: loss, nmse, l0, dead.
 
-    `activations` is an array, or a path or `data.Rows`, which are streamed: files larger than memory are memory-mapped
-    and shuffled without being read.  Rows are drawn in shuffled epochs from `seed`; the same call on the same machine
-    and number of threads gives the same weights.  `lr` is Adam's rate in units where the rows' mean squared deviation
-    is d_in, by default `2e-3 sqrt(1024 / d_sae)`; the SAE itself stays in the units of the data.
-    For L0 lam starts as given and the threshold is trained; any other R is added to the loss itself (an indicator adds
-    nothing).  `l0` asks for that many non-zeros per row: lam, where R has one, is then adjusted during training.
-    `widths` and `ks` add Matryoshka levels: reconstructions from the first latents, and from the largest of k codes;
-    the error is then the mean over levels.  For L0 the sparsity that is trained is that of the first step.
-    `unit_encoder` keeps the encoder's rows at norm 1, which keeps AbsTopK latents alive.  `bfloat16` works out codes
-    and gradients from rounded copies of the weights.  A `BatchKSparse` SAE gets its `batch_threshold`.
-    `progress` shows a bar; by default on a terminal.
+    activations: rows as an array or tensor; or a path or `data.Rows`, which are streamed: files larger than memory are
+    memory-mapped and shuffled without being read.
+    steps: how many steps of Adam, with a warm-up over a twentieth of the run and a decay over its last fifth.
+    batch_size: rows a step, drawn in shuffled epochs.
+    lr: Adam's rate in units where the rows' mean squared deviation is d_in, by default 2e-3 sqrt(1024 / d_sae); the SAE
+    itself stays in the units of the data.
+    seed: of the order of the rows.  The same call on the same machine and number of threads gives the same weights.
+    l0: a number of non-zeros a row to reach: lam, where R has one, is adjusted during training.
+    progress: True for a bar, False for none; by default there is one on a terminal.  "lines" also prints some lines on
+    standard error where there is no terminal.
+    checkpoint: a folder, where the state of the run is written every `every` steps, at the end, and when it is asked to
+    stop (Ctrl-C, SIGTERM).  The same call continues from there, and ends in the same bits as if it had never stopped.
+    widths, ks: Matryoshka levels: reconstructions from the first latents, and from the largest of k codes; the error is
+    then the mean over levels.
+    unit_encoder: keep the encoder's rows at norm 1, which keeps AbsTopK latents alive.
+    bfloat16: work out codes and gradients from rounded copies of the weights.
+    team: the same run on several processes, `join(...)` of `proxsae.sae.team` (guide *Resumable training*).
 
-    `checkpoint` is a folder.  There the run's state is written every `every` steps, at its end, and when it is asked to
-    stop (Ctrl-C, SIGTERM); the same call continues from it, and ends in the same bits as if it had never stopped.
-    `team` is `distributed.join(...)`: the same run on several processes (guide *Resumable training*).
+    For L0 lam starts as given, the threshold is trained, and the sparsity that is trained is that of the first step;
+    any other R is added to the loss itself (an indicator adds nothing).  A `BatchKSparse` SAE gets its
+    `batch_threshold`.  Atoms have norm 1 after every step, through `right_inverse` where W_dec has a parametrisation.
 
     Raises `Error` for rows that are not finite or do not fit, a loss or gradient that is no longer finite (with the
     step and the row; the last checkpoint stays), weights below float32, atoms whose norm is not 1 (but for L0 and
     plain ReLU), a checkpoint that is torn or of another run, a folder in use, and a disk that is full.
+
+    >>> import proxsae as px
+    >>> x = px.data.planted(n=256, d_in=16, d_sae=32, k=3).x
+    >>> sae = px.topk_sae(d_in=16, d_sae=32, k=3)
+    >>> sorted(px.train(sae, x, steps=10, batch_size=64))
+    ['dead', 'l0', 'loss', 'nmse']
     """
     recipe = Recipe(steps, batch_size, lr, seed, l0, tuple(widths), tuple(ks), unit_encoder, bfloat16)
     recipe = recipe.checked(sae, team)
@@ -96,10 +107,10 @@ def train(
         _check_alike(team, kind, spread, 0 if found is None else found[0]["step"])
         check_l0(recipe.l0, sae)
         state = start(sae, mean, spread, recipe, team) if found is None else resume(sae, found, recipe, team)
-        began = {name: kind[name] for name in ("sae", "initial weights") if name in kind}
+        began: dict[str, Any] = {name: kind[name] for name in ("sae", "initial weights") if name in kind}
         run = _Run(recipe, source, folder, kind, every, team)
         stop = held.enter_context(stops(folder is not None))
-        show = held.enter_context(bar(steps, state.step, progress if team is None or team.rank == 0 else False))
+        show = held.enter_context(progress_of(steps, state.step, progress if team is None or team.rank == 0 else False))
         try:
             _loop(state, run, stop, show)
         except BaseException:  # also after Ctrl-C the SAE is in the units of the data
@@ -109,7 +120,7 @@ def train(
             give_back(sae, state, team)
         finally:
             if folder is not None:
-                vars(sae)["left_by_run"] = (str(folder.resolve()), began, condition(sae))
+                LEFT_BY_RUN[sae] = Left(folder.resolve(), began, condition(sae))
     count = max(1, steps // 10)
     return dict(zip(NAMES, (state.tail / count).tolist(), strict=True))
 
@@ -154,7 +165,7 @@ def _loop(state: State, run: _Run, stop: threading.Event, show: Callable[[dict[s
                     save(state, run.folder, run.kind, run.team)
                     last_saved = state.step
                 if state.step < run.recipe.steps:
-                    msg = f"interrupted at step {state.step}; {run.folder} has all of it: the same command continues"
+                    msg = f"interrupted at step {state.step}, saved in {run.folder}: the same command continues"
                     raise KeyboardInterrupt(msg)
                 return
             show(_step(state, run, cast(Tensor, batch)))
@@ -219,7 +230,7 @@ def _step(state: State, run: _Run, rows: Tensor) -> dict[str, float]:
     for group in state.optimiser.param_groups:
         group["lr"] = rate
     state.optimiser.step()
-    sae.W_dec.data = normalize(sae.W_dec.data, dim=1)
+    unit_atoms(sae)
     if recipe.unit_encoder:
         unit_columns(sae)
     state.quiet = torch.where(fired > 0, 0, state.quiet + 1)
@@ -242,11 +253,8 @@ def _step(state: State, run: _Run, rows: Tensor) -> dict[str, float]:
 
 def _rounded(sae: SAE) -> SAE:
     """The same SAE with copies of its weights in bfloat16, through which gradients reach the weights."""
-    twin = sae._twin()
-    for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"):
-        if (weight := sae._parameters.get(name)) is not None:
-            twin._parameters[name] = weight.to(torch.bfloat16)  # type: ignore[assignment]
-    return twin
+    rounded = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+    return sae.twin(weights={name: a.to(torch.bfloat16) for name, a in sae.weights().items() if name in rounded})
 
 
 def _mean_gradient(parameter: nn.Parameter, team: Team) -> None:
@@ -256,14 +264,17 @@ def _mean_gradient(parameter: nn.Parameter, team: Team) -> None:
     parameter.grad = flat.mT if turned else flat
 
 
-def _keep_norms(W: nn.Parameter, dim: int) -> None:
-    """Take out of the gradient what would only change norms along `dim`, which are 1."""
-    if W.grad is not None:
+def _keep_norms(W: Tensor, dim: int) -> None:
+    """Project the gradient of W on the tangent of the unit sphere along `dim`, on which W stays.
+
+    A parametrised W has no gradient of its own: it is brought back to the sphere after the step only.
+    """
+    if W.is_leaf and W.grad is not None:
         W.grad -= (W.grad * W.data).sum(dim=dim, keepdim=True) * W.data
 
 
 def _adjust(sae: SAE, lam: float, ratio: float) -> float:
-    """Lam, a little larger where codes are too dense by `ratio`, a little smaller where too sparse."""
+    """Multiply lam by a factor near 1: above 1 where codes are denser than asked (ratio > 1), else below; return it."""
     factor = float(np.exp(SPARSITY_GAIN * np.clip(ratio - 1, -1, 1)))
     sae.scale_lam(factor)
     return lam * factor

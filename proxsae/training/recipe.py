@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -61,14 +62,14 @@ class Recipe:
         R = sae.penalty
         for w in self.widths:
             if check_count("widths", w, 1) >= sae.d_sae:
-                msg = f"widths={self.widths} must lie below d_sae={sae.d_sae}, which is a level anyway"
+                msg = f"widths={self.widths} must lie below d_sae={sae.d_sae}, which is always a level"
                 raise Error(msg)
         if self.ks and not isinstance(R, KSparse):
             msg = f"ks={self.ks} are prefixes of k-sparse codes, and {type(R).__name__} has none (lem-nested)"
             raise Error(msg)
         for k in self.ks:
             if check_count("ks", k, 1) >= getattr(R, "k", 0):
-                msg = f"ks={self.ks} must lie below k={getattr(R, 'k', 0)}, which is a level anyway"
+                msg = f"ks={self.ks} must lie below k={getattr(R, 'k', 0)}, which is always a level"
                 raise Error(msg)
         if team is not None:
             if self.batch_size % team.replicas:
@@ -86,7 +87,7 @@ class Recipe:
 
 
 def check_l0(l0: float | None, sae: SAE) -> None:
-    """Raise `Error` where lam is to be adjusted and cannot be."""
+    """Raise `Error` where `l0` is asked for and lam is 0, which no factor changes."""
     if l0 is not None and hasattr(sae.penalty, "lam") and not mean_lam(sae):
         msg = f"l0={l0} cannot be reached from lam=0: lam is adjusted by factors, so the penalty needs one > 0"
         raise Error(msg)
@@ -108,7 +109,7 @@ class Source:
         self._order = Shuffle(len(self._rows), recipe.seed)
 
     def fingerprint(self) -> str:
-        """What tells other data apart."""
+        """A text that other data would not have."""
         rows = self._rows
         if isinstance(rows, Rows):
             return rows.fingerprint()
@@ -116,7 +117,7 @@ class Source:
         return f"{len(rows)} rows, " + open_rows(some.double().cpu().numpy()).fingerprint()
 
     def at(self, positions: np.ndarray[Any, Any]) -> Tensor:
-        """These rows of the data, as the encoder is to see them."""
+        """The rows at these positions, normalised as the SAE does it."""
         sae = self._sae
         if isinstance(self._rows, Tensor):
             x = self._rows[torch.from_numpy(positions).to(self._rows.device)]
@@ -151,15 +152,27 @@ class Source:
         return mean, spread
 
 
+@dataclass(frozen=True)
+class Left:
+    """A run as it left an SAE: its folder, and the `condition` of the SAE when it began and when it ended."""
+
+    folder: Path
+    began: dict[str, Any]
+    ended: dict[str, Any]
+
+
+LEFT_BY_RUN: WeakKeyDictionary[SAE, Left] = WeakKeyDictionary()  # of this process
+
+
 def kind_of_run(sae: SAE, recipe: Recipe, source: Source, folder: Path | None) -> dict[str, Any]:
     """What makes two runs the same, as JSON has it: the SAE that it starts from, the recipe, the data.
 
     An SAE that its run in `folder` has left as it is now counts as what it was when that began: in a notebook the
     object at hand is the half-trained one.
     """
-    home, began = None if folder is None else str(folder.resolve()), condition(sae)
-    if home is not None and (left := vars(sae).get("left_by_run")) and left[0] == home and left[2] == began:
-        began = left[1]
+    began, left = condition(sae), LEFT_BY_RUN.get(sae)
+    if folder is not None and left is not None and left.folder == folder.resolve() and left.ended == began:
+        began = left.began
     return json.loads(json.dumps({**vars(recipe), "data": source.fingerprint(), **began}))
 
 

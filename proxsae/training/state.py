@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,13 @@ class State:
 
 
 def start(sae: SAE, mean: Any, spread: float, recipe: Recipe, team: Team | None) -> State:
-    """The state before the first step: b_dec is the mean unless it is given, units are those of the spread.
+    """The state before the first step.
 
-    Atoms have norm 1 from here on.
+    Atoms are scaled to norm 1, b_dec is set to the mean row where it is 0, and the unit of x becomes the spread.
     """
-    _unit_atoms(sae)
+    _normalise_atoms(sae)
     if not bool(sae.b_dec.any()):
-        sae.b_dec.data.copy_(mean)
+        sae.set_weight("b_dec", mean)
     sae.rescale(1 / spread)
     try:
         state = _state(sae, spread, recipe, team)
@@ -59,8 +59,8 @@ def start(sae: SAE, mean: Any, spread: float, recipe: Recipe, team: Team | None)
 
 
 def check_atoms(sae: SAE) -> None:
-    """Raise `Error` for atoms that training would bring to norm 1, and thereby make another SAE."""
-    norms, R = _norms(sae), sae._shared["penalty"]
+    """Raise `Error` where scaling the atoms to norm 1, as training does, would change the SAE."""
+    norms, R = _norms(sae), sae.common.penalty
     homogeneous = isinstance(R, L0) or (isinstance(R, L1) and not np.any(np.asarray(R.lam)))
     if bool(((norms - 1).abs() > ROUNDED).any()) and not (homogeneous and sae.steps == 1):
         low, high = float(norms.min()), float(norms.max())
@@ -70,14 +70,21 @@ def check_atoms(sae: SAE) -> None:
 
 
 @torch.no_grad()
-def _unit_atoms(sae: SAE) -> None:
-    """Bring atoms to norm 1; the norms go to encoder and thresholds, so that every z_j d_j stays."""
+def _normalise_atoms(sae: SAE) -> None:
+    """Scale atoms to norm 1, and encoder and thresholds by the norms, so that every z_j d_j stays the same."""
     norms = _norms(sae)
     if bool(((norms - 1).abs() > ROUNDED).any()):
         for name in ("W_enc", "b_enc", "threshold"):
             if hasattr(sae, name):
-                getattr(sae, name).mul_(norms)
-    sae.W_dec.data = normalize(sae.W_dec.data, dim=1)
+                sae.set_weight(name, getattr(sae, name) * norms)
+    unit_atoms(sae)
+
+
+def _with_scale(R: Any, saved: dict[str, Any]) -> Any:
+    """R with the lam of a checkpoint; an L0 has its lam in the weight `threshold`, and its bandwidth here."""
+    if isinstance(R, L0):
+        return replace(R, bandwidth=saved["bandwidth"])
+    return replace(R, lam=saved["lam of R"]) if hasattr(R, "lam") else R
 
 
 def _norms(sae: SAE) -> Tensor:
@@ -99,13 +106,13 @@ def resume(sae: SAE, found: tuple[dict[str, Any], dict[str, Tensor]], recipe: Re
     saved, tensors = found
     try:
         _check(sae, saved, tensors)
-    except Exception as problem:  # what is written there is a stranger's
+    except Exception as problem:  # the file may hold anything
         msg = f"{files.CHECKPOINT} holds no state of this SAE ({sentence(problem, 400)}): delete it to start anew"
         raise Error(msg) from None
     with torch.no_grad():
         for name, a in sae.state_dict().items():
             a.copy_(tensors[name])
-    sae.restore_scale(saved["lam of R"], saved["bandwidth"])
+    sae.common.penalty = _with_scale(sae.common.penalty, saved)
     state = _state(sae, saved["spread"], recipe, team)
     for name, parameter in state.sae.named_parameters():
         moments: dict[str, Tensor] = {}
@@ -122,11 +129,11 @@ def resume(sae: SAE, found: tuple[dict[str, Any], dict[str, Tensor]], recipe: Re
 
 
 def _check(sae: SAE, saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Raise anything unless the tensors are those of a run of this SAE, and its penalty takes what is saved of it."""
-    twin = sae._twin()
-    twin._shared = dict(sae._shared)
-    twin.restore_scale(saved["lam of R"], saved["bandwidth"])
-    twin._shared["penalty"].check_fits("the SAE", sae.W_dec, sae.d_sae)
+    """Check that the tensors are those of a run of this SAE, and that its penalty takes the lam that is saved.
+
+    The file may hold anything, so that a failure may be an exception of any kind.
+    """
+    _with_scale(sae.common.penalty, saved).check_fits("the SAE", sae.W_dec, sae.d_sae)
     float(saved["bandwidth"] or 0)  # a whole number may be too large for one
     wanted = {name: (a.shape, a.dtype) for name, a in sae.state_dict().items()}
     for name, parameter in sae.named_parameters():
@@ -145,7 +152,7 @@ def _check(sae: SAE, saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
             msg = f"{name} holds negative entries, but it is a mean of squares"
             raise Error(msg)
     if len(tensors) > len(wanted):
-        msg = f"there are tensors {sorted(set(tensors) - set(wanted))} beside"
+        msg = f"there are further tensors {sorted(set(tensors) - set(wanted))}"
         raise Error(msg)
 
 
@@ -165,7 +172,7 @@ def save(state: State, folder: Path, kind: dict[str, Any], team: Team | None) ->
                 found[f"adam.{name}.{moment}"] = whole(name, a)
     found |= {"quiet": whole("b_enc", state.quiet), "tail": state.tail}
     tensors = {name: a for name, a in found.items() if a is not None}
-    R: Any = sae._shared["penalty"]
+    R: Any = sae.common.penalty
     saved = {
         "step": state.step,
         "spread": state.spread,
@@ -194,4 +201,9 @@ def give_back(sae: SAE, state: State, team: Team | None) -> None:
 
 def unit_columns(sae: SAE) -> None:
     """Scale every latent's encoder to norm 1."""
-    sae.W_enc.data = normalize(sae.W_enc.data.T, dim=1).T
+    sae.set_weight("W_enc", normalize(sae.W_enc.detach().T, dim=1).T)
+
+
+def unit_atoms(sae: SAE) -> None:
+    """Scale every atom to norm 1."""
+    sae.set_weight("W_dec", normalize(sae.W_dec.detach(), dim=1))

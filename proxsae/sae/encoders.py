@@ -1,0 +1,116 @@
+"""How rows become codes, as functions of weights: on supports, step by step on dense codes, or with a certificate.
+
+`SAE` checks what it is given and chooses; here it is carried out.  Rows x (..., d_in) are normalised already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from proxsae.certificates import lipschitz
+from proxsae.penalties import KSparse
+from proxsae.penalties.base import runs
+from proxsae.pytorch import ksparse_encoder
+from proxsae.pytorch.certified_topk import certified_top_k
+from proxsae.pytorch.codes import SparseCodes, accumulator
+from proxsae.pytorch.cost_model import Plan
+from proxsae.pytorch.iteration import Point, iterate
+from proxsae.sae import walks
+from proxsae.sae.encoding import Common, Encoding
+from proxsae.sae.team import lipschitz_of_all
+from proxsae.steps import StepRule, check_rule
+
+
+class Weights(NamedTuple):
+    """W_enc (d_in, d_sae), b_enc (d_sae,), W_dec (d_sae, d_in) and b_dec (d_in,)."""
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+
+
+def has_supports(R: Any, encoding: Encoding) -> bool:
+    """Whether `on_supports` takes these steps: k-sparse ones, by the dictionary, with a rule that needs no refit."""
+    by_dictionary = encoding.analysis == "dictionary" and encoding.b_enc == "first"
+    lean = encoding.steps == 1 or (by_dictionary and isinstance(encoding.step, ksparse_encoder.RULES))
+    return lean and runs(R, KSparse)
+
+
+def on_supports(
+    x: Tensor, weights: Weights, encoding: Encoding, common: Common, plan: Plan, keep: bool, decode: bool
+) -> tuple[SparseCodes, Tensor | None]:
+    """Codes of a k-sparse SAE and, if asked to decode, D z + b_dec: nothing of size B x d_sae is made."""
+    R, rule, L = cast(KSparse, common.penalty), cast(StepRule, encoding.step), 1.0
+    if encoding.steps > 1:
+        L = lipschitz_of(weights.W_dec, common)
+        check_rule(rule, None, "last", R, L)
+    if common.team is not None and plan.product == "gram":  # its rows are on all ranks
+        plan = replace(plan, product="residual")
+    how = ksparse_encoder.Steps(R, encoding.steps, rule, L, plan, decode, keep, common.pages, common.team)
+    with torch.autocast(x.device.type, enabled=False):  # codes must not depend on which products the plan takes
+        indices, values, xhat = ksparse_encoder.Encode.apply(x.reshape(-1, x.shape[-1]), *weights, how)
+    shape = (*x.shape[:-1], values.shape[-1])
+    codes = SparseCodes(indices.reshape(shape), values.reshape(shape), len(weights.W_dec))
+    return codes, None if xhat is None else xhat.reshape(x.shape)
+
+
+def points(
+    x: Tensor,
+    z: Tensor,
+    weights: Weights,
+    R: Any,
+    encoding: Encoding,
+    common: Common,
+    log_step: Tensor | None,
+    log_lam_factor: Tensor | None,
+) -> Iterator[Point]:
+    """Yield the points of steps 1 ... T from the first code z (..., d_sae) of x, rows flattened, all of them dense."""
+    W_enc, b_enc, D, b_dec = weights
+    c, first = (x - b_dec).reshape(-1, D.shape[1]), z.reshape(-1, len(D))
+    tilt = b_enc if encoding.b_enc == "every" else None
+    one = Point(first, c, D, c.new_ones(len(c), dtype=torch.float64), tilt=tilt)
+    if encoding.analysis == "encoder":
+        walk = walks.encoder(one, R, W_enc, tilt)
+    elif log_step is not None:
+        walk = walks.learned(one, R, log_step, log_lam_factor, tilt)
+    else:
+        rule, L = cast(StepRule, encoding.step), lipschitz_of(D, common)
+        check_rule(rule, None, "last", R, L)
+        walk = iterate(c, D, R, rule, None, first, L, spent=1.0, tilt=tilt)
+    for _, point in zip(range(encoding.steps), walk, strict=False):
+        yield point
+
+
+def certified(x: Tensor, weights: Weights, R: KSparse) -> SparseCodes:
+    """The code of one k-sparse step by a product in half precision and a proof (thm-certified-topk)."""
+    W_enc, b_enc, _, b_dec = weights
+    indices, values, _ = certified_top_k(x.reshape(-1, len(b_dec)) - b_dec, W_enc.T, b_enc, R.k, R.nonneg)
+    shape = (*x.shape[:-1], indices.shape[-1])
+    return SparseCodes(indices.reshape(shape), values.reshape(shape), len(b_enc))
+
+
+def lipschitz_of(W_dec: Tensor, common: Common) -> float:
+    """||W_dec||^2, kept while W_dec stays the same: working it out costs what a step of some d_in rows costs.
+
+    Weights may change in place, unseen, so what is compared are the norm of every atom and its product with one
+    vector, whose entries differ so that their order shows: two reads of W_dec, each row summed in one order.
+    """
+    if common.team is not None:
+        return lipschitz_of_all(W_dec, common.team)
+    with torch.no_grad(), torch.autocast(W_dec.device.type, enabled=False):
+        W = W_dec.to(accumulator(W_dec.dtype))
+        vector = torch.arange(1, W.shape[1] + 1, device=W.device, dtype=W.dtype).cos()
+        mark = torch.stack([W @ vector, torch.linalg.vector_norm(W, dim=1)])
+        if common.lipschitz is not None:
+            known, L = common.lipschitz
+            if known.device == mark.device and torch.equal(known, mark):
+                return L
+        L = lipschitz(W_dec)
+        common.lipschitz = mark, L
+    return L

@@ -1,0 +1,250 @@
+"""What an SAE is: its weights, its penalty, how many steps it takes; and further SAEs on the same weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from proxsae.certificates import lipschitz
+from proxsae.conventions import Error, check_count
+from proxsae.penalties import L0, BatchKSparse, Penalty
+from proxsae.sae.encoding import Common, Encoding
+from proxsae.sae.normalize import check_kind
+from proxsae.sae.sharing import shared
+from proxsae.sae.team import Team
+from proxsae.steps import LearnedSteps, StepRule
+
+# In the order of files; the last four are there for L0, for BatchKSparse, and for learned steps.
+WEIGHTS = ("W_dec", "W_enc", "b_enc", "b_dec", "threshold", "batch_threshold", "log_step", "log_lam_factor")
+
+
+class Parameters(nn.Module):
+    """The weights of an SAE and the facts that go with them; `SAE` documents them, and adds what they do."""
+
+    metadata: dict[str, Any]
+    encoding: Encoding
+    common: Common
+    batch_threshold: Tensor
+
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        penalty: Penalty,
+        steps: int = 1,
+        step: StepRule | LearnedSteps | None = None,
+        analysis: str = "dictionary",
+        b_enc: str = "first",
+        normalize: str = "none",
+    ) -> None:
+        super().__init__()
+        self.d_in, self.d_sae = check_count("d_in", d_in, 1), check_count("d_sae", d_sae, 1)
+        self.normalize, self.metadata = check_kind(normalize, d_in), {}
+        if not isinstance(penalty, Penalty):
+            msg = f"penalty={penalty!r} must be a Penalty: L1, L0 or KSparse"
+            raise Error(msg)
+        atoms = nn.functional.normalize(torch.randn(self.d_sae, self.d_in), dim=1)
+        self.W_dec = nn.Parameter(atoms)
+        self.W_enc = nn.Parameter(atoms.clone().T)  # in memory one latent a row, as W_dec: what supports gather
+        self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
+        self.b_dec = nn.Parameter(torch.zeros(self.d_in))
+        self.common = Common(penalty)
+        self._take_penalty(penalty)
+        self._encode_by(Encoding(steps, step, analysis, b_enc))
+
+    def _take_penalty(self, penalty: Penalty) -> None:
+        """Take R, and make the weight that goes with it: `threshold` of an L0, `batch_threshold` of a BatchKSparse."""
+        W, lam = self.W_dec, getattr(penalty, "lam", None)
+        penalty.check_fits("penalty", W, self.d_sae)
+        if isinstance(lam, Tensor):  # an SAE trains its threshold or nothing: a lam of the caller's stays outside
+            penalty = replace(cast(Any, penalty), lam=lam.detach().cpu().double().numpy())
+        self.common.penalty = penalty
+        if isinstance(penalty, L0):
+            theta = torch.tensor(np.sqrt(2 * np.asarray(penalty.lam)))
+            self.threshold = nn.Parameter(theta.expand(self.d_sae).to(W).clone())
+        if isinstance(penalty, BatchKSparse):
+            self.batch_threshold = nn.Parameter(W.new_tensor(torch.nan), requires_grad=False)
+
+    def _encode_by(self, encoding: Encoding) -> None:
+        """Take an encoding; learned steps get parameters: log mu_t from 1/L, and the log of lam's factors from 1."""
+        W = self.W_dec
+        encoding.check(self.common.penalty, W)
+        self.encoding = encoding
+        if encoding.learned:
+            start = 0.0 if W.is_meta else -math.log(lipschitz(W))  # meta: about to be replaced by a file's
+            self.log_step = nn.Parameter(torch.full((self.steps - 1,), start, dtype=W.dtype, device=W.device))
+            if hasattr(self.common.penalty, "lam"):
+                self.log_lam_factor = nn.Parameter(torch.zeros_like(self.log_step))
+
+    # What it is
+
+    @property
+    def steps(self) -> int:
+        """The number T of encoder steps."""
+        return int(self.encoding.steps)
+
+    @property
+    def step(self) -> StepRule | LearnedSteps:
+        """The rule of the steps after the first."""
+        return self.encoding.step
+
+    @property
+    def analysis(self) -> str:
+        """What steps after the first use: "dictionary" or "encoder"."""
+        return self.encoding.analysis
+
+    @property
+    def penalty(self) -> Penalty:
+        """R as it stands; for a trained L0 its lam is the tensor threshold^2 / 2."""
+        R = self.common.penalty
+        return replace(R, lam=self.threshold.double().square() / 2) if isinstance(R, L0) else R
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.W_dec.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.W_dec.device
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights by name, as files have them: parametrisations are worked out."""
+        return {name: getattr(self, name) for name in WEIGHTS if hasattr(self, name)}
+
+    @torch.no_grad()
+    def set_weight(self, name: str, value: Tensor) -> None:
+        """Give the weight of that name another value of its shape, through its parametrisation where it has one."""
+        if not parametrize.is_parametrized(self, name):
+            getattr(self, name).data = value
+            return
+        try:
+            setattr(self, name, value)
+        except (RuntimeError, NotImplementedError) as problem:
+            msg = f"{name} has a parametrisation that cannot be given a value (no right_inverse): {problem}"
+            raise Error(msg.split("\n")[0]) from None
+
+    def scale_lam(self, factor: float) -> None:
+        """Multiply lam by `factor`, in place; an L0 SAE has its threshold instead, and a k-sparse one neither."""
+        R = self.common.penalty
+        if hasattr(R, "lam") and not isinstance(R, L0):
+            self.common.penalty = replace(cast(Any, R), lam=R.lam * factor)
+
+    @torch.no_grad()
+    def rescale(self, factor: float) -> None:
+        """Change the unit of x by `factor`, in place: codes scale with it, atoms keep their norms.
+
+        Every prox here is homogeneous, so only offsets and thresholds are multiplied.
+        """
+        for name in ("b_enc", "b_dec", "threshold", "batch_threshold"):
+            if hasattr(self, name):
+                self.set_weight(name, getattr(self, name) * factor)
+        self.scale_lam(factor)
+        R = self.common.penalty
+        if isinstance(R, L0):
+            self.common.penalty = replace(R, bandwidth=R.bandwidth * factor)
+
+    # The same weights once more
+
+    def twin(
+        self,
+        *,
+        encoding: Encoding | None = None,
+        penalty: Penalty | None = None,
+        normalize: str | None = None,
+        team: Team | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Self:
+        """An SAE on the same weights: nothing is copied, and what trains one trains the other.
+
+        encoding: other encoder steps; `unrolled` is the short form.
+        penalty: another R, with lam of its own; without one, R is shared, and `rescale` changes it for both.
+        normalize: another treatment of rows.
+        team: the other processes, on which the remaining latents are.
+        weights: tensors that take the place of weights of this name, in the twin only: as parameters, or as they are
+        where gradients pass through them to other weights.
+
+        `metadata` is copied.  Hooks are not inherited: a hook belongs to the object that it was registered on.
+        Parametrisations are shared, those that come later are not: parametrise first.  `to`, `state_dict`,
+        `copy.deepcopy` and pickling work on a twin as on any module.
+        """
+        given = dict(weights or {})
+        without = set(given)
+        if penalty is not None:
+            without |= {"threshold", "batch_threshold"} | (set() if hasattr(penalty, "lam") else {"log_lam_factor"})
+        if encoding is not None:
+            without |= {"log_step", "log_lam_factor"}
+        twin = shared(self, without)
+        if given or penalty is not None or team is not None:
+            twin.common = replace(self.common, team=team or self.common.team)
+        if penalty is not None:
+            twin._take_penalty(penalty)
+        for name, value in given.items():
+            if hasattr(twin, name):  # `threshold` of another penalty
+                delattr(twin, name)
+            trained = getattr(getattr(self, name, None), "requires_grad", True)
+            setattr(twin, name, value if value.grad_fn is not None else nn.Parameter(value, requires_grad=trained))
+        twin.d_sae = len(given.get("W_dec", ())) or self.d_sae
+        twin.normalize = self.normalize if normalize is None else normalize
+        if encoding is not None:
+            twin._encode_by(encoding)
+        elif penalty is not None:
+            twin.encoding.check(twin.common.penalty, twin.W_dec)
+        return twin
+
+    def unrolled(
+        self,
+        steps: int,
+        step: StepRule | LearnedSteps | None = None,
+        analysis: str = "dictionary",
+        b_enc: str = "first",
+    ) -> Self:
+        """The same weights with another number of encoder steps; nothing is copied or retrained (`twin`).
+
+        By default a step is 1/L, computed, and never raises the objective (thm-ista-descent).
+        What more steps can gain at most is the amortisation gap (prop-amortisation-gap).
+        """
+        self._whole("unrolled")
+        return self.twin(encoding=Encoding(steps, step, analysis, b_enc))
+
+    def inner(self) -> Self:
+        """The same weights for rows that are normalised already."""
+        return self.twin(normalize="none")
+
+    def thresholded(self) -> Self:
+        """For a trained `BatchKSparse` SAE, the same weights with L0 at the threshold that its training found.
+
+        So single rows can be encoded, whatever batch they come in.  Raises `Error` where no threshold is known.
+        """
+        R = self.common.penalty
+        if self.steps > 1:
+            msg = f"steps={self.steps} have no common threshold, since that of L0 goes with mu: unrolled(1) has one"
+            raise Error(msg)
+        if not isinstance(R, BatchKSparse) or not bool(self.batch_threshold >= 0):
+            msg = f"{type(R).__name__} has no threshold: only training with BatchKSparse leaves one"
+            raise Error(msg)
+        lam = float(self.batch_threshold.double().square() / 2)
+        theta = self.batch_threshold.detach().expand(self.d_sae).clone()
+        return self.twin(penalty=L0(lam, nonneg=R.nonneg), weights={"threshold": theta})
+
+    def _whole(self, what: str) -> None:
+        """Raise `Error` on a shard, for what only the whole SAE can do."""
+        if self.common.team is not None:
+            msg = f"{what} needs the whole SAE, but this is one shard of it, made to be trained"
+            raise Error(msg)
+
+    def extra_repr(self) -> str:
+        """What print(sae) shows."""
+        R: Any = self.common.penalty
+        if isinstance(R, L0):
+            R = f"L0(threshold about {float(self.threshold.detach().mean()):.3g}, nonneg={R.nonneg})"
+        how = f"steps={self.steps}, step={self.step}, {self.analysis}"
+        return f"{self.d_in}, {self.d_sae}, {R}, {how}, b_enc={self.encoding.b_enc}, normalize={self.normalize}"
