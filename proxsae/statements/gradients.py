@@ -11,27 +11,22 @@ import numpy as np
 from proxsae import penalties
 from proxsae.conventions import is_torch
 from proxsae.reference.iteration import solve
-from proxsae.statements.registry import Kit, plant, statement
+from proxsae.statements.plain import Array, gradient, hard, l1_objective, l1_optimum, squared_error
+from proxsae.statements.registry import Kit, insist, plant, planted, statement
 from proxsae.testing.compare import assert_close, assert_same
 
 PAGE = "gradients"
 H = 1e-6  # of finite differences
 
 
-class Twisted:
-    """A penalty with another prox for tensors, which is what is planted."""
-
-    def __init__(self, R: Any, prox: Callable[[Any, Any, Any], Any]) -> None:
-        self.R, self.twist = R, prox
-
-    def prox(self, u: Any, step: Any = 1.0) -> Any:
-        """The planted prox for a tensor, the right one for an array."""
-        return self.twist(self.R, u, step) if is_torch(u) else self.R.prox(u, step)
-
-
 def twisted(family: str, prox: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
-    """The constructor of `family`, planted."""
-    return lambda *args, **given: Twisted(getattr(penalties, family)(*args, **given), prox)
+    """The constructor of a family whose prox of a tensor is prox(R, u, step); that of an array stays right."""
+
+    def make(*args: Any, **given: Any) -> Any:
+        R = getattr(penalties, family)(*args, **given)
+        return planted(R, lambda u, step: prox(R, u, step) if is_torch(u) else R.prox(u, step))
+
+    return make
 
 
 def hard_edges(s: Any, mu: float, lam: Any, a: float) -> Any:
@@ -153,9 +148,7 @@ def prox_gradient(kit: Kit, rng: np.random.Generator) -> None:
         got = autograd(over_batch, flat)
         assert_close(got, differences(over_batch, flat)[0], 1e-7, f"{batch}: autograd against differences")
         assert_close(got, support(flat, over_batch(flat), None), 1e-9, f"{batch}: autograd against the table")
-    if checked < 0.95 * tried:
-        msg = f"only {checked} of {tried} points were smooth, but almost all must be"
-        raise AssertionError(msg)
+    insist(checked >= 0.95 * tried, f"only {checked} of {tried} points were smooth, but almost all must be")
     kinks = np.array([0.5, -0.5, 0.0, 2.0])
     for R in (kit.L1(0.5), kit.L0(0.125), kit.L1(0.0), kit.L0(0.0), kit.KSparse(1), kit.KSparse(9), kit.KSparse(0)):
         want = np.diag(1.0 * (R.prox(kinks) != 0))
@@ -207,14 +200,15 @@ def threshold_gradient(kit: Kit, rng: np.random.Generator) -> None:
         return float(0.5 * np.sum((z - target) ** 2))
 
     for t in np.append(rng.uniform(0.1, 3.0, 20), 0.7):
-        if np.abs(np.abs(u) - t).min() > 1e-5 and loss(t + H) != loss(t - H):
-            msg = f"the loss moves with theta = {t}, though no |u| lies there"
-            raise AssertionError(msg)
+        insist(
+            np.abs(np.abs(u) - t).min() <= 1e-5 or loss(t + H) == loss(t - H),
+            f"the loss moves with theta = {t}, though no |u| lies there",
+        )
     for nonneg, bandwidth in itertools.product((False, True), (1e-3, 0.1, 0.5, 3.0)):
         lam = lam_of(theta)
         code = kit.L0(lam, nonneg, bandwidth).prox(v, mu)
         w = np.maximum(u, 0) if nonneg else u
-        assert_same(code.detach().numpy(), np.where(np.abs(w) > theta, w, 0.0), f"the code at bandwidth {bandwidth}")
+        assert_same(code.detach().numpy(), hard(w, theta), f"the code at bandwidth {bandwidth}")
         code.backward(torch.tensor(target))
         near = np.abs(np.abs(w) - theta) < bandwidth / 2
         estimate = -(theta / bandwidth) * np.sum(np.sign(w) * near * target)  # in theta; d theta / d lam = mu / theta
@@ -257,25 +251,11 @@ plant(
 )
 
 
-def lasso(c: Any, D: Any, lam: Any, nonneg: bool) -> tuple[Any, float]:
-    """The minimiser of 1/2 ||c - D z||^2 + sum_j lam_j |z_j| over all supports and signs, and its margin.
-
-    It is the code that fulfils the optimality conditions.  The margin is how far it is from another support or sign:
-    the least |z_j| on the support and the least lam_j - |d_j^T r| off it; negative where no code qualifies.
-    """
-    P = len(D)
-    for signs in itertools.product((0, 1) if nonneg else (-1, 0, 1), repeat=P):
-        S, s = np.flatnonzero(signs), np.array(signs, dtype=float)
-        z = np.zeros(P)
-        if len(S) > D.shape[1]:
-            continue
-        z[S] = np.linalg.solve(D[S] @ D[S].T, D[S] @ c - lam[S] * s[S]) if len(S) else 0
-        slope = D @ (c - z @ D)
-        slack = lam - (slope if nonneg else np.abs(slope))
-        margin = min(np.min((z * s)[S], initial=np.inf), np.min(np.delete(slack, S), initial=np.inf))
-        if margin > 0:
-            return z, margin
-    return np.zeros(P), -1.0
+def margin(c: Array, D: Array, lam: Array, nonneg: bool) -> float:
+    """How far the lasso optimum is from another support or sign: min of |z_j| on it and of lam_j - |d_j^T r| off it."""
+    z = l1_optimum(c, D, lam, nonneg)
+    slope = -gradient(c, D, z)
+    return float(np.where(z != 0, np.abs(z), lam - (slope if nonneg else np.abs(slope))).min())
 
 
 def smooth_problem(rng: np.random.Generator, nonneg: bool) -> tuple[Any, Any, Any, Any]:
@@ -283,8 +263,8 @@ def smooth_problem(rng: np.random.Generator, nonneg: bool) -> tuple[Any, Any, An
     while True:
         x, b, D = 2 * rng.normal(size=3), rng.normal(size=3), rng.normal(size=(5, 3))
         lam = rng.uniform(0.2, 0.6, 5)
-        z, margin = lasso(x - b, D, lam, nonneg)
-        if margin > 0.05 and 0 < np.count_nonzero(z) < 5:
+        on = np.count_nonzero(l1_optimum(x - b, D, lam, nonneg))
+        if 0 < on < 5 and margin(x - b, D, lam, nonneg) > 0.05:
             return x, b, D, lam
 
 
@@ -326,7 +306,7 @@ def implicit_gradient(kit: Kit, rng: np.random.Generator) -> None:
             return kit.solve(x, D, kit.L1(lam, nonneg), tol=1e-12, bias=b).codes
 
         def exact(x: Any, b: Any, D: Any, lam: Any, nonneg: bool = nonneg, weights: Any = weights) -> float:
-            return float(weights @ lasso(x - b, D, lam, nonneg)[0])
+            return float(weights @ l1_optimum(x - b, D, lam, nonneg))
 
         slopes(exact, rng, [x, b, D, lam], gradients(code, weights, x, b, D, lam), f"nonneg = {nonneg}: the gradient")
     for R in (kit.KSparse(2), kit.KSparse(2, nonneg=True), kit.L0(0.05)):
@@ -383,8 +363,7 @@ def envelope(kit: Kit, rng: np.random.Generator) -> None:
         x, b, D, lam = smooth_problem(rng, nonneg)
 
         def least(x: Any, b: Any, D: Any, lam: Any, nonneg: bool = nonneg) -> float:
-            z = lasso(x - b, D, lam, nonneg)[0]
-            return float(0.5 * np.sum((x - b - z @ D) ** 2) + lam @ np.abs(z))
+            return float(l1_objective(x - b, D, l1_optimum(x - b, D, lam, nonneg), lam))
 
         def value(x: Any, b: Any, D: Any, lam: Any, nonneg: bool = nonneg, hold: bool = True) -> Any:
             z = kit.solve(x, D, kit.L1(lam, nonneg), tol=1e-12, bias=b).codes
@@ -396,7 +375,7 @@ def envelope(kit: Kit, rng: np.random.Generator) -> None:
         slopes(least, rng, [x, b, D, lam], held, f"nonneg = {nonneg}: the gradient of F*")
         for one, other in zip(held, through, strict=True):
             assert_close(other, one, 1e-5, "the gradient through the code")
-        z = lasso(x - b, D, lam, nonneg)[0]
+        z = l1_optimum(x - b, D, lam, nonneg)
         r = x - b - z @ D
         for got, want in zip(held, (r, -r, -np.outer(z, r), np.abs(z)), strict=True):
             assert_close(got, want, 1e-5, "the gradient of F*")
@@ -405,7 +384,7 @@ def envelope(kit: Kit, rng: np.random.Generator) -> None:
 
     def branch(c: Any, b: Any, D: Any) -> float:
         z = np.linalg.lstsq(D[S].T, c - b, rcond=None)[0]
-        return float(0.5 * np.sum((c - b - z @ D[S]) ** 2))
+        return float(0.5 * squared_error(c - b, D[S], z))
 
     def at_code(c: Any, b: Any, D: Any) -> Any:
         return 0.5 * ((c - b - kit.solve(c, D, R, bias=b).codes.detach() @ D) ** 2).sum()

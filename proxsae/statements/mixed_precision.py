@@ -1,8 +1,8 @@
 """Certified mixed precision (docs/theory/mixed_precision.md): statements and their checks.
 
-The judge is NumPy in float64 with the order of summation written out, and exact fractions; it shares no code with what
-it judges.  Its problems are made so that each part of the bound is needed: latents that round down tie with latents
-that do not, and win by just less than the bound.
+The reference is NumPy in float64 with the order of summation written out, and exact fractions; it shares no code with
+what it is compared with.  The problems need each part of the bound: latents that round down tie with latents that do
+not, and win by just less than the bound.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from unittest import mock
 
 import numpy as np
 
+from proxsae.statements.plain import Array, top
 from proxsae.statements.registry import Kit, insist, plant, statement
 from proxsae.testing.compare import assert_same
 
 PAGE = "mixed_precision"
-Problem = tuple[str, Any, Any, Any]  # a name, x (n, d), W (P, d) and bias (P,) in float32
+Problem = tuple[str, Array, Array, Array]  # a name, x (n, d), W (P, d) and bias (P,) in float32
 WINS = 2.0**-11 - 2.0**-20  # 1 + WINS rounds down to 1 in float16
 
 
-def float64_scores(x: Any, W: Any, bias: Any) -> Any:
+def float64_scores(x: Array, W: Array, bias: Array) -> Array:
     """y of the definition, (n, P): products in float64, 128 lanes in order, folded in halves, then the bias."""
     products = x.astype(np.float64)[:, None] * W.astype(np.float64)
     lanes = np.zeros((*products.shape[:2], 128))
@@ -36,12 +37,12 @@ def float64_scores(x: Any, W: Any, bias: Any) -> Any:
     return lanes[..., 0] + bias.astype(np.float64)
 
 
-def ranked(x: Any, W: Any, bias: Any, k: int, nonneg: bool) -> tuple[Any, Any]:
+def ranked(x: Array, W: Array, bias: Array, k: int, nonneg: bool) -> tuple[Array, Array]:
     """Indices and values of the top k of all scores, by a stable sort."""
     with np.errstate(over="ignore"):  # to infinity, as the definition says
         s = float64_scores(x, W, bias).astype(np.float32)
     code = np.maximum(s, 0) if nonneg else s
-    at = np.sort(np.argsort(-np.abs(code), axis=-1, kind="stable")[:, :k], axis=-1)
+    at = top(np.abs(code), k)
     return at, np.take_along_axis(code, at, axis=-1) + np.float32(0)  # -0.0 is zero
 
 
@@ -111,16 +112,11 @@ def float32(problem: Problem) -> Problem:
     return problem[0], arrays[0], arrays[1], arrays[2]
 
 
-def tensors(*arrays: Any) -> list[Any]:
+def tensors(*arrays: Array) -> list[Any]:
     """Copies as torch tensors."""
     import torch
 
     return [torch.tensor(a) for a in arrays]
-
-
-def certified_of(kit: Kit) -> Any:
-    """The module under test."""
-    return kit.__dict__.get("certified", importlib.import_module("proxsae.pytorch.certified_topk"))
 
 
 def changed(**make: Callable[[Any], Any]) -> SimpleNamespace:
@@ -149,7 +145,7 @@ def changed(**make: Callable[[Any], Any]) -> SimpleNamespace:
 )
 def float32_score(kit: Kit, rng: np.random.Generator) -> None:
     """Bits against the order written out, on sums that cancel; pairs alone, in batches and by index; fractions."""
-    module = certified_of(kit)
+    module = kit.certified_topk
     for d in (1, 7, 128, 130, 300):
         x, W, bias = rng.normal(size=(3, d)), 1e-6 * rng.normal(size=(9, d)), 1e-6 * rng.normal(size=9)
         half = d // 2
@@ -179,8 +175,8 @@ def _as_a_product(original: Any) -> Any:
     return scores
 
 
-plant("a float64 product, in whatever order", "def-float32-score", certified=changed(exact_scores=_as_a_product))
-plant("lanes of 64", "def-float32-score", certified=changed(LANES=lambda lanes: 64))
+plant("a float64 product, in whatever order", "def-float32-score", certified_topk=changed(exact_scores=_as_a_product))
+plant("lanes of 64", "def-float32-score", certified_topk=changed(LANES=lambda lanes: 64))
 
 
 @statement(
@@ -193,7 +189,7 @@ plant("lanes of 64", "def-float32-score", certified=changed(LANES=lambda lanes: 
 )
 def rounded_product(kit: Kit, rng: np.random.Generator) -> None:
     """u and the bound against y in exact fractions; the bound is small, and attained where x or W rounds along it."""
-    module = certified_of(kit)
+    module = kit.certified_topk
     for problem in problems(4, rng):
         name, x, W, bias = float32(problem)
         y = float64_scores(x, W, bias)
@@ -243,11 +239,11 @@ MISTAKES = {
     "no rounding in the sum": changed(accumulation=lambda right: lambda terms: 0.0),
 }
 for mistake, module in MISTAKES.items():
-    plant(mistake, "lem-rounded-product", certified=module)
+    plant(mistake, "lem-rounded-product", certified_topk=module)
 plant(
     "a bound that says nothing",
     "lem-rounded-product",
-    certified=changed(half_product=_bound(lambda x, weights, bound, unit: bound * 1e3)),
+    certified_topk=changed(half_product=_bound(lambda x, weights, bound, unit: bound * 1e3)),
 )
 
 
@@ -261,7 +257,7 @@ plant(
 )
 def certified_topk(kit: Kit, rng: np.random.Generator) -> None:
     """Indices and values, bit for bit, against a stable sort of all scores; both signs, and k from 0 to above P."""
-    module = certified_of(kit)
+    module = kit.certified_topk
     for k, nonneg in ((4, False), (4, True), (1, False)):
         for problem in problems(k, rng):
             name, x, W, bias = float32(problem)
@@ -293,13 +289,13 @@ def _proposed(original: Any) -> Any:
 
 
 for mistake, module in MISTAKES.items():
-    plant(mistake, "thm-certified-topk", certified=module)
-plant("the candidates are cut at k", "thm-certified-topk", certified=changed(certified_top_k=_proposed))
-plant("ties go to the highest index", "thm-certified-topk", certified=changed(top_k=_highest))
+    plant(mistake, "thm-certified-topk", certified_topk=module)
+plant("the candidates are cut at k", "thm-certified-topk", certified_topk=changed(certified_top_k=_proposed))
+plant("ties go to the highest index", "thm-certified-topk", certified_topk=changed(top_k=_highest))
 plant(
     "the scores are a float32 product",
     "thm-certified-topk",
-    certified=changed(
+    certified_topk=changed(
         exact_scores=lambda original: (
             lambda x, W, bias, at=None: x @ W.T + bias if at is None else (x @ W.T + bias).gather(-1, at)
         )

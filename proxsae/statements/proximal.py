@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from proxsae import penalties
-from proxsae.statements.registry import Kit, insist, plant, planted, statement
+from proxsae.statements.plain import Array, Numbers, clipped, keep_largest
+from proxsae.statements.registry import Kit, insist, plant, planted, planted_ksparse, statement
 from proxsae.testing.compare import assert_close
 
 PAGE = "proximal"
@@ -16,14 +17,7 @@ PAGE = "proximal"
 BECK = "Beck 2017"
 
 
-def keep(u: Any, key: Any, k: int) -> Any:
-    """u where `key` is among the k largest of its row, the lowest index first among ties."""
-    kept = np.zeros(u.shape, dtype=bool)
-    np.put_along_axis(kept, np.argsort(-key, axis=-1, kind="stable")[..., :k], True, axis=-1)
-    return np.where(kept, u, 0.0)
-
-
-def tied_rows(rng: np.random.Generator, P: int) -> Any:
+def tied_rows(rng: np.random.Generator, P: int) -> Array:
     """Rows of width P: zeros, all equal, all equal but for signs, small integers with many ties, and normal draws."""
     signs = rng.choice([-1.0, 1.0], size=(2, P))
     return np.concatenate(
@@ -77,10 +71,10 @@ def splits(kit: Kit, rng: np.random.Generator) -> None:
         assert_close(together, np.stack([R.prox(a, float(s)) for a, s in zip(u, steps, strict=True)]), 0.0, "rows")
 
 
-def _strided_groups(lam: Any, size: int) -> Any:
+def _strided_groups(lam: Numbers, size: int) -> Any:
     right = penalties.GroupL2(lam, size)
 
-    def prox(u: Any, step: Any = 1.0) -> Any:
+    def prox(u: Array, step: Numbers) -> Array:
         turn = np.arange(u.shape[-1]).reshape(size, -1).T.reshape(-1)
         out = np.empty_like(u)
         out[..., turn] = right.prox(u[..., turn], step)
@@ -89,9 +83,9 @@ def _strided_groups(lam: Any, size: int) -> Any:
     return planted(right, prox)
 
 
-def _first_step_for_all(lam: Any) -> Any:
+def _first_step_for_all(lam: Numbers) -> Any:
     right = penalties.L1(lam)
-    return planted(right, lambda u, step=1.0: right.prox(u, float(np.ravel(step)[0])))
+    return planted(right, lambda u, step: right.prox(u, float(np.ravel(step)[0])))
 
 
 plant("l1: lam in the wrong order", "lem-separable", L1=lambda lam: penalties.L1(np.ravel(lam)[::-1]))
@@ -243,9 +237,9 @@ def moreau_decomposition(kit: Kit, rng: np.random.Generator) -> None:
             assert_close((rest * p).sum(axis=-1), value, 1e-12, "<u - prox(u), prox(u)>")
 
 
-def _sorted_l1(fit: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def make(lam: Any) -> Any:
-        def prox(u: Any, step: Any = 1.0) -> Any:
+def _sorted_l1(fit: Callable[[Array], Array]) -> Callable[[Array], Any]:
+    def make(lam: Array) -> Any:
+        def prox(u: Array, step: Numbers) -> Array:
             order = np.argsort(-np.abs(u), axis=-1, kind="stable")
             out = np.empty_like(u)
             np.put_along_axis(out, order, fit(np.take_along_axis(np.abs(u), order, axis=-1) - step * lam), axis=-1)
@@ -256,7 +250,7 @@ def _sorted_l1(fit: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return make
 
 
-def _isotonic(w: Any) -> Any:
+def _isotonic(w: Array) -> Array:
     from scipy.optimize import isotonic_regression
 
     return np.stack([isotonic_regression(row, increasing=False).x for row in w])
@@ -309,18 +303,18 @@ def scales(kit: Kit, rng: np.random.Generator) -> None:
                 assert_close(scaled.prox(c * u, step), c * R.prox(u, step), 1e-14, f"{R} at step {step}, scaled by {c}")
 
 
-def _flat_from_gamma(lam: Any, gamma: float) -> Any:
+def _flat_from_gamma(lam: Numbers, gamma: float) -> Any:
     right = penalties.MCP(lam, gamma)
-    return planted(right, lambda u, step=1.0: np.where(np.abs(u) >= gamma, u, right.prox(u, step)))
+    return planted(right, lambda u, step: np.where(np.abs(u) >= gamma, u, right.prox(u, step)))
 
 
-def _threshold_lam(lam: Any) -> Any:
-    return planted(penalties.L0(lam), lambda u, step=1.0: np.where(np.abs(u) > step * lam, u, 0.0))
+def _threshold_lam(lam: Numbers) -> Any:
+    return planted(penalties.L0(lam), lambda u, step: np.where(np.abs(u) > step * lam, u, 0.0))
 
 
 def _above_one(k: int) -> Any:
     right = penalties.KSparse(k)
-    return planted(right, lambda u, step=1.0: np.where(np.abs(u) > 0.5, right.prox(u), 0.0))
+    return planted(right, lambda u, step: np.where(np.abs(u) > 0.5, right.prox(u), 0.0))
 
 
 plant("l0: threshold mu lam", "prop-symmetries", L0=_threshold_lam)
@@ -342,7 +336,7 @@ def keeps_enough(kit: Kit, rng: np.random.Generator) -> None:
         u = tied_rows(rng, P)
         for k in (0, 1, 2, 3, P, P + 2):
             for nonneg in (False, True):
-                code, seen = kit.KSparse(k, nonneg).prox(u), np.maximum(u, 0) if nonneg else u
+                code, seen = kit.KSparse(k, nonneg).prox(u), clipped(u, nonneg)
                 for a in (u, seen):
                     parts = (code**2).sum(axis=-1) + ((a - code) ** 2).sum(axis=-1)
                     assert_close(parts, (a**2).sum(axis=-1), 1e-14, "Pythagoras")
@@ -357,23 +351,18 @@ def keeps_enough(kit: Kit, rng: np.random.Generator) -> None:
         assert_close(error, np.float64(np.abs(row).sum() / (2 * np.sqrt(k))), 1e-14, "the error of 2k equal magnitudes")
 
 
-def _ksparse(prox: Callable[[Any, int], Any]) -> Callable[..., Any]:
-    """A family of k-sparse operators with another prox(u, k); `nonneg` clips first."""
-
-    def make(k: int, nonneg: bool = False) -> Any:
-        return planted(
-            penalties.KSparse(k, nonneg), lambda u, step=1.0: prox(np.maximum(u, 0) if nonneg else np.asarray(u), k)
-        )
-
-    return make
-
-
-plant("k-sparse: selects by u, not by |u|", "lem-ksparse-error", KSparse=_ksparse(lambda u, k: keep(u, u, k)))
-plant("k-sparse: shrinks survivors", "lem-ksparse-error", KSparse=_ksparse(lambda u, k: 0.9 * keep(u, np.abs(u), k)))
+plant(
+    "k-sparse: selects by u, not by |u|",
+    "lem-ksparse-error",
+    KSparse=planted_ksparse(lambda u, k: keep_largest(u, k, u)),
+)
+plant(
+    "k-sparse: shrinks survivors", "lem-ksparse-error", KSparse=planted_ksparse(lambda u, k: 0.9 * keep_largest(u, k))
+)
 plant(
     "k-sparse: keeps one fewer",
     "lem-ksparse-error",
-    KSparse=_ksparse(lambda u, k: keep(u, np.abs(u), max(0, k - 1))),
+    KSparse=planted_ksparse(lambda u, k: keep_largest(u, max(0, k - 1))),
 )
 
 
@@ -400,18 +389,18 @@ def nested(kit: Kit, rng: np.random.Generator) -> None:
                     assert_close(operators[more].prox(small), small, 0.0, f"H_{more} H_{k} u")
 
 
-def _ties_at_random(u: Any, k: int) -> Any:
+def _ties_at_random(u: Array, k: int) -> Array:
     order = np.random.default_rng(k).permutation(u.shape[-1])
     out = np.empty_like(u)
-    out[..., order] = keep(u[..., order], np.abs(u[..., order]), k)
+    out[..., order] = keep_largest(u[..., order], k)
     return out
 
 
-def _same_energy(u: Any, k: int) -> Any:
-    code = keep(u, np.abs(u), k)
+def _same_energy(u: Array, k: int) -> Array:
+    code = keep_largest(u, k)
     kept = np.linalg.norm(code, axis=-1, keepdims=True)
     return code * np.linalg.norm(u, axis=-1, keepdims=True) / np.where(kept > 0, kept, 1)
 
 
-plant("k-sparse: ties at random", "lem-nested", KSparse=_ksparse(_ties_at_random))
-plant("k-sparse: rescales to the energy of u", "lem-nested", KSparse=_ksparse(_same_energy))
+plant("k-sparse: ties at random", "lem-nested", KSparse=planted_ksparse(_ties_at_random))
+plant("k-sparse: rescales to the energy of u", "lem-nested", KSparse=planted_ksparse(_same_energy))
