@@ -26,10 +26,10 @@ from proxsae.statements.plain import (
     soft,
     unit,
 )
-from proxsae.statements.registry import Kit, insist, plant, statement
+from proxsae.statements.registry import Kit, insist, page, plant
 from proxsae.testing.compare import assert_close
 
-PAGE = "certificates"
+statement = page("certificates")
 
 
 def problems(rng: np.random.Generator) -> Iterator[tuple[Array, Array, Array, Numbers, bool]]:
@@ -52,7 +52,6 @@ def violation(c: Array, D: Array, z: Array, lam: Numbers, nonneg: bool) -> Array
     "thm-l1-optimality",
     "For L1 (lam_j ≥ 0, signed or nonneg): z is optimal iff the KKT conditions hold, iff z = T_mu(z) for one mu > 0, "
     "iff for every mu > 0.",
-    page=PAGE,
     source="Beck 2017 (prox-gradient fixed points); Tibshirani 2013; the two-sided bound is our own",
     code=("fixed_point_residual",),
     on_paper="matrices of any size",
@@ -95,7 +94,6 @@ plant("l1: nonneg forgotten", "thm-l1-optimality", L1=lambda lam, nonneg=False: 
     "def-fixed-point",
     "The fixed-point residual is ||z - T_mu(z)|| with T_mu(z) = prox_{mu R}(z - mu D^T (D z + b - x)): "
     "0 exactly at the fixed points of T_mu under the tie rule.",
-    page=PAGE,
     source="Beck and Eldar 2013 (L-stationarity, for k-sparse codes)",
     code=("fixed_point_residual",),
     on_paper="a definition",
@@ -138,7 +136,6 @@ plant("fixed point: threshold without the step", "def-fixed-point", fixed_point_
     "thm-duality-gap",
     "For L1, lam_j ≥ 0: gap(z) = F(z) - dual(theta) ≥ F(z) - F* ≥ 0, and gap(z) = 0 iff z is optimal; "
     "gap -> 0 as F(z) -> F* if every lam_j > 0.",
-    page=PAGE,
     source="Kim et al. 2007 and Mairal 2010 (scaled residual); Fenchel duality; the explicit bound is our own",
     code=("duality_gap",),
     on_paper="matrices of any size",
@@ -221,7 +218,6 @@ def exact_gap(c: Array, D: Array, z: Array, lam: Array) -> tuple[Fraction, Fract
     "lem-sure-gap",
     "What float64 computes for gap(z), with a stated allowance for rounding, is an upper bound on F(z) - F* where "
     "nothing under- or overflows; so converged from solve on L1 is true of the returned code.",
-    page=PAGE,
     source="own; the model of floating point is Higham 2002's",
     code=("certificates.l1_gap",),
     on_paper="sums of any length in floating point",
@@ -246,9 +242,8 @@ def sure_gap(kit: Kit, rng: np.random.Generator) -> None:
                 gap, F = exact_gap(row, D, z, lams)
                 holds = gap <= Fraction(ratio) * F
                 insist(holds or not found.converged, f"converged at {ratio}, but the gap is {float(gap / F)} F")
-                insist(
-                    Fraction(float(certificates.l1_gap(row, D, z, R, sure=True)[0])) >= gap, "too small an allowance"
-                )
+                sure = Fraction(float(certificates.l1_gap(row, D, z, R, sure=True)[0]))
+                insist(sure >= gap, "too small an allowance")
                 said += bool(found.converged)
                 ratio = 0.99 * max(float(gap / F), 1e-14)
     insist(said >= 4, f"only {said} rows are certified: the allowance is too large")
@@ -275,7 +270,6 @@ plant("solve: nothing is certified", "lem-sure-gap", solve=_never_certified)
     "prop-lambda-max",
     "For L1 with one lam, b = 0: z = 0 is optimal iff lam ≥ lambda_max = max_j |d_j^T x| (nonneg: max_j (d_j^T x)_+), "
     "and then the only optimum if lam > 0.",
-    page=PAGE,
     source="Kim et al. 2007; KKT conditions at 0",
     code=("lambda_max",),
     on_paper="matrices of any size",
@@ -321,7 +315,6 @@ plant(
 @statement(
     "def-coherence",
     "m(D) = max |<d_i, d_j>| / (||d_i|| ||d_j||) over pairs of non-zero atoms, 0 if there is no pair; 0 ≤ m ≤ 1.",
-    page=PAGE,
     source="Mallat and Zhang 1993; Donoho and Elad 2003",
     code=("coherence",),
     on_paper="a definition",
@@ -365,7 +358,6 @@ def equiangular(cosine: float, P: int) -> Array:
     "prop-welch",
     "P non-zero atoms in R^d, P ≥ max(2, d), have coherence ≥ sqrt((P - d) / (d (P - 1))), with equality iff, "
     "normalised, they are an equiangular tight frame.",
-    page=PAGE,
     source="Welch 1974; Strohmer and Heath 2003; Foucart and Rauhut 2013",
     code=("coherence",),
     on_paper="matrices of any size",

@@ -12,10 +12,10 @@ from proxsae import penalties
 from proxsae.conventions import is_torch
 from proxsae.reference.iteration import solve
 from proxsae.statements.plain import Array, gradient, hard, l1_objective, l1_optimum, squared_error
-from proxsae.statements.registry import Kit, insist, plant, planted, statement
+from proxsae.statements.registry import Kit, insist, page, plant, planted
 from proxsae.testing.compare import assert_close, assert_same
 
-PAGE = "gradients"
+statement = page("gradients")
 H = 1e-6  # of finite differences
 
 
@@ -111,7 +111,6 @@ def autograd(p: Callable[[Any], Any], u: Any) -> Any:
 @statement(
     "thm-prox-gradient",
     "Off a closed null set each prox is smooth in u with the tabulated Jacobian; at a kink, 0 where the code is 0.",
-    page=PAGE,
     source="own, from the formulas",
     code=("pytorch.prox.prox",),
     laws=("gradient",),
@@ -179,7 +178,6 @@ plant(
 @statement(
     "prop-threshold-gradient",
     "The l0 code is constant in theta except at theta = |u|: its true derivative is 0, the kernel a modelling choice.",
-    page=PAGE,
     source="Rajamanoharan et al. 2024 for the kernel, equation 11; the limit of its mean is our own derivation",
     code=("pytorch.prox.hard_threshold", "pytorch.prox.count_above"),
     on_paper="almost everywhere, and a limit",
@@ -200,10 +198,8 @@ def threshold_gradient(kit: Kit, rng: np.random.Generator) -> None:
         return float(0.5 * np.sum((z - target) ** 2))
 
     for t in np.append(rng.uniform(0.1, 3.0, 20), 0.7):
-        insist(
-            np.abs(np.abs(u) - t).min() <= 1e-5 or loss(t + H) == loss(t - H),
-            f"the loss moves with theta = {t}, though no |u| lies there",
-        )
+        near = np.abs(np.abs(u) - t).min() <= 1e-5
+        insist(near or loss(t + H) == loss(t - H), f"the loss moves with theta = {t}, though no |u| lies there")
     for nonneg, bandwidth in itertools.product((False, True), (1e-3, 0.1, 0.5, 3.0)):
         lam = lam_of(theta)
         code = kit.L0(lam, nonneg, bandwidth).prox(v, mu)
@@ -291,7 +287,6 @@ def slopes(run: Callable[..., Any], rng: np.random.Generator, arrays: list[Any],
 @statement(
     "thm-implicit-gradient",
     "With D_S of full rank and strict conditions off S: dz_S = -(D_S^T D_S)^-1 d(D_S^T (Dz - c) + lam sign), 0 off S.",
-    page=PAGE,
     source="Bertrand et al. 2020 and 2022 for the lasso (numbers not verified); k-sparse and l0: own",
     code=("solve", "pytorch.refit.implicit"),
     on_paper="matrices of any size; implicit functions",
@@ -352,7 +347,6 @@ plant("lam is held constant", "thm-implicit-gradient", L1=_constant_lam)
 @statement(
     "thm-envelope",
     "For L1 with one minimiser z*, r = x - b - Dz*: F* has the gradient r in x, -r in b, -r z*^T in D, |z*| in lam.",
-    page=PAGE,
     source="Danskin 1967; for dictionary learning Mairal et al. 2010 (numbers not verified)",
     code=("solve",),
     on_paper="matrices of any size; a limit",

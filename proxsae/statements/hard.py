@@ -21,10 +21,10 @@ from proxsae.statements.plain import (
     squared_norm,
     unit,
 )
-from proxsae.statements.registry import Kit, insist, plant, statement
+from proxsae.statements.registry import Kit, insist, page, plant
 from proxsae.testing.compare import assert_close
 
-PAGE = "hard"
+statement = page("hard")
 
 
 def problems(rng: np.random.Generator) -> Iterator[tuple[Array, Array, Array, bool]]:
@@ -68,7 +68,6 @@ def _ksparse_conditions(z: Array, g: Array, mu: float, k: int, nonneg: bool) -> 
     "thm-ksparse-fixed-points",
     "k-sparse: z in T_mu(z) iff, for ||z||_0 = k, grad_S = 0 and mu |grad_j| ≤ min_S |z| off S; for ||z||_0 < k, "
     "grad = 0 (nonneg: grad_S = 0 and grad_j ≥ 0 off S).",
-    page=PAGE,
     source="Beck and Eldar 2013 (L-stationarity); nonneg and tie rule own",
     code=("fixed_point_residual",),
     on_paper="matrices of any size",
@@ -119,7 +118,6 @@ plant(
     "thm-l0-fixed-points",
     "L0: z in T_mu(z) iff grad_S = 0, |z_j| ≥ sqrt(2 mu lam_j) on S (tie rule: >) "
     "and |grad_j| ≤ sqrt(2 lam_j / mu) off S (nonneg: -grad_j).",
-    page=PAGE,
     source="Blumensath and Davies 2008; per-latent, nonneg and tie rule own",
     code=("fixed_point_residual",),
     on_paper="matrices of any size",
@@ -166,7 +164,6 @@ plant(
 @statement(
     "thm-optimal-is-stationary",
     "For any R, a global minimiser z of F is in T_mu(z) for every mu ≤ 1/L, and its only member for mu < 1/L.",
-    page=PAGE,
     source="Beck and Eldar 2013 (k-sparse, mu < 1/L); the proof for any R is folklore",
     code=("fixed_point_residual",),
     on_paper="matrices of any size",
@@ -198,7 +195,6 @@ plant("k-sparse: one too few", "thm-optimal-is-stationary", KSparse=lambda k, no
     "thm-support-changes",
     "L0, mu < 1/L, from z_0 = 0: F drops by (1 - mu L) lam_j or more for each j that enters or leaves the support; "
     "so at most F(0) / (lam (1 - mu L)) changes.",
-    page=PAGE,
     source="own; finiteness of changes in Blumensath and Davies 2008",
     code=("ista",),
     on_paper="matrices of any size",
@@ -241,7 +237,6 @@ plant("ista: l1 in place of l0", "thm-support-changes", L0=lambda lam, nonneg=Fa
 @statement(
     "thm-restricted-descent",
     "k-sparse z, mu > 0: F(z) - F(z+) ≥ (1/mu - L_2k)/2 ||z+ - z||², with L_2k the largest ||D_S||² over |S| ≤ 2k.",
-    page=PAGE,
     source="Blumensath and Davies 2009/2010 and Garg and Khandekar 2009 (restricted isometry form); folklore",
     code=("KSparse",),
     on_paper="matrices of any size",
@@ -283,7 +278,6 @@ plant("k-sparse: one too few", "thm-restricted-descent", KSparse=lambda k, nonne
 @statement(
     "lem-hard-factor-two",
     "||H_k(b) - x|| ≤ 2 ||b - x|| for every k-sparse x; the best factor is the golden ratio (1 + sqrt 5)/2.",
-    page=PAGE,
     source="Foucart and Rauhut 2013 (factor 2); Shen and Li 2018 (golden ratio); the short proof is our own",
     code=("KSparse",),
     on_paper="vectors of any size",

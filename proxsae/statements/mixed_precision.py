@@ -18,10 +18,10 @@ from unittest import mock
 import numpy as np
 
 from proxsae.statements.plain import Array, top
-from proxsae.statements.registry import Kit, insist, plant, statement
+from proxsae.statements.registry import Kit, insist, page, plant
 from proxsae.testing.compare import assert_same
 
-PAGE = "mixed_precision"
+statement = page("mixed_precision")
 Problem = tuple[str, Array, Array, Array]  # a name, x (n, d), W (P, d) and bias (P,) in float32
 WINS = 2.0**-11 - 2.0**-20  # 1 + WINS rounds down to 1 in float16
 
@@ -138,7 +138,6 @@ def changed(**make: Callable[[Any], Any]) -> SimpleNamespace:
 @statement(
     "def-float32-score",
     "The float32 score is fl32 of the float64 sum, in one fixed order, of the exact products x_i W_ji, plus the bias.",
-    page=PAGE,
     source="own",
     code=("pytorch.certified_topk.exact_scores",),
     on_paper="a definition",
@@ -182,7 +181,6 @@ plant("lanes of 64", "def-float32-score", certified_topk=changed(LANES=lambda la
 @statement(
     "lem-rounded-product",
     "With scaled float16 factors summed in float32 in any order, |u_j - unit y_j| <= bound for every latent j.",
-    page=PAGE,
     source="own; the sums as in Higham 2002, chapters 3 and 4",
     code=("pytorch.certified_topk.half_product", "pytorch.certified_topk.double_product"),
     on_paper="vectors of any length",
@@ -250,7 +248,6 @@ plant(
 @statement(
     "thm-certified-topk",
     "certified_top_k returns the top k of the float32 scores, lowest index first among ties, for every finite x.",
-    page=PAGE,
     source="own",
     code=("pytorch.certified_topk.certified_top_k",),
     on_paper="vectors of any length",

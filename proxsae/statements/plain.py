@@ -124,7 +124,7 @@ class Case:
     @property
     def name(self) -> str:
         """The family and its sign, for messages."""
-        return self.family + (" nonneg" if self.nonneg else "")
+        return type(self.R).__name__ + (" nonneg" if self.nonneg else "")
 
     @property
     def convex(self) -> bool:

@@ -9,10 +9,10 @@ import numpy as np
 
 from proxsae import penalties
 from proxsae.statements.plain import Array, Numbers, clipped, keep_largest
-from proxsae.statements.registry import Kit, insist, plant, planted, planted_ksparse, statement
+from proxsae.statements.registry import Kit, insist, page, plant, planted, planted_ksparse
 from proxsae.testing.compare import assert_close
 
-PAGE = "proximal"
+statement = page("proximal")
 
 BECK = "Beck 2017"
 
@@ -29,7 +29,6 @@ statement(
     "def-prox",
     "R proper, lower semicontinuous and bounded below, mu > 0: argmin_z mu R(z) + ½||z - u||² is never empty; "
     "prox is a named member of it.",
-    page=PAGE,
     source=f"Moreau 1965; {BECK}, Theorem 6.4; the names at ties: own",
     code=("Penalty.prox",),
     laws=("optimal",),
@@ -40,7 +39,6 @@ statement(
 @statement(
     "lem-separable",
     "If R is a sum over blocks of entries, each with its own step, the minimisers are those of every block.",
-    page=PAGE,
     source=f"{BECK}, Theorem 6.6",
     code=("penalties.Separable",),
     on_paper="any number of blocks",
@@ -96,7 +94,6 @@ plant("l1: the step of the first row for all", "lem-separable", L1=_first_step_f
 statement(
     "lem-prox-monotone",
     "Any R: <p - q, u - v> >= 0 for p in Prox(u), q in Prox(v); and R(prox) does not rise as the step grows.",
-    page=PAGE,
     source="folklore; Rockafellar and Wets 1998, chapter 12",
     laws=("monotone", "step"),
     on_paper="any penalty, any size",
@@ -105,7 +102,6 @@ statement(
 statement(
     "lem-shrinks",
     "R depends on |z| and does not fall in any |z_i|: every minimiser has p_i between 0 and u_i.",
-    page=PAGE,
     source="own; folklore",
     laws=("shrinks",),
     on_paper="any penalty, any size",
@@ -114,7 +110,6 @@ statement(
 statement(
     "thm-prox-l1",
     "R = sum lam_i |z_i|, lam_i >= 0: the prox is unique, sign(u_i) max(|u_i| - mu lam_i, 0).",
-    page=PAGE,
     source=f"{BECK}, Example 6.8; Zhu, Khalili and Zhu 2025, Lemma 1",
     code=("L1",),
     laws=("optimal", "convention", "value"),
@@ -123,7 +118,6 @@ statement(
 statement(
     "thm-prox-l0",
     "R = sum lam_i 1[z_i != 0], lam_i >= 0: the prox keeps u_i if |u_i| > sqrt(2 mu lam_i); at equality 0 and u_i tie.",
-    page=PAGE,
     source=f"{BECK}, Example 6.10; Zhu, Khalili and Zhu 2025, Lemma 1",
     code=("L0",),
     laws=("optimal", "convention", "value"),
@@ -132,7 +126,6 @@ statement(
 statement(
     "thm-prox-ksparse",
     "R = 0 if ||z||_0 <= k, else infinity: the minimisers keep k largest |u_i|, for every mu; named: the lowest index.",
-    page=PAGE,
     source="Beck and Eldar 2013, section 2; Zhu, Khalili and Zhu 2025, Lemma 1",
     code=("KSparse",),
     laws=("optimal", "convention", "value", "projection"),
@@ -142,7 +135,6 @@ statement(
 statement(
     "thm-prox-elastic",
     "R = sum lam_i |z_i| + alpha/2 ||z||², lam_i, alpha >= 0: the prox is soft(u_i, mu lam_i) / (1 + mu alpha).",
-    page=PAGE,
     source=f"Zou and Hastie 2005; {BECK}, Theorem 6.13 with Example 6.8",
     code=("ElasticNet",),
     laws=("optimal", "convention", "value"),
@@ -151,7 +143,6 @@ statement(
 statement(
     "thm-prox-mcp",
     "MCP, gamma > 0: firm thresholding for mu < gamma, hard thresholding at lam sqrt(gamma mu) for mu >= gamma.",
-    page=PAGE,
     source="Zhang 2010; Gao and Bruce 1997 for mu < gamma; mu >= gamma own",
     code=("MCP",),
     laws=("optimal", "convention", "value"),
@@ -161,7 +152,6 @@ statement(
     "thm-prox-scad",
     "SCAD, a > 2: three pieces for mu < a - 1, a jump at lam (a + 1 + mu)/2 for mu < a + 1, "
     "then hard at lam sqrt((a + 1) mu).",
-    page=PAGE,
     source="Fan and Li 2001 for mu = 1; the other steps own",
     code=("SCAD",),
     laws=("optimal", "convention", "value"),
@@ -170,7 +160,6 @@ statement(
 statement(
     "thm-prox-group",
     "R = sum_g lam ||z_g||_2: the prox is unique, u_g max(0, 1 - mu lam / ||u_g||), and 0 for u_g = 0.",
-    page=PAGE,
     source=f"Yuan and Lin 2006; {BECK}, Example 6.19",
     code=("GroupL2",),
     laws=("optimal", "value"),
@@ -180,7 +169,6 @@ statement(
 statement(
     "thm-prox-sorted",
     "R = sum lam_i |z|_(i), lam non-increasing: sort |u|, subtract mu lam, isotonic regression, clip at 0, undo.",
-    page=PAGE,
     source="Bogdan, van den Berg, Sabatti, Su and Candes 2015; the clip: Nemeth and Nemeth 2012",
     code=("SortedL1",),
     laws=("optimal", "value"),
@@ -190,7 +178,6 @@ statement(
 statement(
     "thm-prox-batch",
     "R = 0 if a batch of B rows has at most k B non-zeros, else infinity, one step: its k B largest |u| are kept.",
-    page=PAGE,
     source="Bussmann, Leask and Nanda 2024 (the operator)",
     code=("BatchKSparse",),
     laws=("optimal", "value", "projection"),
@@ -200,7 +187,6 @@ statement(
 statement(
     "thm-firmly-nonexpansive",
     "Convex R: the prox is unique, ||p - q||² <= <p - q, u - v>, and so ||p - q|| <= ||u - v||.",
-    page=PAGE,
     source=f"Moreau 1965; {BECK}, Theorem 6.42",
     code=("Penalty",),
     laws=("firm",),
@@ -212,7 +198,6 @@ statement(
     "thm-moreau",
     "R the support function of a closed convex C with 0 in C, as L1, GroupL2, SortedL1: "
     "u = prox_{mu R}(u) + proj_{mu C}(u).",
-    page=PAGE,
     source=f"Moreau 1965; {BECK}, Theorems 6.44 and 6.46",
     laws=("moreau",),
     on_paper="any closed convex set",
@@ -264,7 +249,6 @@ plant("groups: shrinks entries, not norms", "thm-moreau", GroupL2=lambda lam, si
 statement(
     "prop-lam-monotone",
     "L1, L0, ElasticNet, MCP, SCAD, GroupL2, SortedL1: |prox(u)_i| does not grow with lam, nor with the step.",
-    page=PAGE,
     source="own; monotone comparative statics, Topkis 1978",
     laws=("lam",),
     on_paper="penalties as functions",
@@ -275,7 +259,6 @@ statement(
     "prop-symmetries",
     "Even R: prox(s u) = s prox(u). Symmetric R: prox commutes with permutations, but for ties. "
     "R'(cz) = c² R(z): prox_{R'}(cu) = c prox_R(u).",
-    page=PAGE,
     source=f"own; folklore; {BECK}, Theorem 6.12 on scaling",
     laws=("odd", "permutation"),
     on_paper="any penalty, any size",
@@ -325,7 +308,6 @@ plant("k-sparse: drops small entries as well", "prop-symmetries", KSparse=_above
 @statement(
     "lem-ksparse-error",
     "k-sparse H: ||u||² = ||Hu||² + ||u - Hu||², ||Hu||² >= min(k, P)/P ||u||², ||u - Hu||_2 <= ||u||_1 / (2 sqrt k).",
-    page=PAGE,
     source="folklore; the third: Foucart and Rauhut 2013, Theorem 2.5 (number not verified)",
     code=("KSparse",),
     on_paper="any number of latents",
@@ -369,7 +351,6 @@ plant(
 @statement(
     "lem-nested",
     "k <= k', ties to the lowest index: H_k u is H_k' u on a smaller support, and H_k H_k' u = H_k' H_k u = H_k u.",
-    page=PAGE,
     source="own; folklore",
     code=("KSparse",),
     on_paper="any number of latents",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -98,6 +99,11 @@ def statement(label: str, claim: str, **details: Any) -> Callable[[Check], Check
     return attach
 
 
+def page(name: str, **details: Any) -> Callable[..., Callable[[Check], Check]]:
+    """The decorator `statement` for the statements of one page of docs/theory, which share `details`."""
+    return partial(statement, page=name, **details)
+
+
 def plant(name: str, killed_by: str, **functions: Any) -> None:
     """Register a planted error for the check of the statement `killed_by`."""
     PLANTED.append(Planted(name, killed_by, functions))
@@ -107,6 +113,15 @@ def insist(holds: Any, message: str) -> None:
     """Raise AssertionError with a message unless all of `holds` is true."""
     if not np.all(holds):
         raise AssertionError(message)
+
+
+def refused(function: Callable[..., Any], *args: Any) -> bool:
+    """Whether function(*args) raises `Error`."""
+    try:
+        function(*args)
+    except Error:
+        return True
+    return False
 
 
 def planted(R: Any, prox: Callable[..., Any]) -> Any:

@@ -11,10 +11,10 @@ import numpy as np
 from proxsae import penalties
 from proxsae.reference import iteration as reference
 from proxsae.statements.plain import Array, Numbers, among_largest, clipped, keep_largest, l1_optimum, squared_error
-from proxsae.statements.registry import Kit, insist, plant, planted, planted_ksparse, statement
+from proxsae.statements.registry import Kit, insist, page, plant, planted, planted_ksparse
 from proxsae.testing.compare import assert_close
 
-PAGE = "signs"
+statement = page("signs")
 
 
 def two_sided(u: Array) -> Array:
@@ -30,7 +30,6 @@ def parts(z: Array) -> Array:
 statement(
     "lem-nonneg",
     "R depends on |z| and does not fall in any |z_i|: the prox of R under z >= 0 is that of R at max(u, 0).",
-    page=PAGE,
     source="Zhu, Khalili and Zhu 2025, Lemma 1, for l1, l0 and k-sparse; the general form own",
     code=("Penalty.prox",),
     laws=("nonneg",),
@@ -41,7 +40,6 @@ statement(
 @statement(
     "prop-abstopk-closer",
     "||u - AbsTopK_k(u)|| <= ||u - TopK_k(u)|| for every u; the squares differ by sum_(i <= k) |u|_(i)² - (u_+)_(i)².",
-    page=PAGE,
     source="own; immediate from the larger feasible set",
     code=("abstopk_sae",),
     on_paper="any number of latents",
@@ -94,7 +92,6 @@ plant("top-k: keeps negative entries", "prop-abstopk-closer", KSparse=planted_ks
     "prop-splitting-codes",
     "TopK_k((u, -u)) = (z_+, z_-), z = AbsTopK_k(u), unless z keeps u_i < 0 and drops u_j = -u_i, j > i; "
     "for separable R always.",
-    page=PAGE,
     source="own; folklore",
     code=("abstopk_sae",),
     on_paper="any number of latents",
@@ -153,7 +150,6 @@ plant("jump: keeps ties, hard thresholding drops them", "prop-splitting-codes", 
     "prop-splitting-optima",
     "k-sparse, or R = sum r_i(|z_i|): min F over signed codes of D = min F over non-negative codes of [D, -D]; "
     "p - q and (z_+, z_-) carry minimisers over.",
-    page=PAGE,
     source="own; folklore; for the lasso Chen, Donoho and Saunders 1998",
     on_paper="matrices of any size",
 )

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from proxsae import penalties
 from proxsae.conventions import is_torch
 from proxsae.statements.plain import SHORT, Array, clipped, gradient, keep_largest, longest, top
-from proxsae.statements.registry import Kit, insist, plant, planted, planted_sae, statement
+from proxsae.statements.registry import Kit, insist, page, plant, planted, planted_sae
 from proxsae.steps import Backtracking, ExactStep, FixedStep, Lipschitz
 from proxsae.testing.compare import assert_close, assert_same
 
-PAGE = "sparse_steps"
+statement = page("sparse_steps")
 GROUP = 32  # latents a group, for what is planted
 NAMES = ("x", "W_enc", "b_enc", "D", "b")  # x (n, d), W_enc (d, P), b_enc (P,), D (P, d), b (d,)
 
@@ -79,7 +79,6 @@ def rows(P: int, k: int, rng: np.random.Generator) -> Array:
     "lem-group-maxima",
     "The k largest |u_i|, lowest index first among ties, lie in the k groups of neighbours with the largest maxima, "
     "and reach the k-th largest maximum of any groups.",
-    page=PAGE,
     source="own proof; the groups' maxima are the delegates of Gaihre et al. 2021",
     code=("pytorch.topk.top_k", "pytorch.topk.top_k_of_blocks"),
     on_paper="rows of any length",
@@ -127,7 +126,6 @@ plant("the maximum drops NaN", "lem-group-maxima", KSparse=_grouped(best=np.fmax
     "lem-sharded-topk",
     "The first k of the first k of each shard, shards being intervals of a row in their order, are the first k of the "
     "row, ties included.",
-    page=PAGE,
     source="own proof; latents are sharded by Gao et al. 2024",
     code=("sae.team.among_all", "sae.team.Team.keep", "sae.shards.split"),
     on_paper="rows of any length",
@@ -280,7 +278,6 @@ def _walks(**wrong: Any) -> Callable[..., Any]:
 @statement(
     "lem-step-candidates",
     "For every mu > 0 the k largest |z - mu g| lie in the support of z and the k indices off it with the largest |g|.",
-    page=PAGE,
     source="own; folklore",
     code=("SAE.encode_sparse",),
     on_paper="codes of any length",
@@ -362,7 +359,6 @@ def by_way(SAE: Any, way: str) -> Any:
 @statement(
     "prop-gram-step",
     "With G = D^T D and a = D^T (x - b), z - mu D^T (Dz + b - x) = z + mu a - mu sum of z_j G_j over the support.",
-    page=PAGE,
     source="own; folklore (covariance updates, Friedman, Hastie and Tibshirani 2010)",
     code=("SAE.encode_sparse", "pytorch.cost_model.plan"),
     on_paper="matrices of any size",
@@ -483,7 +479,6 @@ def gradients(
 @statement(
     "thm-sparse-gradient",
     "With supports and steps held, the gradient of T k-sparse steps needs k numbers and k indices a row and step.",
-    page=PAGE,
     source="own; for T = 1 as in the kernels of Gao et al. 2024 and of sparsify",
     code=("SAE.encode_sparse", "SAE.reconstruct", "pytorch.codes.sparse_decode"),
     on_paper="matrices of any size",

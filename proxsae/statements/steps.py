@@ -27,10 +27,10 @@ from proxsae.statements.plain import (
     squared_norm,
     unit,
 )
-from proxsae.statements.registry import Kit, insist, plant, statement
+from proxsae.statements.registry import Kit, insist, page, plant
 from proxsae.steps import FixedStep, Lipschitz, Trace
 
-PAGE = "steps"
+statement = page("steps")
 
 
 def problems(rng: np.random.Generator) -> Iterator[tuple[Array, Array]]:
@@ -62,7 +62,6 @@ def shrink(case: Case, c: Array, D: Array, z: Array, mu: float, L: float) -> tup
     "lem-backtracking",
     "For any R, mu ||D dz||² ≤ ||dz||² implies F(z+) ≤ F(z). Halved from (1 - 2^-12) / max ||d_j||² while it fails, "
     "mu stays ≥ (1 - 2^-12)/L.",
-    page=PAGE,
     source="Beck and Teboulle 2009, section 3 (convex R); any R, floor and counts own",
     code=("Backtracking", "reference.iteration.shrink_until_safe"),
     on_paper="matrices of any size",
@@ -119,7 +118,6 @@ plant("backtracking: always 1/L", "lem-backtracking", Backtracking=Lipschitz)
     "thm-exact-step",
     "L1, L0, k-sparse: while the face holds (for L1 its signs, else its support), the exact step minimises F along "
     "the face gradient; F never rises, whether it holds or not; k-sparse: it is NIHT.",
-    page=PAGE,
     source="Blumensath and Davies 2010 (k-sparse); for L1 and L0 own",
     code=("ExactStep", "reference.iteration.exact_step"),
     on_paper="matrices of any size",
@@ -195,7 +193,6 @@ plant("exact step: slope of l1 forgotten", "thm-exact-step", L1=_WithoutSlope)
     "thm-refit",
     "L1, L0, k-sparse: least squares on the support, for L1 and nonneg stopped at the first sign change, "
     "never raises F, and is exact where support and signs are those of an optimum.",
-    page=PAGE,
     source="Foucart 2011 (HTP); with signs held own",
     code=("Refit", "reference.refit.refit", "pytorch.refit.refit"),
     on_paper="matrices of any size",
@@ -263,7 +260,6 @@ plant("refit: slope of l1 forgotten", "thm-refit", L1=_WithoutSlope)
     "prop-restricted-lipschitz",
     "L_s = max ||D_S||² over |S| ≤ s lies between max ||d_j||² and max ||d_j||² (1 + (s - 1) m), where m is the "
     "coherence of D and s ≥ 1.",
-    page=PAGE,
     source="Foucart and Rauhut 2013 (Gershgorin); Donoho and Elad 2003",
     code=("coherence",),
     on_paper="matrices of any size",
