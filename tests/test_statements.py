@@ -108,10 +108,10 @@ def test_every_theorem_that_is_a_function_is_stated():
 
 
 def test_what_is_generated_in_the_docs_is_fresh():
-    spec = importlib.util.spec_from_file_location("write_statements", ROOT / "scripts" / "write_statements.py")
+    spec = importlib.util.spec_from_file_location("write_statements", ROOT / "docs" / "write_statements.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     for path, text in script.pages().items():
-        assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run scripts/write_statements.py"
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run `python docs/write_statements.py`"
     broken = script.with_boxes((THEORY / "signs.md").read_text(encoding="utf-8").replace("optimal", "best"))
     assert script.with_boxes(broken) == broken  # writing twice changes nothing
