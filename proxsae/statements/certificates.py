@@ -29,7 +29,7 @@ from proxsae.statements.plain import (
 from proxsae.statements.registry import Kit, insist, page, plant
 from proxsae.testing.compare import assert_close
 
-statement = page("certificates")
+statement = page("certificates", on_paper="matrices of any size")
 
 
 def problems(rng: np.random.Generator) -> Iterator[tuple[Array, Array, Array, Numbers, bool]]:
@@ -54,7 +54,6 @@ def violation(c: Array, D: Array, z: Array, lam: Numbers, nonneg: bool) -> Array
     "iff for every mu > 0.",
     source="Beck 2017 (prox-gradient fixed points); Tibshirani 2013; the two-sided bound is our own",
     code=("fixed_point_residual",),
-    on_paper="matrices of any size",
 )
 def l1_optimality(kit: Kit, rng: np.random.Generator) -> None:
     """The residual lies between the two bounds by the violation v, and F - F* below sum v_j |z_j - z*_j|."""
@@ -138,7 +137,6 @@ plant("fixed point: threshold without the step", "def-fixed-point", fixed_point_
     "gap -> 0 as F(z) -> F* if every lam_j > 0.",
     source="Kim et al. 2007 and Mairal 2010 (scaled residual); Fenchel duality; the explicit bound is our own",
     code=("duality_gap",),
-    on_paper="matrices of any size",
 )
 def gap(kit: Kit, rng: np.random.Generator) -> None:
     """The gap against the dual value of a feasible point, a brute-force optimum, and its upper bound."""
@@ -272,7 +270,6 @@ plant("solve: nothing is certified", "lem-sure-gap", solve=_never_certified)
     "and then the only optimum if lam > 0.",
     source="Kim et al. 2007; KKT conditions at 0",
     code=("lambda_max",),
-    on_paper="matrices of any size",
 )
 def zero_is_optimal(kit: Kit, rng: np.random.Generator) -> None:
     """The brute-force optimum is 0 just above lambda_max and not just below it."""
@@ -360,7 +357,6 @@ def equiangular(cosine: float, P: int) -> Array:
     "normalised, they are an equiangular tight frame.",
     source="Welch 1974; Strohmer and Heath 2003; Foucart and Rauhut 2013",
     code=("coherence",),
-    on_paper="matrices of any size",
 )
 def welch(kit: Kit, rng: np.random.Generator) -> None:
     """Random frames lie above the bound, equiangular tight frames on it, and a frame that is only tight above it."""

@@ -22,7 +22,7 @@ from proxsae.statements.registry import Kit, insist, page, plant
 from proxsae.steps import FixedStep, Lipschitz, Trace
 from proxsae.testing.compare import assert_close
 
-statement = page("descent")
+statement = page("descent", on_paper="matrices of any size")
 
 
 def _problem(rng: np.random.Generator, d: int = 6, P: int = 10, twins: bool = True) -> tuple[Array, Array, Array]:
@@ -156,7 +156,7 @@ plant("momentum (k-1)/(k+2), another method", "def-ista", ista=variant(coefficie
     "thm-ista-descent",
     "F(z) - F(Tz) >= (1/mu - L/2)||Tz - z||² for convex R, and >= ½(1/mu - L)||Tz - z||² for any R; both are attained.",
     source="Beck 2017, Lemma 10.4 (convex R); Attouch, Bolte and Svaiter 2013",
-    code=("ista", "theory.ista_descent"), on_paper="matrices of any size",
+    code=("ista", "theory.ista_descent"),
 )  # fmt: skip
 def descent(kit: Kit, rng: np.random.Generator) -> None:
     """One step from random codes, then the two examples that attain the constants, and one that rises beyond 1/L."""
@@ -204,7 +204,7 @@ plant("the descent of any R is all that is claimed", "thm-ista-descent",
     "prop-depth-monotone",
     "With D and b fixed, F(z_T) never rises with depth T (mu <= 1/L, or mu <= 2/L for convex R), and one step is never "
     "worse than z = 0.",
-    source="own; corollary of thm-ista-descent", code=("ista",), on_paper="matrices of any size",
+    source="own; corollary of thm-ista-descent", code=("ista",),
 )  # fmt: skip
 def monotone(kit: Kit, rng: np.random.Generator) -> None:
     """25 steps of every penalty, from 0 and from a random code, atoms of norms 1 to 0.05; F is evaluated here."""
@@ -271,7 +271,6 @@ def _convex_rates(kit: Kit, rng: np.random.Generator, momentum: str | None, boun
     "thm-ista-rate",
     "For convex R and mu = 1/L: F(z_t) - F* <= L||z_0 - z*||²/(2t), and half of it on a lasso with two equal atoms.",
     source="Beck and Teboulle 2009, Theorem 3.1", code=("ista", "theory.ista_rate", "theory.ista_worst"),
-    on_paper="matrices of any size",
 )  # fmt: skip
 def ista_rates(kit: Kit, rng: np.random.Generator) -> None:
     """Random lassos and elastic nets against any w; and the lasso of two equal atoms, whose F(z_t) is known."""
@@ -301,7 +300,6 @@ plant("steps of 2.2/L", "thm-ista-rate", ista=variant(scale=2.2))
     "on one quadratic no first-order method is below 3/64 of it.",
     source="Beck and Teboulle 2009, Theorem 4.4; Nesterov 2004, Theorem 2.1.7",
     code=("ista", "theory.fista_rate", "theory.fista_worst", "theory.fista_travel", "theory.first_order_floor"),
-    on_paper="matrices of any size",
 )  # fmt: skip
 def fista_rates(kit: Kit, rng: np.random.Generator) -> None:
     """As for ISTA, with the F(z_t) of two equal atoms from the scalar recursion; and Nesterov's chain from below."""
@@ -351,7 +349,6 @@ plant("the floor is twice what it is", "thm-fista-rate",
     "For any R and mu < 1/L: min_{s<t}||z_{s+1} - z_s||² <= 2(F(z_0) - F(z_t))/((1/mu - L)t); for convex R "
     "and mu < 2/L with ½(1/mu - L) replaced by 1/mu - L/2.",
     source="Beck 2017, chapter 10; telescoped thm-ista-descent", code=("theory.stationarity_rate",),
-    on_paper="matrices of any size",
 )  # fmt: skip
 def stationarity(kit: Kit, rng: np.random.Generator) -> None:
     """Random problems of every penalty; and L0 dominoes, where the shortest of t steps is close to the bound."""
@@ -399,7 +396,6 @@ plant("steps are 2.4 times too long", "thm-stationarity-rate", ista=variant(scal
     "While the sign pattern on S stays (L1), or the support S (L0, KSparse), e_{t+1} = (I - mu D_S^T D_S)e_t: "
     "the error shrinks by max|1 - mu sigma²| a step, which is attained.",
     source="Bredies and Lorenz 2008; Tao, Boley and Zhang 2016", code=("theory.linear_phase_rate",),
-    on_paper="matrices of any size",
 )  # fmt: skip
 def linear_phase(kit: Kit, rng: np.random.Generator) -> None:
     """Problems solved in closed form on S; steps of 0.5/L to 1.9/L along the slowest direction, and a random one.
@@ -459,7 +455,7 @@ plant("momentum that nobody asked for", "thm-linear-phase", ista=variant(always=
     "prop-lista-is-ista",
     "LISTA with W1 = mu D^T, W2 = I - mu D^T D and the prox of mu R as activation (for L1 soft thresholding at mu lam) "
     "is proximal gradient, for every T and z_0.",
-    source="Gregor and LeCun 2010", code=("ista",), on_paper="matrices of any size",
+    source="Gregor and LeCun 2010", code=("ista",),
 )  # fmt: skip
 def lista(kit: Kit, rng: np.random.Generator) -> None:
     """6 layers of LISTA with its two matrices, for every penalty, from 0 and from a random code."""

@@ -24,7 +24,7 @@ from proxsae.statements.plain import (
 from proxsae.statements.registry import Kit, insist, page, plant
 from proxsae.testing.compare import assert_close
 
-statement = page("hard")
+statement = page("hard", on_paper="matrices of any size")
 
 
 def problems(rng: np.random.Generator) -> Iterator[tuple[Array, Array, Array, bool]]:
@@ -70,7 +70,6 @@ def _ksparse_conditions(z: Array, g: Array, mu: float, k: int, nonneg: bool) -> 
     "grad = 0 (nonneg: grad_S = 0 and grad_j ≥ 0 off S).",
     source="Beck and Eldar 2013 (L-stationarity); nonneg and tie rule own",
     code=("fixed_point_residual",),
-    on_paper="matrices of any size",
 )
 def ksparse_fixed_points(kit: Kit, rng: np.random.Generator) -> None:
     """Codes with a planted gradient, in exact arithmetic with ties: conditions, all supports and residual agree."""
@@ -120,7 +119,6 @@ plant(
     "and |grad_j| ≤ sqrt(2 lam_j / mu) off S (nonneg: -grad_j).",
     source="Blumensath and Davies 2008; per-latent, nonneg and tie rule own",
     code=("fixed_point_residual",),
-    on_paper="matrices of any size",
 )
 def l0_fixed_points(kit: Kit, rng: np.random.Generator) -> None:
     """Codes with a planted gradient at, above and below both bounds, in exact arithmetic, against the objective."""
@@ -166,7 +164,6 @@ plant(
     "For any R, a global minimiser z of F is in T_mu(z) for every mu ≤ 1/L, and its only member for mu < 1/L.",
     source="Beck and Eldar 2013 (k-sparse, mu < 1/L); the proof for any R is folklore",
     code=("fixed_point_residual",),
-    on_paper="matrices of any size",
 )
 def optimal_is_stationary(kit: Kit, rng: np.random.Generator) -> None:
     """Brute-force minimisers for L0 and k-sparse codes do not move; at mu = 1/L exactly a tie may move one."""
@@ -197,7 +194,6 @@ plant("k-sparse: one too few", "thm-optimal-is-stationary", KSparse=lambda k, no
     "so at most F(0) / (lam (1 - mu L)) changes.",
     source="own; finiteness of changes in Blumensath and Davies 2008",
     code=("ista",),
-    on_paper="matrices of any size",
 )
 def support_changes(kit: Kit, rng: np.random.Generator) -> None:
     """Step by step over runs of IHT, their total against F(z_0) / (lam (1 - mu L)), and a case of equality."""
@@ -239,7 +235,6 @@ plant("ista: l1 in place of l0", "thm-support-changes", L0=lambda lam, nonneg=Fa
     "k-sparse z, mu > 0: F(z) - F(z+) ≥ (1/mu - L_2k)/2 ||z+ - z||², with L_2k the largest ||D_S||² over |S| ≤ 2k.",
     source="Blumensath and Davies 2009/2010 and Garg and Khandekar 2009 (restricted isometry form); folklore",
     code=("KSparse",),
-    on_paper="matrices of any size",
 )
 def restricted_descent(kit: Kit, rng: np.random.Generator) -> None:
     """One step from random k-sparse codes and whole runs, at steps up to 1/L_2k; a minimiser stays there too."""

@@ -580,35 +580,6 @@ def _right(p: Point) -> Any:
     return p.z - p.mu * p.gradient
 
 
-def _last_step(p: Point) -> Any:
-    return _right(p._replace(u=p.u.detach()))
-
-
-def _outer_only(p: Point) -> Any:
-    return p.z - p.mu * ((_through(p.z @ p.D, p.z @ p.D.detach()) - p.c) @ p.D.T)
-
-
-def _inner_only(p: Point) -> Any:
-    return p.z - p.mu * ((p.z @ p.D - p.c) @ p.D.detach().T)
-
-
-def _not_carried(p: Point) -> Any:
-    return p.z.detach() - p.mu * p.gradient
-
-
-def _carried_everywhere(p: Point) -> Any:
-    return _through(p.z, p.u * (p.before | p.after)) - p.mu * p.gradient
-
-
-def _sign_of_mu(p: Point) -> Any:
-    move = p.mu * p.gradient
-    return p.z + _through(-move, move)
-
-
-def _first_data(p: Point) -> Any:
-    return _right(p._replace(c=p.c.detach()))
-
-
 def _moving_step(p: Point) -> Any:
     h = p.gradient * p.before
     exact = (h * h).sum(-1, keepdim=True) / ((h @ p.D) ** 2).sum(-1, keepdim=True).clamp(min=1e-300)
@@ -616,20 +587,23 @@ def _moving_step(p: Point) -> Any:
 
 
 def _clipped_too(p: Point) -> Any:
-    import torch
-
-    padded = torch.zeros_like(p.before).scatter(-1, p.z.abs().argsort(-1, descending=True)[:, :6], True)
-    return _right(p._replace(u=_through(p.z, p.u * padded), before=torch.ones_like(p.before)))
+    padded = 0 * p.z.detach()
+    padded.scatter_(-1, p.z.abs().argsort(-1, descending=True)[:, :6], 1)
+    return _through(p.z, p.u * padded) - p.mu * ((_through(p.z, p.u * padded) @ p.D - p.c) @ p.D.T)
 
 
 WRONG_STEPS: dict[str, Callable[[Point], Any]] = {
-    "only the last step is differentiated": _last_step,
-    "the dictionary is felt in D^T r, not in r": _outer_only,
-    "the dictionary is felt in r, not in D^T r": _inner_only,
-    "v is not carried to the step before": _not_carried,
-    "v is carried to latents that were not in the earlier support": _carried_everywhere,
-    "the sign of mu": _sign_of_mu,
-    "x and b are felt in the first step only": _first_data,
+    "only the last step is differentiated": lambda p: _right(p._replace(u=p.u.detach())),
+    "the dictionary is felt in D^T r, not in r": lambda p: (
+        p.z - p.mu * ((_through(p.z @ p.D, p.z @ p.D.detach()) - p.c) @ p.D.T)
+    ),
+    "the dictionary is felt in r, not in D^T r": lambda p: p.z - p.mu * ((p.z @ p.D - p.c) @ p.D.detach().T),
+    "v is not carried to the step before": lambda p: p.z.detach() - p.mu * p.gradient,
+    "v is carried to latents that were not in the earlier support": lambda p: (
+        _through(p.z, p.u * (p.before | p.after)) - p.mu * p.gradient
+    ),
+    "the sign of mu": lambda p: p.z + _through(-p.mu * p.gradient, p.mu * p.gradient),
+    "x and b are felt in the first step only": lambda p: _right(p._replace(c=p.c.detach())),
     "the exact step is differentiated too": _moving_step,
     "latents that pad a support get a gradient": _clipped_too,
 }

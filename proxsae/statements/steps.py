@@ -30,7 +30,7 @@ from proxsae.statements.plain import (
 from proxsae.statements.registry import Kit, insist, page, plant
 from proxsae.steps import FixedStep, Lipschitz, Trace
 
-statement = page("steps")
+statement = page("steps", on_paper="matrices of any size")
 
 
 def problems(rng: np.random.Generator) -> Iterator[tuple[Array, Array]]:
@@ -64,7 +64,6 @@ def shrink(case: Case, c: Array, D: Array, z: Array, mu: float, L: float) -> tup
     "mu stays ≥ (1 - 2^-12)/L.",
     source="Beck and Teboulle 2009, section 3 (convex R); any R, floor and counts own",
     code=("Backtracking", "reference.iteration.shrink_until_safe"),
-    on_paper="matrices of any size",
 )
 def backtracking(kit: Kit, rng: np.random.Generator) -> None:
     """The decrease at steps of every length, then runs against the rule in plain NumPy: codes, steps, products."""
@@ -120,7 +119,6 @@ plant("backtracking: always 1/L", "lem-backtracking", Backtracking=Lipschitz)
     "the face gradient; F never rises, whether it holds or not; k-sparse: it is NIHT.",
     source="Blumensath and Davies 2010 (k-sparse); for L1 and L0 own",
     code=("ExactStep", "reference.iteration.exact_step"),
-    on_paper="matrices of any size",
 )
 def exact_step(kit: Kit, rng: np.random.Generator) -> None:
     """Runs from 0 and from random codes: descent; a line search on a grid of the face; NIHT in plain NumPy."""
@@ -195,7 +193,6 @@ plant("exact step: slope of l1 forgotten", "thm-exact-step", L1=_WithoutSlope)
     "never raises F, and is exact where support and signs are those of an optimum.",
     source="Foucart 2011 (HTP); with signs held own",
     code=("Refit", "reference.refit.refit", "pytorch.refit.refit"),
-    on_paper="matrices of any size",
 )
 def refit(kit: Kit, rng: np.random.Generator) -> None:
     """One Refit step against a backtracking step in plain NumPy: F, signs, normal equations; and from optima of L1."""
@@ -262,7 +259,6 @@ plant("refit: slope of l1 forgotten", "thm-refit", L1=_WithoutSlope)
     "coherence of D and s ≥ 1.",
     source="Foucart and Rauhut 2013 (Gershgorin); Donoho and Elad 2003",
     code=("coherence",),
-    on_paper="matrices of any size",
 )
 def restricted(kit: Kit, rng: np.random.Generator) -> None:
     """All supports of random dictionaries, with duplicates and zero atoms; equiangular atoms attain equality."""
