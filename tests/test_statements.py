@@ -1,4 +1,4 @@
-"""A statement stands in four places, its page, its code, its check and its proof, and they are held together here."""
+"""The page, the code, the check and the machine proof of every statement agree, and its planted errors are caught."""
 
 import ast
 import importlib.util

@@ -200,7 +200,7 @@ plant(
 
 
 def exact_gap(c: Array, D: Array, z: Array, lam: Array) -> tuple[Fraction, Fraction]:
-    """(gap, F) of one row in exact arithmetic, by (3)."""
+    """(gap, F) of one row in exact arithmetic, by equation (3) of the page."""
     row, atoms, codes, lams = ([Fraction(float(v)) for v in np.ravel(a)] for a in (c, D, z, lam))
     none = Fraction(0)
     d, P = len(row), len(codes)
@@ -221,7 +221,7 @@ def exact_gap(c: Array, D: Array, z: Array, lam: Array) -> tuple[Fraction, Fract
     on_paper="sums of any length in floating point",
 )
 def sure_gap(kit: Kit, rng: np.random.Generator) -> None:
-    """Rows that solve calls converged, where lam is tiny, or some lam_j are, in exact arithmetic; and that some are.
+    """Rows that `solve` calls converged have an exact gap <= tol F, also where lam is tiny; and some do converge.
 
     A tolerance just below an exact gap is where rounding decides what the plain gap says.
     """

@@ -46,7 +46,7 @@ def _sizes(moves: Array) -> Array:
 
 
 def _at_most(small: Any, large: Any, what: str, slack: float = 1e-12) -> None:
-    """Fail unless small <= large, but for rounding in the larger of the two."""
+    """Raise AssertionError unless small <= large, up to rounding of the larger one."""
     small, large = np.broadcast_arrays(np.atleast_1d(np.asarray(small, float)), np.atleast_1d(np.asarray(large, float)))
     with np.errstate(invalid="ignore"):  # infinity on both sides
         bad = ~((small == large) | (small <= large + slack * (1 + np.maximum(np.abs(small), np.abs(large)))))
@@ -66,10 +66,10 @@ def variant(
     """An `ista` with a mistake: for planted errors, here and in the tests of the rates study.
 
     scale        every step is this many times as long as asked
-    prox_step    the step that the prox is told, whatever mu is
+    prox_step    the step that is passed to the prox, whatever mu is
     coefficient  the momentum of step k = 1, 2, ... in the place of (tau_k - 1) / tau_(k+1)
     always       momentum also where none was asked for
-    accumulate   what the prox was applied to is passed on, not what it returned
+    accumulate   the next step starts from the argument of the prox, not from its value
     forget       "bias", "start" (z0 = 0 instead), or "residual" (the gradient is always that at 0)
     """
 
@@ -417,7 +417,7 @@ def linear_phase(kit: Kit, rng: np.random.Generator) -> None:
             for R in (kit.L1(lam, nonneg=nonneg), kit.L0(lam, nonneg=nonneg), kit.KSparse(4, nonneg=nonneg)):
                 x = best @ D
                 if R.convex and twins:
-                    continue  # the equation on S has a solution for equal lam and signs only
+                    continue  # with equal atoms the equation on S has a solution only for equal lam and signs
                 if R.convex:
                     x = x + D[S].T @ np.linalg.solve(gram, lam[S] * sign)
                 for mu in (0.5 / L, 1 / L, 1.9 / L):
@@ -436,7 +436,7 @@ def linear_phase(kit: Kit, rng: np.random.Generator) -> None:
 
 
 def _in_phase(codes: Array, best: Array, S: NDArray[np.intp], gram: Array, mu: float, what: str) -> None:
-    """The error recursion, whose hypotheses must hold at every step here: the starts are close."""
+    """Check e_(t+1) = (I - mu G) e_t at every step; the starts are so close that signs must stay."""
     for z, new in pairwise(codes):
         insist(np.sign(new) == np.sign(best), f"{what}: the signs change, though the start is close: {new}")
         e = (z - best)[S]

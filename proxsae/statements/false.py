@@ -16,12 +16,12 @@ PAIR = np.array([[1.0, 0.0], [0.8, 0.6]])  # two unit-norm atoms, as rows: L = 1
 
 
 def refuted(happens: Any, what: str) -> None:
-    """Fail unless the counterexample does what it is shown for."""
+    """Raise AssertionError unless the counterexample refutes the claim."""
     insist(bool(happens), f"the counterexample no longer refutes the claim: {what}")
 
 
 def holds(happens: Any, what: str) -> None:
-    """Fail unless the true neighbour of the claim holds."""
+    """Raise AssertionError unless the true statement beside the false one holds."""
     insist(bool(happens), f"the true statement fails: {what}")
 
 

@@ -20,7 +20,7 @@ H = 1e-6  # of finite differences
 
 
 def twisted(family: str, prox: Callable[[Any, Any, Any], Any]) -> Callable[..., Any]:
-    """The constructor of a family whose prox of a tensor is prox(R, u, step); that of an array stays right."""
+    """The constructor of a family with another prox of tensors, prox(R, u, step); the prox of arrays stays right."""
 
     def make(*args: Any, **given: Any) -> Any:
         R = getattr(penalties, family)(*args, **given)
@@ -275,7 +275,7 @@ def gradients(run: Callable[..., Any], weights: Any, *arrays: Any) -> list[Any]:
 
 
 def slopes(run: Callable[..., Any], rng: np.random.Generator, arrays: list[Any], found: list[Any], what: str) -> None:
-    """Fail unless gradients agree with differences of run(*arrays), a number, along a random direction in each."""
+    """Check gradients against differences of run(*arrays), a number, along a random direction in each array."""
     for i, name in enumerate(("x", "b", "D", "lam")[: len(arrays)]):
         move = rng.normal(size=arrays[i].shape)
         ends = [run(*[a + sign * H * move if j == i else a for j, a in enumerate(arrays)]) for sign in (1, -1)]

@@ -49,7 +49,7 @@ def _best_error(u: Array, k: int, nonneg: bool) -> float:
 
 
 def _ksparse_conditions(z: Array, g: Array, mu: float, k: int, nonneg: bool) -> tuple[bool, bool]:
-    """What thm-ksparse-fixed-points asks for: (z in T_mu(z), and z is the member that the tie rule names)."""
+    """By the conditions of the theorem: whether z is in T_mu(z), and whether the tie rule names it."""
     S = np.flatnonzero(z)
     off = np.flatnonzero(z == 0)
     pull = np.maximum(-g[off], 0) if nonneg else abs(g[off])
@@ -206,7 +206,7 @@ def support_changes(kit: Kit, rng: np.random.Generator) -> None:
                 z = np.array(trace.steps)
                 F = 0.5 * squared_error(c, D, z) + (lam * (z != 0)).sum(-1)
                 cost = (lam * ((z[1:] != 0) != (z[:-1] != 0))).sum(-1)
-                free = int(z0.any())  # an arbitrary start may hold entries below the threshold: its step is not counted
+                free = int(z0.any())  # a random start may have entries below the threshold: leave its step out
                 drop = (F[:-1] - F[1:])[free:]
                 insist(drop >= (1 - share) * cost[free:] - 1e-9, "F falls by less than the changes of support cost")
     for c, D, _, _ in problems(rng):
@@ -220,7 +220,7 @@ def support_changes(kit: Kit, rng: np.random.Generator) -> None:
     F = kit.ista(x, np.ones((1, 1)), kit.L0(price), 1, kit.FixedStep(mu)).objective
     insist(0 <= F[0] - F[1] - (1 - mu) * price <= 10 * eps, f"the drop is {F[0] - F[1]}, not {(1 - mu) * price}")
 
-    # an arbitrary start: its small entry leaves for 3/8, and the price is 1/2
+    # such a start: F drops by 3/8 as its small entry leaves, less than (1 - mu L) lam = 1/2
     F = kit.ista(np.array([1.5]), np.ones((1, 1)), kit.L0(1.0), 1, kit.FixedStep(0.5), z0=np.array([0.5])).objective
     assert_close(F, np.array([1.5, 1.125]), 1e-12, "the free first step")
 

@@ -63,7 +63,7 @@ def duel(n: int, fillers: int, k: int, wins_in: str, rng: np.random.Generator) -
 
 
 def swamped(fillers: int, k: int) -> Problem:
-    """k latents whose float32 sum loses small products between 2^24 and -2^24, in any order that is in use."""
+    """k latents whose float32 sum loses small products between 2^24 and -2^24, in any usual order."""
     ones, n = np.ones(256), 256
     x = np.r_[2.0**12, ones, -(2.0**12)]
     rows = [np.r_[0.0, ones * (np.arange(n) < m), 0.0] for m in (n - 4, n - 2)]
@@ -120,7 +120,7 @@ def tensors(*arrays: Array) -> list[Any]:
 
 
 def changed(**make: Callable[[Any], Any]) -> SimpleNamespace:
-    """`proxsae.pytorch.certified_topk` with some of its functions replaced by what `make` makes of them."""
+    """`proxsae.pytorch.certified_topk` with each function `name` of `make` replaced by make[name](function)."""
 
     def through(name: str) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
@@ -143,7 +143,7 @@ def changed(**make: Callable[[Any], Any]) -> SimpleNamespace:
     on_paper="a definition",
 )
 def float32_score(kit: Kit, rng: np.random.Generator) -> None:
-    """Bits against the order written out, on sums that cancel; pairs alone, in batches and by index; fractions."""
+    """On sums that cancel, bit-equal to the written-out order: all, some and single scores; and close to fractions."""
     module = kit.certified_topk
     for d in (1, 7, 128, 130, 300):
         x, W, bias = rng.normal(size=(3, d)), 1e-6 * rng.normal(size=(9, d)), 1e-6 * rng.normal(size=9)
@@ -274,7 +274,7 @@ def _highest(original: Any) -> Any:
 
 
 def _proposed(original: Any) -> Any:
-    """The k candidates of the rounded product as they are, with their exact scores."""
+    """The top k of the rounded product, not certified, with their exact scores."""
 
     def top(x: Any, W: Any, bias: Any, k: int, nonneg: bool = False) -> Any:
         certified = importlib.import_module("proxsae.pytorch.certified_topk")

@@ -264,7 +264,7 @@ statement(
     on_paper="any penalty, any size",
 )
 def scales(kit: Kit, rng: np.random.Generator) -> None:
-    """The rule of scale for every family, at powers of two, where rounding cannot break a tie."""
+    """prox_{R'}(cu) = c prox_R(u) for every family, at powers of two, where rounding breaks no tie."""
     lam, falling = np.array([0.5, 0.0, 2.0, 0.125, 0.5, 1.0]), np.array([2.0, 1.0, 0.5, 0.5, 0.125, 0.0])
     grid = np.array([0.0, 0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
     for step in (0.5, 1.0, 2.0, 4.0):

@@ -1,4 +1,4 @@
-"""The registry of statements: label, claim, what implements it, what checks it, and errors that the check must see.
+"""The registry of statements: label, claim, what implements it, what checks it, and errors that the check must catch.
 
 A statement about an operator is checked by the laws it names.  One about the iteration or a certificate brings a check
 of its own, which draws random and adversarial problems and runs the functions of a `Kit`: those of the package, or the
@@ -76,7 +76,7 @@ class Statement:
 
 @dataclass(frozen=True)
 class Planted:
-    """An error that the check of a statement must see: functions that replace those of the kit."""
+    """An error that the check of a statement must catch: functions that replace those of the kit."""
 
     name: str
     killed_by: str

@@ -23,7 +23,7 @@ from proxsae.steps import Backtracking, ExactStep, FixedStep, Lipschitz
 from proxsae.testing.compare import assert_close, assert_same
 
 statement = page("sparse_steps")
-GROUP = 32  # latents a group, for what is planted
+GROUP = 32  # latents in a group
 NAMES = ("x", "W_enc", "b_enc", "D", "b")  # x (n, d), W_enc (d, P), b_enc (P,), D (P, d), b (d,)
 
 
@@ -103,7 +103,7 @@ def group_maxima(kit: Kit, rng: np.random.Generator) -> None:
 
 
 def _grouped(**wrong: Any) -> Callable[..., Any]:
-    """The constructor of k-sparse penalties whose prox of a tensor is `by_groups`, wrong in one way."""
+    """The constructor of k-sparse penalties whose prox is `by_groups` with one argument replaced."""
 
     def build(k: int, nonneg: bool = False) -> Any:
         def prox(u: Any, step: float) -> Any:
@@ -262,7 +262,7 @@ def weights_of(sae: Any, x: Any) -> list[Array]:
 
 
 def _walks(**wrong: Any) -> Callable[..., Any]:
-    """SAEs whose sparse codes are those of `walk`, wrong in one way."""
+    """The constructor of SAEs whose sparse codes are those of `walk` with one argument replaced."""
 
     def encode_sparse(self: Any, x: Any) -> Any:
         from proxsae.certificates import lipschitz
@@ -431,7 +431,7 @@ plant("memory is not asked for", "prop-gram-step", plan=_plans(lambda told: {**t
 
 
 def frozen(weights: list[Array], masks: Array, mu: Array) -> Array:
-    """The code of the encoder with its supports and step sizes held: sums and products, also of complex numbers."""
+    """The code with supports and step sizes held: sums and products only, so that weights may be complex."""
     x, W_enc, b_enc, D, b = weights
     c = x - b
     z = masks[0] * (c @ W_enc + b_enc)
@@ -484,7 +484,7 @@ def gradients(
     on_paper="matrices of any size",
 )
 def sparse_gradient(kit: Kit, rng: np.random.Generator) -> None:
-    """All five gradients against complex steps with supports held, and against differences; what is saved; bits."""
+    """All five gradients against complex steps with supports held, and against differences; memory; equal bits."""
     moved = short = 0
     plans = [(1, Lipschitz()), (2, Lipschitz()), (4, Lipschitz()), (4, None), (3, Backtracking()), (4, ExactStep())]
     for nonneg, (T, given) in itertools.product((False, True), plans):
@@ -548,7 +548,7 @@ class Point(NamedTuple):
 
 
 def _dense(step: Callable[[Point], Any], shuffled: bool = False) -> Callable[..., Any]:
-    """SAEs whose gradients are those of dense torch with supports and step sizes held, with `step` for each step."""
+    """The constructor of SAEs with the gradients of dense torch, supports and step sizes held, by this `step`."""
     turn = itertools.count()
 
     def reconstruct(self: Any, x: Any) -> Any:

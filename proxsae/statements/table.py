@@ -1,6 +1,6 @@
 """A statement in one row: its code, what checks it, the planted errors that the checks catch, and its proof.
 
-Everything is looked up in the registries of laws, mutants, checks and machine proofs; nothing is said twice.
+All of it is read from the registries of laws, mutants, checks and machine proofs.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ GREEK = {"lambda": "λ", "lam": "λ", "mu": "μ", "tau": "τ", "alpha": "α", "g
          "eps": "ε"}  # fmt: skip
 SIGNS = {">=": "≥", "<=": "≤", "!=": "≠", "->": "→", "<-": "←", "||": "‖", " - ": " − ", "*": "∗", "sqrt ": "√",
          "sqrt": "√", "<": "&lt;", ">": "&gt;"}  # fmt: skip
-# x_i, prox_R, |z|_(i), D_S^T: what bears subscripts and powers, and one of them
+# In x_i, prox_R, |z|_(i) and D_S^T: the base, and one subscript or power
 BASE = r"((?<![^\W\d_])(?:d?[^\W_]|argmin|min|max|prox|proj|grad|AbsTopK|TopK)|[|‖)∗])"
 SCRIPT = re.compile(r"([_^])(\{[^}]*\}|\([^)]*\)|-\d+(?:/\d+)?|\w[^\W_]*'?|[+-])")
 SCRIPTS = rf"((?:{SCRIPT.pattern})+)"
 
 
 def caught(s: Statement) -> list[str]:
-    """The planted errors that what checks a statement must see: those of its operator, of its laws, and its own."""
+    """The planted errors that the checks of a statement must catch: its own, and those of its operator or its laws."""
     own = [planted.name for planted in PLANTED if planted.killed_by == s.label]
     of_operator = [m.name for m in MUTANTS if m.R.statement == s.label and m.killed_by in s.laws]
     about_an_operator = s.label in {family.statement for family in FAMILIES.values()}
@@ -71,7 +71,7 @@ def box(s: Statement) -> str:
         lines = [f"**About** {_code(s.code)}." if s.code else "", "**The counterexample is checked** by its own check."]
     else:
         lines = [
-            f"**Implemented by** {_code(s.code) or 'nothing: it is about those that are'}.",
+            f"**Implemented by** {_code(s.code) or 'no function of its own'}.",
             f"**Checked by** {_checks(s)}.",
             f"**Machine proof:** {_code(machine(s)) or f'none ({s.on_paper})'}.",
         ]
