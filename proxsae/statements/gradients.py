@@ -29,7 +29,7 @@ def twisted(family: str, prox: Callable[[Any, Any, Any], Any]) -> Callable[..., 
     return make
 
 
-def hard_edges(s: Any, mu: float, lam: Any, a: float) -> Any:
+def hard_edges(s: Array, mu: float, lam: Array, a: float) -> Array:
     """The derivative of the prox of SCAD at |u| = s, entry by entry."""
     if mu >= a + 1:
         return 1.0 * (s > lam * np.sqrt(mu * (a + 1)))
@@ -39,14 +39,14 @@ def hard_edges(s: Any, mu: float, lam: Any, a: float) -> Any:
     return middle + 1.0 * (s > mu * lam) * ((s < (1 + mu) * lam) | (s > a * lam))
 
 
-def firm_edges(s: Any, mu: float, lam: Any, gamma: float) -> Any:
+def firm_edges(s: Array, mu: float, lam: Array, gamma: float) -> Array:
     """The derivative of the prox of MCP at |u| = s, entry by entry."""
     if mu >= gamma:
         return 1.0 * (s > lam * np.sqrt(gamma * mu))
     return 1.0 * (s > gamma * lam) + (s > mu * lam) * (s < gamma * lam) / (1 - mu / gamma)
 
 
-def blocks(u: Any, t: float, size: int, alive: Any) -> Any:
+def blocks(u: Array, t: float, size: int, alive: Array) -> Array:
     """The Jacobian of the group prox at threshold t; latents that are not `alive` are held at 0."""
     out = np.zeros((len(u), len(u)))
     for i in range(0, len(u), size):
@@ -58,21 +58,21 @@ def blocks(u: Any, t: float, size: int, alive: Any) -> Any:
     return out
 
 
-def pools(z: Any) -> Any:
+def pools(z: Array) -> Array:
     """The Jacobian of the sorted prox, read off its code z: pools are where magnitudes are equal, and not 0."""
     same = (np.abs(z[:, None]) == np.abs(z)) & (z != 0)
     return np.sign(z)[:, None] * np.sign(z) * same / np.maximum(same.sum(axis=0), 1)
 
 
-Table = Callable[[Any, Any, Any], Any]
+Table = Callable[[Array, Array, Array], Array]
 
 
-def on_diagonal(entries: Callable[[Any], Any]) -> Table:
+def on_diagonal(entries: Callable[[Array], Array]) -> Table:
     """The table of a separable penalty, whose derivative at |u| = s is entries(s)."""
     return lambda u, z, alive: np.diag(entries(np.abs(u)) * alive)
 
 
-def support(u: Any, z: Any, alive: Any) -> Any:
+def support(u: Array, z: Array, alive: Array) -> Array:
     """The table of a projection: 1 on the support."""
     return np.diag(1.0 * (z.ravel() != 0))
 
@@ -93,14 +93,14 @@ def tabulated(kit: Kit, mu: float, nonneg: bool) -> list[tuple[Any, Table]]:
     ]
 
 
-def differences(p: Callable[[Any], Any], u: Any) -> tuple[Any, bool]:
+def differences(p: Callable[[Array], Array], u: Array) -> tuple[Array, bool]:
     """The Jacobian of p at one row u by central differences, and whether differences to both sides agree."""
     moves = H * np.eye(len(u))
     above, below, here = p(u + moves), p(u - moves), p(u)
     return ((above - below) / (2 * H)).T, bool(np.abs(above + below - 2 * here).max(initial=0) < 1e-3 * H)
 
 
-def autograd(p: Callable[[Any], Any], u: Any) -> Any:
+def autograd(p: Callable[[Any], Any], u: Array) -> Array:
     """The Jacobian of p at one row u by torch: copy i of the row gives the gradient of entry i."""
     import torch
 
@@ -146,7 +146,7 @@ def prox_gradient(kit: Kit, rng: np.random.Generator) -> None:
 
         got = autograd(over_batch, flat)
         assert_close(got, differences(over_batch, flat)[0], 1e-7, f"{batch}: autograd against differences")
-        assert_close(got, support(flat, over_batch(flat), None), 1e-9, f"{batch}: autograd against the table")
+        assert_close(got, support(flat, over_batch(flat), flat), 1e-9, f"{batch}: autograd against the table")
     insist(checked >= 0.95 * tried, f"only {checked} of {tried} points were smooth, but almost all must be")
     kinks = np.array([0.5, -0.5, 0.0, 2.0])
     for R in (kit.L1(0.5), kit.L0(0.125), kit.L1(0.0), kit.L0(0.0), kit.KSparse(1), kit.KSparse(9), kit.KSparse(0)):
@@ -254,7 +254,7 @@ def margin(c: Array, D: Array, lam: Array, nonneg: bool) -> float:
     return float(np.where(z != 0, np.abs(z), lam - (slope if nonneg else np.abs(slope))).min())
 
 
-def smooth_problem(rng: np.random.Generator, nonneg: bool) -> tuple[Any, Any, Any, Any]:
+def smooth_problem(rng: np.random.Generator, nonneg: bool) -> tuple[Array, Array, Array, Array]:
     """(x, b, D, lam) of a lasso with some latents on and some off, all by a margin."""
     while True:
         x, b, D = 2 * rng.normal(size=3), rng.normal(size=3), rng.normal(size=(5, 3))
@@ -264,7 +264,7 @@ def smooth_problem(rng: np.random.Generator, nonneg: bool) -> tuple[Any, Any, An
             return x, b, D, lam
 
 
-def gradients(run: Callable[..., Any], weights: Any, *arrays: Any) -> list[Any]:
+def gradients(run: Callable[..., Any], weights: Array | float, *arrays: Array) -> list[Array]:
     """The gradients of sum(weights * run(*tensors)) in each array, 0 for one that is not used."""
     import torch
 
@@ -274,7 +274,9 @@ def gradients(run: Callable[..., Any], weights: Any, *arrays: Any) -> list[Any]:
     return [np.zeros_like(a) if g is None else g.numpy() for a, g in zip(arrays, found, strict=True)]
 
 
-def slopes(run: Callable[..., Any], rng: np.random.Generator, arrays: list[Any], found: list[Any], what: str) -> None:
+def slopes(
+    run: Callable[..., Any], rng: np.random.Generator, arrays: list[Array], found: list[Array], what: str
+) -> None:
     """Check gradients against differences of run(*arrays), a number, along a random direction in each array."""
     for i, name in enumerate(("x", "b", "D", "lam")[: len(arrays)]):
         move = rng.normal(size=arrays[i].shape)
@@ -300,7 +302,7 @@ def implicit_gradient(kit: Kit, rng: np.random.Generator) -> None:
         def code(x: Any, b: Any, D: Any, lam: Any, nonneg: bool = nonneg) -> Any:
             return kit.solve(x, D, kit.L1(lam, nonneg), tol=1e-12, bias=b).codes
 
-        def exact(x: Any, b: Any, D: Any, lam: Any, nonneg: bool = nonneg, weights: Any = weights) -> float:
+        def exact(x: Array, b: Array, D: Array, lam: Array, nonneg: bool = nonneg, weights: Array = weights) -> float:
             return float(weights @ l1_optimum(x - b, D, lam, nonneg))
 
         slopes(exact, rng, [x, b, D, lam], gradients(code, weights, x, b, D, lam), f"nonneg = {nonneg}: the gradient")
@@ -313,7 +315,7 @@ def implicit_gradient(kit: Kit, rng: np.random.Generator) -> None:
                 break
         weights = rng.normal(size=5)
 
-        def fitted(x: Any, b: Any, D: Any, S: Any = S, weights: Any = weights) -> float:
+        def fitted(x: Array, b: Array, D: Array, S: Array = S, weights: Array = weights) -> float:
             return float(weights[S] @ np.linalg.lstsq(D[S].T, x - b, rcond=None)[0])
 
         def sparse(x: Any, b: Any, D: Any, R: Any = R) -> Any:
@@ -356,7 +358,7 @@ def envelope(kit: Kit, rng: np.random.Generator) -> None:
     for nonneg in (False, True):
         x, b, D, lam = smooth_problem(rng, nonneg)
 
-        def least(x: Any, b: Any, D: Any, lam: Any, nonneg: bool = nonneg) -> float:
+        def least(x: Array, b: Array, D: Array, lam: Array, nonneg: bool = nonneg) -> float:
             return float(l1_objective(x - b, D, l1_optimum(x - b, D, lam, nonneg), lam))
 
         def value(x: Any, b: Any, D: Any, lam: Any, nonneg: bool = nonneg, hold: bool = True) -> Any:
@@ -376,7 +378,7 @@ def envelope(kit: Kit, rng: np.random.Generator) -> None:
     c, D, R = rng.normal(size=3), rng.normal(size=(5, 3)), kit.KSparse(2)
     S = np.flatnonzero(kit.solve(c, D, R).codes)
 
-    def branch(c: Any, b: Any, D: Any) -> float:
+    def branch(c: Array, b: Array, D: Array) -> float:
         z = np.linalg.lstsq(D[S].T, c - b, rcond=None)[0]
         return float(0.5 * squared_error(c - b, D[S], z))
 

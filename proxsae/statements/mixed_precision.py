@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
@@ -20,6 +20,9 @@ import numpy as np
 from proxsae.statements.plain import Array, top
 from proxsae.statements.registry import Kit, insist, page, plant
 from proxsae.testing.compare import assert_same
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 statement = page("mixed_precision")
 Problem = tuple[str, Array, Array, Array]  # a name, x (n, d), W (P, d) and bias (P,) in float32
@@ -112,7 +115,7 @@ def float32(problem: Problem) -> Problem:
     return problem[0], arrays[0], arrays[1], arrays[2]
 
 
-def tensors(*arrays: Array) -> list[Any]:
+def tensors(*arrays: Array) -> list[Tensor]:
     """Copies as torch tensors."""
     import torch
 
@@ -167,7 +170,7 @@ def float32_score(kit: Kit, rng: np.random.Generator) -> None:
 
 
 def _as_a_product(original: Any) -> Any:
-    def scores(x: Any, W: Any, bias: Any, indices: Any = None) -> Any:
+    def scores(x: Tensor, W: Tensor, bias: Tensor, indices: Tensor | None = None) -> Tensor:
         s = (x.double() @ W.double().T + bias.double()).float()
         return s if indices is None else s.gather(-1, indices)
 
@@ -203,11 +206,11 @@ def rounded_product(kit: Kit, rng: np.random.Generator) -> None:
                 insist(off <= Fraction(float(bound[i])), f"{name}: off by {float(off)}, above the bound {bound[i]}")
 
 
-def _bound(wrong: Callable[[Any, Any, Any, Any], Any]) -> Callable[[Any], Any]:
+def _bound(wrong: Callable[[Tensor, Any, Tensor, Tensor], Tensor]) -> Callable[[Any], Any]:
     """`half_product` with another bound, made of x, the weights, the right bound and the unit."""
 
     def make(original: Any) -> Any:
-        def product(x: Any, weights: Any) -> Any:
+        def product(x: Tensor, weights: Any) -> tuple[Tensor, Tensor, Tensor]:
             u, bound, unit = original(x, weights)
             return u, wrong(x, weights, bound, unit), unit
 
@@ -216,12 +219,12 @@ def _bound(wrong: Callable[[Any, Any, Any, Any], Any]) -> Callable[[Any], Any]:
     return make
 
 
-def _without_x(x: Any, weights: Any, bound: Any, unit: Any) -> Any:
+def _without_x(x: Tensor, weights: Any, bound: Tensor, unit: Tensor) -> Tensor:
     exact = x.double() * (unit / weights.scale)[:, None]
     return bound - (exact - exact.half().double()).norm(dim=-1) * weights.norm
 
 
-def _float32_rounding(x: Any, weights: Any, bound: Any, unit: Any) -> Any:
+def _float32_rounding(x: Tensor, weights: Any, bound: Tensor, unit: Tensor) -> Tensor:
     return 2.0**-23 * unit * (x.double().norm(dim=-1) * weights.norm / weights.scale + weights.bias.abs().amax())
 
 
@@ -276,7 +279,7 @@ def _highest(original: Any) -> Any:
 def _proposed(original: Any) -> Any:
     """The top k of the rounded product, not certified, with their exact scores."""
 
-    def top(x: Any, W: Any, bias: Any, k: int, nonneg: bool = False) -> Any:
+    def top(x: Tensor, W: Tensor, bias: Tensor, k: int, nonneg: bool = False) -> tuple[Tensor, Tensor]:
         certified = importlib.import_module("proxsae.pytorch.certified_topk")
         at = certified.top_k(certified.half_product(x, certified.round_weights(W, bias))[0], k, nonneg)
         s = certified.exact_scores(x, W, bias, at)

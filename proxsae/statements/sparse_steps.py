@@ -10,7 +10,7 @@ import importlib
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from proxsae.statements.plain import Array, clipped, top
 from proxsae.statements.registry import Kit, insist, page, plant, planted, planted_sae
 from proxsae.steps import Backtracking, ExactStep, FixedStep, Lipschitz
 from proxsae.testing.compare import assert_close, assert_same
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 statement = page("sparse_steps")
 GROUP = 32  # latents in a group
@@ -142,13 +145,13 @@ def sharded_topk(kit: Kit, rng: np.random.Generator) -> None:
         assert_same(torch.cat(found, dim=1).numpy(), want, f"k = {k} of {P} on {shards} shards, nonneg = {nonneg}")
 
 
-def _last_shard_first(sizes: Any, k: int) -> Any:
+def _last_shard_first(sizes: list[Tensor], k: int) -> list[Tensor]:
     from proxsae.sae.team import among_all
 
     return among_all(sizes[::-1], k)[::-1]
 
 
-def _a_share_of_k(sizes: Any, k: int) -> Any:
+def _a_share_of_k(sizes: list[Tensor], k: int) -> list[Tensor]:
     from proxsae.sae.team import among_all
 
     return [among_all([size], -(-k // len(sizes)))[0] for size in sizes]
@@ -169,7 +172,7 @@ def load(sae: Any, weights: list[Array]) -> Any:
     return sae
 
 
-def weights_of(sae: Any, x: Any) -> list[Array]:
+def weights_of(sae: Any, x: Tensor) -> list[Array]:
     """x and the weights of an SAE as arrays."""
     return [a.detach().numpy() for a in (x, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)]
 
@@ -177,7 +180,7 @@ def weights_of(sae: Any, x: Any) -> list[Array]:
 def _walks(**wrong: Any) -> Callable[..., Any]:
     """The constructor of SAEs whose sparse codes are those of `walk` with one argument replaced."""
 
-    def encode_sparse(self: Any, x: Any) -> Any:
+    def encode_sparse(self: Any, x: Tensor) -> Any:
         from proxsae.certificates import lipschitz
         from proxsae.pytorch.codes import sparsify
 
@@ -374,7 +377,7 @@ def gradients(
 
     x, saved = torch.tensor(weights[0], requires_grad=True), {}
 
-    def pack(a: Any) -> Any:
+    def pack(a: Tensor) -> Tensor:
         saved[a.data_ptr()] = a
         return a
 
@@ -441,30 +444,30 @@ def sparse_gradient(kit: Kit, rng: np.random.Generator) -> None:
 class Point(NamedTuple):
     """A step from u on the support `before` to one on `after`, in dense torch: supports are masks (n, P)."""
 
-    u: Any
-    before: Any
-    after: Any
-    c: Any
-    D: Any
-    mu: Any
-    rule: Any
+    u: Tensor
+    before: Tensor
+    after: Tensor
+    c: Tensor
+    D: Tensor
+    mu: Tensor
+    rule: object
 
     @property
-    def z(self) -> Any:
+    def z(self) -> Tensor:
         """The code before the step."""
         return self.u * self.before
 
     @property
-    def gradient(self) -> Any:
+    def gradient(self) -> Tensor:
         """The gradient at z."""
         return (self.z @ self.D - self.c) @ self.D.T
 
 
-def _dense(step: Callable[[Point], Any], shuffled: bool = False) -> Callable[..., Any]:
+def _dense(step: Callable[[Point], Tensor], shuffled: bool = False) -> Callable[..., Any]:
     """The constructor of SAEs with the gradients of dense torch, supports and step sizes held, by this `step`."""
     turn = itertools.count()
 
-    def reconstruct(self: Any, x: Any) -> Any:
+    def reconstruct(self: Any, x: Tensor) -> Any:
         import torch
 
         from proxsae.certificates import lipschitz
@@ -484,28 +487,28 @@ def _dense(step: Callable[[Point], Any], shuffled: bool = False) -> Callable[...
     return planted_sae(reconstruct=reconstruct, encode_sparse=lambda self, x: self.reconstruct(x)[1])
 
 
-def _through(value: Any, gradient: Any) -> Any:
+def _through(value: Tensor, gradient: Tensor) -> Tensor:
     """`value`, with the derivative of `gradient`."""
     return gradient + (value - gradient).detach()
 
 
-def _right(p: Point) -> Any:
+def _right(p: Point) -> Tensor:
     return p.z - p.mu * p.gradient
 
 
-def _moving_step(p: Point) -> Any:
+def _moving_step(p: Point) -> Tensor:
     h = p.gradient * p.before
     exact = (h * h).sum(-1, keepdim=True) / ((h @ p.D) ** 2).sum(-1, keepdim=True).clamp(min=1e-300)
     return p.z - (p.mu * exact / exact.detach() if isinstance(p.rule, ExactStep) else p.mu) * p.gradient
 
 
-def _clipped_too(p: Point) -> Any:
+def _clipped_too(p: Point) -> Tensor:
     padded = 0 * p.z.detach()
     padded.scatter_(-1, p.z.abs().argsort(-1, descending=True)[:, :6], 1)
     return _through(p.z, p.u * padded) - p.mu * ((_through(p.z, p.u * padded) @ p.D - p.c) @ p.D.T)
 
 
-WRONG_STEPS: dict[str, Callable[[Point], Any]] = {
+WRONG_STEPS: dict[str, Callable[[Point], Tensor]] = {
     "only the last step is differentiated": lambda p: _right(p._replace(u=p.u.detach())),
     "the dictionary is felt in D^T r, not in r": lambda p: (
         p.z - p.mu * ((_through(p.z @ p.D, p.z @ p.D.detach()) - p.c) @ p.D.T)
