@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Numbers = Array | float
-SHORT = 1 - 2.0**-12
+SHORT = 1 - 2.0**-12  # backtracking starts at SHORT / max_j ||d_j||^2
 
 
 def clipped(u: Array, nonneg: bool) -> Array:
@@ -42,7 +42,7 @@ def top(key: Any, k: int) -> NDArray[np.intp]:
 
 
 def among_largest(key: Array, k: int) -> NDArray[np.bool_]:
-    """Where `top` is."""
+    """The mask of `top`."""
     mask = np.zeros(key.shape, dtype=bool)
     np.put_along_axis(mask, top(key, k), True, axis=-1)
     return mask

@@ -52,15 +52,15 @@ class Kit(SimpleNamespace):
 class Statement:
     """One citable statement.
 
-    label    permanent, never renamed; its prefix says what it is: def, lem, prop, thm, or false
-    claim    hypotheses and claim in one sentence
-    page     the page under docs/theory that proves it
-    source   where it stands in the literature, or "own"
-    code     what implements it: dotted names below proxsae
-    laws     the operator laws that check it
-    check    a check of its own; raises AssertionError
-    on_paper why no solver proves it: what makes it more than a scalar claim
-    no_check why nothing checks it, for a statement without law and check
+    label     permanent, never renamed; its prefix says what it is: def, lem, prop, thm, or false
+    claim     hypotheses and claim in one sentence
+    page      the page under docs/theory that proves it
+    source    where it stands in the literature, or "own"
+    code      what implements it: dotted names below proxsae
+    laws      the operator laws that check it
+    check     a check of its own; raises AssertionError
+    on_paper  why no solver proves it: what makes it more than a scalar claim
+    no_check  why nothing checks it, for a statement without law and check
     """
 
     label: str
