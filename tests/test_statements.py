@@ -1,7 +1,9 @@
-"""A statement stands in four places, its page, its code, its check and its proof, and they are held together here."""
+"""The page, the code, the check and the machine proof of every statement agree, and its planted errors are caught."""
 
+import ast
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,18 @@ def test_the_check_of_a_statement_passes(label, seed):
 def test_a_planted_error_is_caught_by_the_check_it_names(planted):
     with pytest.raises(AssertionError):
         run(planted.killed_by, Kit(**planted.functions))
+
+
+def test_the_formulas_that_checks_share_import_nothing_of_the_library():
+    tree = ast.parse(Path(statements.plain.__file__).read_text(encoding="utf-8"))
+    imported = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in imported} <= {"numpy", *sys.stdlib_module_names}
+
+
+def test_a_planted_error_replaces_what_a_check_can_use():
+    with pytest.raises(px.Error, match="lipshitz"):
+        Kit(lipshitz=len)
 
 
 @pytest.mark.parametrize("s", STATEMENTS.values(), ids=STATEMENTS)
@@ -94,10 +108,10 @@ def test_every_theorem_that_is_a_function_is_stated():
 
 
 def test_what_is_generated_in_the_docs_is_fresh():
-    spec = importlib.util.spec_from_file_location("write_statements", ROOT / "scripts" / "write_statements.py")
+    spec = importlib.util.spec_from_file_location("write_statements", ROOT / "docs" / "write_statements.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     for path, text in script.pages().items():
-        assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run scripts/write_statements.py"
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run `python docs/write_statements.py`"
     broken = script.with_boxes((THEORY / "signs.md").read_text(encoding="utf-8").replace("optimal", "best"))
     assert script.with_boxes(broken) == broken  # writing twice changes nothing

@@ -1,6 +1,6 @@
-"""Docstrings here are plain text with formulas; this turns one into reStructuredText that shows it as it was written.
+"""Turn docstrings, which are plain text with formulas, into reStructuredText that shows them as they are written.
 
-Nothing in the text is taken for markup, but for `name`, which becomes a link where it names something public.
+The only markup is `name`, which becomes a link if it names something public.
 
     indented lines         a formula block, spaces kept
     name    what it is     a list of definitions, where all lines are of this form
@@ -71,7 +71,7 @@ def escape(text):
 
 
 def _sort(block, arguments, public, fields):
-    """Put what is a parameter or a field into `fields`, and return the sentences that remain."""
+    """Move parameters and fields of a block into `fields`, and return the other sentences."""
     if arguments:
         names = "|".join(map(re.escape, arguments))
         parts = re.split(rf"(?:^|;\s|(?<=\.)\s+)({names}): ", block, flags=re.M)
@@ -141,7 +141,7 @@ def _process(app, what, name, obj, options, lines):
 
 
 def _signature(app, what, name, obj, options, signature, returns):
-    """A type that says nothing is left out."""
+    """Leave out the type Any."""
     if signature:
         signature = re.sub(r": ~?(?:typing\.)?Any\b( = )?", lambda found: "=" if found[1] else "", signature)
         signature = re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature)

@@ -1,7 +1,7 @@
-"""Statement labels are links wherever they stand: in prose, in code spans, in formula blocks, in docstrings.
+"""Make statement labels links everywhere: in prose, in code spans, in formula blocks, in docstrings.
 
-A label that no page of theory/ explains is a warning, and so fails the build.  In a heading the label loses the dot
-that parts it from the title in the source; in the table of contents beside a page it is left out.
+A label that no page of theory/ explains is a warning, and so fails the build.  The dot between title and label of a
+heading is dropped, and the table of contents beside a page shows no labels.
 """
 
 import re

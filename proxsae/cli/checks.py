@@ -1,8 +1,10 @@
-"""Commands that check: `laws` for operators, `statements` for what is claimed of them."""
+"""Commands that check: `laws` runs the checks of operators and statements, `statements` lists and proves statements."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 from proxsae.cli.common import command, device_named
@@ -24,7 +26,7 @@ def add(commands: Any) -> None:
     laws.add_argument(
         "--device", default="cpu", help="device of the torch backends: cpu, cuda or cuda:N (default: cpu)"
     )
-    laws.add_argument("--seed", type=int, default=0, help="seed of the drawn inputs (default: 0)")
+    laws.add_argument("--seed", type=int, default=0, help="seed of the random inputs (default: 0)")
 
     statements = command(
         commands,
@@ -34,7 +36,10 @@ def add(commands: Any) -> None:
         "proxsae statements thm-prox-l0",
     )
     statements.add_argument(
-        "label", nargs="?", default="", help="only statements whose label contains this; all about it if it is one"
+        "label",
+        nargs="?",
+        default="",
+        help="only statements whose label contains this; a whole label prints all about that statement",
     )
     statements.add_argument(
         "--prove", action="store_true", help="run the machine proofs, refute their planted errors, and print the times"
@@ -53,7 +58,10 @@ def _laws(arguments: argparse.Namespace) -> int:
     checks = [s for s in statements.STATEMENTS.values() if s.check and wanted in s.label]
     planted_errors = [p for p in statements.PLANTED if any(p.killed_by == s.label for s in checks)]
     if not operators and not mutants and not checks:
-        msg = f"nothing is called {arguments.name!r}: there are {', '.join(testing.OPERATORS)}, and the statements"
+        families = dict.fromkeys(type(R).__name__ for R in testing.OPERATORS.values())
+        near = _near(wanted, (*map(str.lower, families), *statements.STATEMENTS))
+        names = f"operators are {', '.join(families)}, and `proxsae statements` lists statements"
+        msg = f"nothing is called {arguments.name!r}:{near} {names}"
         raise Error(msg)
     backends = (*testing.NUMPY, *testing.torch_backends(device))
     broken = checked = 0
@@ -93,13 +101,15 @@ def _laws(arguments: argparse.Namespace) -> int:
 def _statements(arguments: argparse.Namespace) -> int:
     from proxsae.testing import proofs, statements
 
-    chosen = [s for s in statements.STATEMENTS.values() if arguments.label in s.label]
+    wanted = arguments.label.lower()
+    chosen = [s for s in statements.STATEMENTS.values() if wanted in s.label]
     if not chosen:
-        msg = f"no statement is called {arguments.label!r}: `proxsae statements` lists all of them"
+        near = _near(wanted, statements.STATEMENTS)
+        msg = f"no statement is called {arguments.label!r}:{near} `proxsae statements` lists all of them"
         raise Error(msg)
     if arguments.prove:
         return _prove([proof for proof in proofs.PROOFS.values() if proof.statement in {s.label for s in chosen}])
-    if len(chosen) == 1 or arguments.label in statements.STATEMENTS:
+    if len(chosen) == 1 or wanted in statements.STATEMENTS:
         print("\n\n".join(map(statements.details, chosen)))
         return 0
     page = ""
@@ -122,7 +132,7 @@ def _prove(chosen: list[Any]) -> int:
     from proxsae.testing import proofs
 
     if not chosen:
-        msg = "these statements have no machine proof: `proxsae statements` says which have"
+        msg = "these statements have no machine proof: `proxsae statements` lists the proof of each statement"
         raise Error(msg)
     total, failures = 0.0, 0
     print(f"{'proof':36}{'statement':30}{'seconds':>8}  planted error, refuted by")
@@ -138,6 +148,12 @@ def _prove(chosen: list[Any]) -> int:
         print(f"{proof.name:36}{proof.statement:30}{seconds:8.2f}  {proof.wrong_name}: {against}", flush=True)
     print(f"\n{len(chosen)} proofs, {failures} failed, {total:.1f} s of proving")
     return 1 if failures else 0
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """The part of an error that suggests up to three known names that resemble `name`, or nothing."""
+    near = difflib.get_close_matches(name, list(known))
+    return f" did you mean {' or '.join(near)}?" if near else ""
 
 
 def _verdict(cell: str | None) -> str:

@@ -1,4 +1,7 @@
-"""Statements, one file a page of docs/theory: what is claimed, what implements it, and the check that can fail."""
+"""Statements, one file a page of docs/theory: what is claimed, what implements it, and the check that can fail.
+
+The checks share the formulas of plain.py and the k-sparse encoder of dense_encoder.py, both in NumPy.
+"""
 
 from proxsae.statements import (  # noqa: F401, I001  (in the order of the docs; each registers its statements)
     proximal,

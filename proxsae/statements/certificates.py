@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -13,55 +12,38 @@ import numpy as np
 from proxsae import certificates
 from proxsae.penalties import L1
 from proxsae.reference.iteration import solve
-from proxsae.statements.registry import Kit, insist, plant, statement
+from proxsae.statements.plain import (
+    Array,
+    Numbers,
+    clipped,
+    cosines,
+    dictionaries,
+    gradient,
+    hard,
+    keep_largest,
+    l1_objective,
+    l1_optimum,
+    soft,
+    unit,
+)
+from proxsae.statements.registry import Kit, insist, page, plant
 from proxsae.testing.compare import assert_close
 
-PAGE = "certificates"
+statement = page("certificates", on_paper="matrices of any size")
 
 
-def l1_optimum(c: Any, D: Any, lam: Any, nonneg: bool) -> Any:
-    """A minimiser of 1/2 ||c - D z||^2 + sum_j lam_j |z_j|: the best over all supports of full rank and all signs."""
-    P, best, least = len(D), np.zeros(len(D)), 0.5 * c @ c
-    lam = np.broadcast_to(lam, P)
-    for size in range(1, P + 1):
-        for S in map(list, itertools.combinations(range(P), size)):
-            A = D[S]
-            if np.linalg.matrix_rank(A) < size:  # some optimum has a support of full rank
-                continue
-            signs = np.array(list(itertools.product([1.0] if nonneg else [1.0, -1.0], repeat=size)))
-            codes = np.linalg.solve(A @ A.T, (A @ c)[:, None] - (lam[S] * signs).T).T
-            for z in codes[(codes * signs > 0).all(axis=1)]:
-                value = 0.5 * np.sum((c - z @ A) ** 2) + lam[S] @ abs(z)
-                if value < least:
-                    best, least = np.zeros(P), value
-                    best[S] = z
-    return best
-
-
-def problems(rng: np.random.Generator) -> Iterator[tuple[Any, Any, Any, Any, bool]]:
-    """Yield (x, bias, D, lam, nonneg): P > d; a duplicate, a negated and a zero atom; P < d; lam_j = 0 now and then."""
-    wide, odd, tall = rng.normal(size=(5, 3)), rng.normal(size=(5, 3)), rng.normal(size=(3, 5))
-    odd[2], odd[3], odd[4] = odd[0], -odd[1], 0.0
-    for D in (wide, odd, tall):
-        P, d = D.shape
+def problems(rng: np.random.Generator) -> Iterator[tuple[Array, Array, Array, Numbers, bool]]:
+    """Yield (x, bias, D, lam, nonneg), with one lam, or one per latent and a lam_j = 0."""
+    for D in dictionaries(rng, 5, 3):
+        P, d = len(D), len(D.T)
         for lam in (0.3, np.append(rng.uniform(0.2, 0.8, P - 1), 0.0)):
             for nonneg in (False, True):
                 yield 2 * rng.normal(size=d), rng.normal(size=d), D, lam, nonneg
 
 
-def objective(c: Any, D: Any, z: Any, lam: Any) -> Any:
-    """F(z) = 1/2 ||c - D z||^2 + sum_j lam_j |z_j|, row by row."""
-    return 0.5 * ((c - z @ D) ** 2).sum(-1) + (lam * abs(z)).sum(-1)
-
-
-def squared_norm(D: Any) -> float:
-    """||D||_2^2."""
-    return float(np.linalg.norm(D, 2)) ** 2
-
-
-def violation(c: Any, D: Any, z: Any, lam: Any, nonneg: bool) -> Any:
+def violation(c: Array, D: Array, z: Array, lam: Numbers, nonneg: bool) -> Array:
     """v_j: by how much the optimality condition of latent j fails, as the page defines it."""
-    s = D @ (c - z @ D)
+    s = -gradient(c, D, z)
     at_zero = np.maximum((s if nonneg else abs(s)) - lam, 0)
     return np.where(z != 0, abs(s - lam * np.sign(z)), at_zero)
 
@@ -70,10 +52,8 @@ def violation(c: Any, D: Any, z: Any, lam: Any, nonneg: bool) -> Any:
     "thm-l1-optimality",
     "For L1 (lam_j ≥ 0, signed or nonneg): z is optimal iff the KKT conditions hold, iff z = T_mu(z) for one mu > 0, "
     "iff for every mu > 0.",
-    page=PAGE,
     source="Beck 2017 (prox-gradient fixed points); Tibshirani 2013; the two-sided bound is our own",
     code=("fixed_point_residual",),
-    on_paper="matrices of any size",
 )
 def l1_optimality(kit: Kit, rng: np.random.Generator) -> None:
     """The residual lies between the two bounds by the violation v, and F - F* below sum v_j |z_j - z*_j|."""
@@ -85,7 +65,7 @@ def l1_optimality(kit: Kit, rng: np.random.Generator) -> None:
         dropped[np.argmax(abs(best))] = 0.0
         for z in (best, 0 * best, dropped, abs(moved) if nonneg else moved):
             v = violation(c, D, z, lam, nonneg)
-            excess = objective(c, D, z, lam) - objective(c, D, best, lam)
+            excess = l1_objective(c, D, z, lam) - l1_objective(c, D, best, lam)
             insist(-1e-9 <= excess <= v @ abs(z - best) + 1e-9, "F - F* exceeds sum v_j |z_j - z*_j|")
             for mu in (0.01, 0.5, 40.0):
                 residual = float(kit.fixed_point_residual(x, D, z, R, mu, bias=b))
@@ -95,8 +75,8 @@ def l1_optimality(kit: Kit, rng: np.random.Generator) -> None:
                 insist(residual <= mu * np.linalg.norm(v) + tolerance, f"residual {residual} exceeds mu ||v||")
 
 
-def _threshold_without_step(x: Any, D: Any, z: Any, R: Any, step: float, bias: Any = 0.0) -> Any:
-    return np.linalg.norm(z - R.prox(z - step * ((z @ D + bias - x) @ D.T), 1.0), axis=-1)
+def _threshold_without_step(x: Array, D: Array, z: Array, R: Any, step: float, bias: Numbers = 0.0) -> Array:
+    return np.linalg.norm(z - R.prox(z - step * gradient(x - bias, D, z), 1.0), axis=-1)
 
 
 plant("fixed point: threshold without the step", "thm-l1-optimality", fixed_point_residual=_threshold_without_step)
@@ -113,7 +93,6 @@ plant("l1: nonneg forgotten", "thm-l1-optimality", L1=lambda lam, nonneg=False: 
     "def-fixed-point",
     "The fixed-point residual is ||z - T_mu(z)|| with T_mu(z) = prox_{mu R}(z - mu D^T (D z + b - x)): "
     "0 exactly at the fixed points of T_mu under the tie rule.",
-    page=PAGE,
     source="Beck and Eldar 2013 (L-stationarity, for k-sparse codes)",
     code=("fixed_point_residual",),
     on_paper="a definition",
@@ -125,13 +104,11 @@ def fixed_point(kit: Kit, rng: np.random.Generator) -> None:
     x, z, lam = rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3, 6)), rng.uniform(0, 1, 6)
     z[:, 0] = 0.0
     for nonneg in (False, True):
-        u = z - mu * ((z @ D + b - x) @ D.T)
-        u = np.maximum(u, 0) if nonneg else u
-        rank = np.argsort(np.argsort(-abs(u), axis=-1, kind="stable"), axis=-1)
+        u = clipped(z - mu * gradient(x - b, D, z), nonneg)
         for R, image in (
-            (kit.L1(lam, nonneg), np.sign(u) * np.maximum(abs(u) - mu * lam, 0)),
-            (kit.L0(lam, nonneg), np.where(abs(u) > np.sqrt(2 * mu * lam), u, 0)),
-            (kit.KSparse(k, nonneg), np.where(rank < k, u, 0)),
+            (kit.L1(lam, nonneg), soft(u, mu * lam)),
+            (kit.L0(lam, nonneg), hard(u, np.sqrt(2 * mu * lam))),
+            (kit.KSparse(k, nonneg), keep_largest(u, k)),
         ):
             want = np.sqrt(((z - image) ** 2).sum(-1))
             assert_close(kit.fixed_point_residual(x, D, z, R, mu, bias=b), want, 1e-12, f"residual for {R}")
@@ -149,7 +126,7 @@ plant(
 plant(
     "fixed point: gradient norm, no prox",
     "def-fixed-point",
-    fixed_point_residual=lambda x, D, z, R, step, bias=0.0: step * np.linalg.norm((z @ D + bias - x) @ D.T, axis=-1),
+    fixed_point_residual=lambda x, D, z, R, step, bias=0.0: step * np.linalg.norm(gradient(x - bias, D, z), axis=-1),
 )
 plant("fixed point: threshold without the step", "def-fixed-point", fixed_point_residual=_threshold_without_step)
 
@@ -158,17 +135,15 @@ plant("fixed point: threshold without the step", "def-fixed-point", fixed_point_
     "thm-duality-gap",
     "For L1, lam_j ≥ 0: gap(z) = F(z) - dual(theta) ≥ F(z) - F* ≥ 0, and gap(z) = 0 iff z is optimal; "
     "gap -> 0 as F(z) -> F* if every lam_j > 0.",
-    page=PAGE,
     source="Kim et al. 2007 and Mairal 2010 (scaled residual); Fenchel duality; the explicit bound is our own",
     code=("duality_gap",),
-    on_paper="matrices of any size",
 )
 def gap(kit: Kit, rng: np.random.Generator) -> None:
     """The gap against the dual value of a feasible point, a brute-force optimum, and its upper bound."""
     for x, b, D, lam, nonneg in problems(rng):
         c, R, lams = x - b, kit.L1(lam, nonneg), np.broadcast_to(lam, len(D))
         best = l1_optimum(c, D, lam, nonneg)
-        least, r_best = objective(c, D, best, lam), c - best @ D
+        least, r_best = l1_objective(c, D, best, lam), c - best @ D
         noise = rng.normal(size=(6, len(D))) * 10.0 ** -np.arange(0, 12, 2)[:, None]
         z = best + noise * (best != 0)
         z[0], z[1] = 0.0, noise[0]
@@ -181,7 +156,7 @@ def gap(kit: Kit, rng: np.random.Generator) -> None:
         )
         theta = scale[:, None] * r
         insist((theta @ D.T if nonneg else abs(theta @ D.T)) <= lams + 1e-12, "theta is not dual feasible")
-        excess = objective(c, D, z, lam) - least
+        excess = l1_objective(c, D, z, lam) - least
         dual = 0.5 * c @ c - 0.5 * ((theta - c) ** 2).sum(-1)
         assert_close(got, excess + least - dual, 1e-10, "gap against F - dual(theta)")
         insist(got >= excess - 1e-10, "the gap is below F - F*")
@@ -200,12 +175,12 @@ def gap(kit: Kit, rng: np.random.Generator) -> None:
         assert_close(got, np.asarray(want), 1e-12, "gap where a lam is 0")
 
 
-def _not_scaled(x: Any, D: Any, z: Any, R: Any, bias: Any = 0.0) -> Any:
+def _not_scaled(x: Array, D: Array, z: Array, R: Any, bias: Numbers = 0.0) -> Array:
     r = x - bias - z @ D
     return R.value(z) - (z * (r @ D.T)).sum(-1)
 
 
-def _scaled_by_magnitude(x: Any, D: Any, z: Any, R: Any, bias: Any = 0.0) -> Any:
+def _scaled_by_magnitude(x: Array, D: Array, z: Array, R: Any, bias: Numbers = 0.0) -> Array:
     gap_of_signed = certificates.duality_gap(x, D, z, L1(R.lam), bias * np.ones(D.shape[1]))
     return np.where((z < 0).any(axis=-1) & R.nonneg, np.inf, gap_of_signed)
 
@@ -224,8 +199,8 @@ plant(
 )
 
 
-def exact_gap(c: Any, D: Any, z: Any, lam: Any) -> tuple[Fraction, Fraction]:
-    """(gap, F) of one row in exact arithmetic, by (3)."""
+def exact_gap(c: Array, D: Array, z: Array, lam: Array) -> tuple[Fraction, Fraction]:
+    """(gap, F) of one row in exact arithmetic, by equation (3) of the page."""
     row, atoms, codes, lams = ([Fraction(float(v)) for v in np.ravel(a)] for a in (c, D, z, lam))
     none = Fraction(0)
     d, P = len(row), len(codes)
@@ -241,20 +216,18 @@ def exact_gap(c: Any, D: Any, z: Any, lam: Any) -> tuple[Fraction, Fraction]:
     "lem-sure-gap",
     "What float64 computes for gap(z), with a stated allowance for rounding, is an upper bound on F(z) - F* where "
     "nothing under- or overflows; so converged from solve on L1 is true of the returned code.",
-    page=PAGE,
     source="own; the model of floating point is Higham 2002's",
     code=("certificates.l1_gap",),
     on_paper="sums of any length in floating point",
 )
 def sure_gap(kit: Kit, rng: np.random.Generator) -> None:
-    """Rows that solve calls converged, where lam is tiny, or some lam_j are, in exact arithmetic; and that some are.
+    """Rows that `solve` calls converged have an exact gap <= tol F, also where lam is tiny; and some do converge.
 
     A tolerance just below an exact gap is where rounding decides what the plain gap says.
     """
     import torch
 
-    D = rng.normal(size=(12, 8))
-    D /= np.linalg.norm(D, axis=1, keepdims=True)
+    D = unit(rng.normal(size=(12, 8)))
     x, some, said = rng.normal(size=(4, 8)), np.full(12, 0.3), 0
     some[:3] = 1e-10
     for lam, tol in ((1e-10, 1e-6), (1e-6, 1e-10), (some, 1e-6), (0.3, 1e-11)):
@@ -267,9 +240,8 @@ def sure_gap(kit: Kit, rng: np.random.Generator) -> None:
                 gap, F = exact_gap(row, D, z, lams)
                 holds = gap <= Fraction(ratio) * F
                 insist(holds or not found.converged, f"converged at {ratio}, but the gap is {float(gap / F)} F")
-                insist(
-                    Fraction(float(certificates.l1_gap(row, D, z, R, sure=True)[0])) >= gap, "too small an allowance"
-                )
+                sure = Fraction(float(certificates.l1_gap(row, D, z, R, sure=True)[0]))
+                insist(sure >= gap, "too small an allowance")
                 said += bool(found.converged)
                 ratio = 0.99 * max(float(gap / F), 1e-14)
     insist(said >= 4, f"only {said} rows are certified: the allowance is too large")
@@ -282,21 +254,22 @@ def _by_the_plain_gap(x: Any, D: Any, R: Any, tol: float, max_steps: int) -> Any
 
 
 plant("solve: rounding is not allowed for", "lem-sure-gap", solve=_by_the_plain_gap)
-plant(
-    "solve: nothing is certified",
-    "lem-sure-gap",
-    solve=lambda *a, **b: replace(solve(*a, **b), converged=solve(*a, **b).converged & False),
-)
+
+
+def _never_certified(*args: Any, **given: Any) -> Any:
+    found = solve(*args, **given)
+    return replace(found, converged=found.converged & False)
+
+
+plant("solve: nothing is certified", "lem-sure-gap", solve=_never_certified)
 
 
 @statement(
     "prop-lambda-max",
     "For L1 with one lam, b = 0: z = 0 is optimal iff lam ≥ lambda_max = max_j |d_j^T x| (nonneg: max_j (d_j^T x)_+), "
     "and then the only optimum if lam > 0.",
-    page=PAGE,
     source="Kim et al. 2007; KKT conditions at 0",
     code=("lambda_max",),
-    on_paper="matrices of any size",
 )
 def zero_is_optimal(kit: Kit, rng: np.random.Generator) -> None:
     """The brute-force optimum is 0 just above lambda_max and not just below it."""
@@ -311,7 +284,7 @@ def zero_is_optimal(kit: Kit, rng: np.random.Generator) -> None:
         insist(not z.any(), f"at lambda_max the iteration leaves 0 for {z}")
         other = rng.normal(size=(20, len(D)))
         other = abs(other) if nonneg else other
-        others = objective(c, D, 0.1 * other, top)
+        others = l1_objective(c, D, 0.1 * other, top)
         insist((others > 0.5 * c @ c) | (top == 0), "at lambda_max, 0 is not the only minimiser")
     D = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 0.0]])
     x = np.array([[-2.0, 0.0], [0.0, 0.0], [-1.0, 3.0]])  # nonneg: no atom points towards the first row
@@ -339,7 +312,6 @@ plant(
 @statement(
     "def-coherence",
     "m(D) = max |<d_i, d_j>| / (||d_i|| ||d_j||) over pairs of non-zero atoms, 0 if there is no pair; 0 ≤ m ≤ 1.",
-    page=PAGE,
     source="Mallat and Zhang 1993; Donoho and Elad 2003",
     code=("coherence",),
     on_paper="a definition",
@@ -363,32 +335,16 @@ def coherence(kit: Kit, rng: np.random.Generator) -> None:
         insist(abs(kit.coherence(D) - want) < 1e-12, f"coherence of {D.tolist()} is not {want}")
 
 
-def _pairs(D: Any, normalised: bool = True) -> Any:
-    norms = np.linalg.norm(D, axis=1, keepdims=True)
-    U = D / np.where(norms > 0, norms, 1) if normalised else D
-    return (U @ U.T)[np.triu_indices(len(D), 1)]
-
-
-def coherence_signed(D: Any) -> float:
-    """A planted error: the largest inner product, not the largest magnitude."""
-    return float(_pairs(D).max(initial=0))
-
-
-def coherence_mean(D: Any) -> float:
-    """A planted error: the mean over pairs."""
-    return float(abs(_pairs(D)).sum() / max(1, len(_pairs(D))))
-
-
-plant("coherence: without |.|", "def-coherence", coherence=coherence_signed)
-plant("coherence: mean, not max", "def-coherence", coherence=coherence_mean)
+plant("coherence: without |.|", "def-coherence", coherence=lambda D: cosines(D).max(initial=0))
+plant("coherence: mean, not max", "def-coherence", coherence=lambda D: abs(cosines(D)).mean())
 plant(
     "coherence: atoms not normalised",
     "def-coherence",
-    coherence=lambda D: float(abs(_pairs(D, normalised=False)).max(initial=0)),
+    coherence=lambda D: float(abs((D @ D.T)[np.triu_indices(len(D), 1)]).max(initial=0)),
 )
 
 
-def equiangular(cosine: float, P: int) -> Any:
+def equiangular(cosine: float, P: int) -> Array:
     """P unit-norm atoms whose inner products are all `cosine`, in as few dimensions as they need."""
     values, vectors = np.linalg.eigh((1 - cosine) * np.eye(P) + cosine)
     kept = values > 1e-12
@@ -399,10 +355,8 @@ def equiangular(cosine: float, P: int) -> Any:
     "prop-welch",
     "P non-zero atoms in R^d, P ≥ max(2, d), have coherence ≥ sqrt((P - d) / (d (P - 1))), with equality iff, "
     "normalised, they are an equiangular tight frame.",
-    page=PAGE,
     source="Welch 1974; Strohmer and Heath 2003; Foucart and Rauhut 2013",
     code=("coherence",),
-    on_paper="matrices of any size",
 )
 def welch(kit: Kit, rng: np.random.Generator) -> None:
     """Random frames lie above the bound, equiangular tight frames on it, and a frame that is only tight above it."""
@@ -423,5 +377,5 @@ def welch(kit: Kit, rng: np.random.Generator) -> None:
     insist(kit.coherence(tight) > np.sqrt(1 / 3) + 0.1, "tight, not equiangular, yet on the bound")
 
 
-plant("coherence: without |.|", "prop-welch", coherence=coherence_signed)
-plant("coherence: squared", "prop-welch", coherence=lambda D: float((_pairs(D) ** 2).max(initial=0)))
+plant("coherence: without |.|", "prop-welch", coherence=lambda D: cosines(D).max(initial=0))
+plant("coherence: squared", "prop-welch", coherence=lambda D: (cosines(D) ** 2).max(initial=0))

@@ -10,61 +10,46 @@ import numpy as np
 
 from proxsae import certificates
 from proxsae.penalties import L0, L1, KSparse
-from proxsae.statements.certificates import squared_norm
-from proxsae.statements.registry import Kit, insist, plant, statement
+from proxsae.statements.plain import (
+    Array,
+    clipped,
+    dictionaries,
+    gradient,
+    hard_optimum,
+    restricted_lipschitz,
+    squared_error,
+    squared_norm,
+    unit,
+)
+from proxsae.statements.registry import Kit, insist, page, plant
 from proxsae.testing.compare import assert_close
 
-PAGE = "hard"
+statement = page("hard", on_paper="matrices of any size")
 
 
-def hard_optimum(c: Any, D: Any, lam: Any, k: int, nonneg: bool) -> Any:
-    """A minimiser of 1/2 ||c - D z||^2 + sum lam_j 1[z_j != 0] over ||z||_0 <= k: least squares on every support."""
-    P, best, least = len(D), np.zeros(len(D)), 0.5 * c @ c
-    for size in range(1, min(k, P) + 1):
-        for S in map(list, itertools.combinations(range(P), size)):
-            A = D[S]
-            if np.linalg.matrix_rank(A) < size:  # some optimum has a support of full rank
-                continue
-            z = np.linalg.lstsq(A.T, c, rcond=None)[0]
-            value = 0.5 * np.sum((c - z @ A) ** 2) + np.sum(lam[S])
-            if value < least and (not nonneg or (z > 0).all()):
-                best, least = np.zeros(P), value
-                best[S] = z
-    return best
-
-
-def problems(rng: np.random.Generator) -> Iterator[tuple[Any, Any, Any, bool]]:
-    """Yield (c, D, lam, nonneg) with P = 6: general; a duplicate, a negated and a zero atom; P < d.  One lam is 0."""
-    general, odd, tall = rng.normal(size=(6, 4)), rng.normal(size=(6, 4)), rng.normal(size=(6, 8))
-    odd[3], odd[4], odd[5] = odd[0], -odd[1], 0.0
-    for D in (general, odd, tall):
+def problems(rng: np.random.Generator) -> Iterator[tuple[Array, Array, Array, bool]]:
+    """Yield (c, D, lam, nonneg) with P = 6; one lam is 0."""
+    for D in dictionaries(rng, 6, 4):
         for nonneg in (False, True):
             lam = rng.uniform(0.05, 0.6, 6)
             lam[2] = 0.0
-            yield 2 * rng.normal(size=D.shape[1]), D, lam, nonneg
+            yield 2 * rng.normal(size=len(D.T)), D, lam, nonneg
 
 
-def restricted_lipschitz(D: Any, s: int) -> float:
-    """L_s: the largest ||D_S||^2 over |S| <= s, by trying all S."""
-    s = min(s, len(D))
-    supports = np.array(list(itertools.combinations(range(len(D)), s)))
-    return float(np.linalg.norm(D[supports], 2, axis=(1, 2)).max() ** 2)
-
-
-def with_gradient(z: Any, g: Any, A: Any) -> tuple[Any, Any]:
+def with_gradient(z: Array, g: Array, A: Array) -> tuple[Array, Array]:
     """(x, D) at which the gradient at z is g, exact in binary fractions: D = [I, A], x = D z - (g, 0)."""
     D = np.concatenate([np.eye(len(z)), A], axis=1)
     return z @ D - np.concatenate([g, np.zeros(A.shape[1])]), D
 
 
-def _best_error(u: Any, k: int, nonneg: bool) -> float:
+def _best_error(u: Array, k: int, nonneg: bool) -> float:
     """min ||z - u||^2 over ||z||_0 <= k (and z >= 0), by trying all supports."""
     kept = [u[list(S)] for S in itertools.combinations(range(len(u)), min(k, len(u)))]
-    return float(u @ u - max(np.sum((np.maximum(v, 0) if nonneg else v) ** 2) for v in kept))
+    return float(u @ u - max(np.sum(clipped(v, nonneg) ** 2) for v in kept))
 
 
-def _ksparse_conditions(z: Any, g: Any, mu: float, k: int, nonneg: bool) -> tuple[bool, bool]:
-    """What thm-ksparse-fixed-points asks for: (z in T_mu(z), and z is the member that the tie rule names)."""
+def _ksparse_conditions(z: Array, g: Array, mu: float, k: int, nonneg: bool) -> tuple[bool, bool]:
+    """By the conditions of the theorem: whether z is in T_mu(z), and whether the tie rule names it."""
     S = np.flatnonzero(z)
     off = np.flatnonzero(z == 0)
     pull = np.maximum(-g[off], 0) if nonneg else abs(g[off])
@@ -83,10 +68,8 @@ def _ksparse_conditions(z: Any, g: Any, mu: float, k: int, nonneg: bool) -> tupl
     "thm-ksparse-fixed-points",
     "k-sparse: z in T_mu(z) iff, for ||z||_0 = k, grad_S = 0 and mu |grad_j| ≤ min_S |z| off S; for ||z||_0 < k, "
     "grad = 0 (nonneg: grad_S = 0 and grad_j ≥ 0 off S).",
-    page=PAGE,
     source="Beck and Eldar 2013 (L-stationarity); nonneg and tie rule own",
     code=("fixed_point_residual",),
-    on_paper="matrices of any size",
 )
 def ksparse_fixed_points(kit: Kit, rng: np.random.Generator) -> None:
     """Codes with a planted gradient, in exact arithmetic with ties: conditions, all supports and residual agree."""
@@ -110,7 +93,7 @@ def ksparse_fixed_points(kit: Kit, rng: np.random.Generator) -> None:
     insist(min(seen.count(case) for case in ((True, True), (True, False), (False, False))) > 2, "a case is missing")
     for c, D, _, nonneg in problems(rng):
         found = kit.solve(c, D, kit.KSparse(2, nonneg), tol=1e-10)
-        z, g = found.codes, D @ (found.codes @ D - c)
+        z, g = found.codes, gradient(c, D, found.codes)
         pull = (np.maximum(-g, 0) if nonneg else abs(g))[z == 0]
         insist(found.converged and abs(g[z != 0]).max(initial=0) < 1e-6, "solve: gradient on the support")
         reach = abs(z[z != 0]).min() if np.count_nonzero(z) == 2 else 0.0
@@ -134,10 +117,8 @@ plant(
     "thm-l0-fixed-points",
     "L0: z in T_mu(z) iff grad_S = 0, |z_j| ≥ sqrt(2 mu lam_j) on S (tie rule: >) "
     "and |grad_j| ≤ sqrt(2 lam_j / mu) off S (nonneg: -grad_j).",
-    page=PAGE,
     source="Blumensath and Davies 2008; per-latent, nonneg and tie rule own",
     code=("fixed_point_residual",),
-    on_paper="matrices of any size",
 )
 def l0_fixed_points(kit: Kit, rng: np.random.Generator) -> None:
     """Codes with a planted gradient at, above and below both bounds, in exact arithmetic, against the objective."""
@@ -160,7 +141,7 @@ def l0_fixed_points(kit: Kit, rng: np.random.Generator) -> None:
         common = not g[S].any() and (mu * pull <= theta)[~S].all()
         member, named = common and (abs(z) >= theta)[S].all(), common and (abs(z) > theta)[S].all()
         u = z - mu * g
-        rivals = [mu * lam * (v != 0) + 0.5 * (v - u) ** 2 for v in (z, 0 * u, np.maximum(u, 0) if nonneg else u)]
+        rivals = [mu * lam * (v != 0) + 0.5 * (v - u) ** 2 for v in (z, 0 * u, clipped(u, nonneg))]
         closest = rivals[0].sum() == np.min(rivals, axis=0).sum()
         insist(member == closest, f"conditions say {member}, the objective {closest}: z={z}, u={u}, theta={theta}")
         residual = float(kit.fixed_point_residual(x, D, z, kit.L0(lam, nonneg), mu))
@@ -174,17 +155,15 @@ plant("l0: threshold sqrt(mu lam)", "thm-l0-fixed-points", L0=lambda lam, nonneg
 plant(
     "fixed point: threshold without the step",
     "thm-l0-fixed-points",
-    fixed_point_residual=lambda x, D, z, R, step: np.linalg.norm(z - R.prox(z - step * ((z @ D - x) @ D.T), 1.0)),
+    fixed_point_residual=lambda x, D, z, R, step: np.linalg.norm(z - R.prox(z - step * gradient(x, D, z), 1.0)),
 )
 
 
 @statement(
     "thm-optimal-is-stationary",
     "For any R, a global minimiser z of F is in T_mu(z) for every mu ≤ 1/L, and its only member for mu < 1/L.",
-    page=PAGE,
     source="Beck and Eldar 2013 (k-sparse, mu < 1/L); the proof for any R is folklore",
     code=("fixed_point_residual",),
-    on_paper="matrices of any size",
 )
 def optimal_is_stationary(kit: Kit, rng: np.random.Generator) -> None:
     """Brute-force minimisers for L0 and k-sparse codes do not move; at mu = 1/L exactly a tie may move one."""
@@ -213,10 +192,8 @@ plant("k-sparse: one too few", "thm-optimal-is-stationary", KSparse=lambda k, no
     "thm-support-changes",
     "L0, mu < 1/L, from z_0 = 0: F drops by (1 - mu L) lam_j or more for each j that enters or leaves the support; "
     "so at most F(0) / (lam (1 - mu L)) changes.",
-    page=PAGE,
     source="own; finiteness of changes in Blumensath and Davies 2008",
     code=("ista",),
-    on_paper="matrices of any size",
 )
 def support_changes(kit: Kit, rng: np.random.Generator) -> None:
     """Step by step over runs of IHT, their total against F(z_0) / (lam (1 - mu L)), and a case of equality."""
@@ -227,23 +204,23 @@ def support_changes(kit: Kit, rng: np.random.Generator) -> None:
                 z0 = abs(z0) if nonneg else z0
                 trace = kit.ista(c, D, kit.L0(lam, nonneg), 40, kit.FixedStep(share / L), z0=z0, keep="all")
                 z = np.array(trace.steps)
-                F = 0.5 * ((c - z @ D) ** 2).sum(-1) + (lam * (z != 0)).sum(-1)
+                F = 0.5 * squared_error(c, D, z) + (lam * (z != 0)).sum(-1)
                 cost = (lam * ((z[1:] != 0) != (z[:-1] != 0))).sum(-1)
-                free = int(z0.any())  # an arbitrary start may hold entries below the threshold: its step is not counted
+                free = int(z0.any())  # a random start may have entries below the threshold: leave its step out
                 drop = (F[:-1] - F[1:])[free:]
                 insist(drop >= (1 - share) * cost[free:] - 1e-9, "F falls by less than the changes of support cost")
     for c, D, _, _ in problems(rng):
-        L, lam, mu = squared_norm(D), 0.05, 0.5 / squared_norm(D)
-        S = np.array(kit.ista(c, D, kit.L0(lam), 60, kit.FixedStep(mu), keep="all").steps) != 0
+        step = kit.FixedStep(0.5 / squared_norm(D))
+        S = np.array(kit.ista(c, D, kit.L0(0.05), 60, step, keep="all").steps) != 0
         changes = (S[1:] != S[:-1]).any(axis=1)
-        insist(changes.sum() <= 0.5 * c @ c / (lam * (1 - mu * L)), f"{changes.sum()} changes of support")
+        insist(changes.sum() <= 0.5 * c @ c / (0.05 * 0.5), f"{changes.sum()} changes of support")
     # one atom, L = 1, just above the threshold: the drop is (1 - mu) lam, the bound, to first order
-    mu, lam, eps = 0.5, 0.25, 1e-9
-    x = np.array([np.sqrt(2 * lam / mu) * (1 + eps)])
-    F = kit.ista(x, np.ones((1, 1)), kit.L0(lam), 1, kit.FixedStep(mu)).objective
-    insist(0 <= F[0] - F[1] - (1 - mu) * lam <= 10 * eps, f"the drop is {F[0] - F[1]}, not {(1 - mu) * lam}")
+    mu, price, eps = 0.5, 0.25, 1e-9
+    x = np.array([np.sqrt(2 * price / mu) * (1 + eps)])
+    F = kit.ista(x, np.ones((1, 1)), kit.L0(price), 1, kit.FixedStep(mu)).objective
+    insist(0 <= F[0] - F[1] - (1 - mu) * price <= 10 * eps, f"the drop is {F[0] - F[1]}, not {(1 - mu) * price}")
 
-    # an arbitrary start: its small entry leaves for 3/8, and the price is 1/2
+    # such a start: F drops by 3/8 as its small entry leaves, less than (1 - mu L) lam = 1/2
     F = kit.ista(np.array([1.5]), np.ones((1, 1)), kit.L0(1.0), 1, kit.FixedStep(0.5), z0=np.array([0.5])).objective
     assert_close(F, np.array([1.5, 1.125]), 1e-12, "the free first step")
 
@@ -256,18 +233,15 @@ plant("ista: l1 in place of l0", "thm-support-changes", L0=lambda lam, nonneg=Fa
 @statement(
     "thm-restricted-descent",
     "k-sparse z, mu > 0: F(z) - F(z+) ≥ (1/mu - L_2k)/2 ||z+ - z||², with L_2k the largest ||D_S||² over |S| ≤ 2k.",
-    page=PAGE,
     source="Blumensath and Davies 2009/2010 and Garg and Khandekar 2009 (restricted isometry form); folklore",
     code=("KSparse",),
-    on_paper="matrices of any size",
 )
 def restricted_descent(kit: Kit, rng: np.random.Generator) -> None:
     """One step from random k-sparse codes and whole runs, at steps up to 1/L_2k; a minimiser stays there too."""
     longer = 0
     chosen = ((1, False), (2, False), (2, True), (6, False))
     for k, nonneg in chosen:
-        D = rng.normal(size=(10, 6))
-        D /= np.linalg.norm(D, axis=1, keepdims=True)
+        D = unit(rng.normal(size=(10, 6)))
         D[8], D[9] = D[0], 0.0
         L, L_2k, R = squared_norm(D), restricted_lipschitz(D, 2 * k), kit.KSparse(k, nonneg)
         x = rng.normal(size=(20, 6))
@@ -276,9 +250,9 @@ def restricted_descent(kit: Kit, rng: np.random.Generator) -> None:
         z[0] = 0.0
         for share in (0.5, 1.0, 1.7):
             mu = share / L_2k
-            new = R.prox(z - mu * ((z @ D - x) @ D.T), mu)
+            new = R.prox(z - mu * gradient(x, D, z), mu)
             insist((np.count_nonzero(new, axis=1) <= k) & ((new >= 0).all(axis=1) | (not nonneg)), "z+ is outside")
-            drop = 0.5 * ((x - z @ D) ** 2).sum(-1) - 0.5 * ((x - new @ D) ** 2).sum(-1)
+            drop = 0.5 * squared_error(x, D, z) - 0.5 * squared_error(x, D, new)
             need = 0.5 * (1 / mu - L_2k) * ((new - z) ** 2).sum(-1)
             insist(drop >= need - 1e-9, f"F falls short of the bound by {(need - drop).max()} at mu = {share} / L_2k")
         mu = min(1 / L_2k, 1.99 / L)
@@ -299,7 +273,6 @@ plant("k-sparse: one too few", "thm-restricted-descent", KSparse=lambda k, nonne
 @statement(
     "lem-hard-factor-two",
     "||H_k(b) - x|| ≤ 2 ||b - x|| for every k-sparse x; the best factor is the golden ratio (1 + sqrt 5)/2.",
-    page=PAGE,
     source="Foucart and Rauhut 2013 (factor 2); Shen and Li 2018 (golden ratio); the short proof is our own",
     code=("KSparse",),
     on_paper="vectors of any size",

@@ -1,8 +1,8 @@
 """Certified mixed precision (docs/theory/mixed_precision.md): statements and their checks.
 
-The judge is NumPy in float64 with the order of summation written out, and exact fractions; it shares no code with what
-it judges.  Its problems are made so that each part of the bound is needed: latents that round down tie with latents
-that do not, and win by just less than the bound.
+The reference is NumPy in float64 with the order of summation written out, and exact fractions; it shares no code with
+what it is compared with.  The problems need each part of the bound: latents that round down tie with latents that do
+not, and win by just less than the bound.
 """
 
 from __future__ import annotations
@@ -12,20 +12,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
 
-from proxsae.statements.registry import Kit, insist, plant, statement
+from proxsae.statements.plain import Array, top
+from proxsae.statements.registry import Kit, insist, page, plant
 from proxsae.testing.compare import assert_same
 
-PAGE = "mixed_precision"
-Problem = tuple[str, Any, Any, Any]  # a name, x (n, d), W (P, d) and bias (P,) in float32
+if TYPE_CHECKING:
+    from torch import Tensor
+
+statement = page("mixed_precision")
+Problem = tuple[str, Array, Array, Array]  # a name, x (n, d), W (P, d) and bias (P,) in float32
 WINS = 2.0**-11 - 2.0**-20  # 1 + WINS rounds down to 1 in float16
 
 
-def float64_scores(x: Any, W: Any, bias: Any) -> Any:
+def float64_scores(x: Array, W: Array, bias: Array) -> Array:
     """y of the definition, (n, P): products in float64, 128 lanes in order, folded in halves, then the bias."""
     products = x.astype(np.float64)[:, None] * W.astype(np.float64)
     lanes = np.zeros((*products.shape[:2], 128))
@@ -36,12 +40,12 @@ def float64_scores(x: Any, W: Any, bias: Any) -> Any:
     return lanes[..., 0] + bias.astype(np.float64)
 
 
-def ranked(x: Any, W: Any, bias: Any, k: int, nonneg: bool) -> tuple[Any, Any]:
+def ranked(x: Array, W: Array, bias: Array, k: int, nonneg: bool) -> tuple[Array, Array]:
     """Indices and values of the top k of all scores, by a stable sort."""
     with np.errstate(over="ignore"):  # to infinity, as the definition says
         s = float64_scores(x, W, bias).astype(np.float32)
     code = np.maximum(s, 0) if nonneg else s
-    at = np.sort(np.argsort(-np.abs(code), axis=-1, kind="stable")[:, :k], axis=-1)
+    at = top(np.abs(code), k)
     return at, np.take_along_axis(code, at, axis=-1) + np.float32(0)  # -0.0 is zero
 
 
@@ -62,7 +66,7 @@ def duel(n: int, fillers: int, k: int, wins_in: str, rng: np.random.Generator) -
 
 
 def swamped(fillers: int, k: int) -> Problem:
-    """k latents whose float32 sum loses small products between 2^24 and -2^24, in any order that is in use."""
+    """k latents whose float32 sum loses small products between 2^24 and -2^24, in any usual order."""
     ones, n = np.ones(256), 256
     x = np.r_[2.0**12, ones, -(2.0**12)]
     rows = [np.r_[0.0, ones * (np.arange(n) < m), 0.0] for m in (n - 4, n - 2)]
@@ -111,20 +115,15 @@ def float32(problem: Problem) -> Problem:
     return problem[0], arrays[0], arrays[1], arrays[2]
 
 
-def tensors(*arrays: Any) -> list[Any]:
+def tensors(*arrays: Array) -> list[Tensor]:
     """Copies as torch tensors."""
     import torch
 
     return [torch.tensor(a) for a in arrays]
 
 
-def certified_of(kit: Kit) -> Any:
-    """The module under test."""
-    return kit.__dict__.get("certified", importlib.import_module("proxsae.pytorch.certified_topk"))
-
-
 def changed(**make: Callable[[Any], Any]) -> SimpleNamespace:
-    """`proxsae.pytorch.certified_topk` with some of its functions replaced by what `make` makes of them."""
+    """`proxsae.pytorch.certified_topk` with each function `name` of `make` replaced by make[name](function)."""
 
     def through(name: str) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
@@ -142,14 +141,13 @@ def changed(**make: Callable[[Any], Any]) -> SimpleNamespace:
 @statement(
     "def-float32-score",
     "The float32 score is fl32 of the float64 sum, in one fixed order, of the exact products x_i W_ji, plus the bias.",
-    page=PAGE,
     source="own",
     code=("pytorch.certified_topk.exact_scores",),
     on_paper="a definition",
 )
 def float32_score(kit: Kit, rng: np.random.Generator) -> None:
-    """Bits against the order written out, on sums that cancel; pairs alone, in batches and by index; fractions."""
-    module = certified_of(kit)
+    """On sums that cancel, bit-equal to the written-out order: all, some and single scores; and close to fractions."""
+    module = kit.certified_topk
     for d in (1, 7, 128, 130, 300):
         x, W, bias = rng.normal(size=(3, d)), 1e-6 * rng.normal(size=(9, d)), 1e-6 * rng.normal(size=9)
         half = d // 2
@@ -172,28 +170,27 @@ def float32_score(kit: Kit, rng: np.random.Generator) -> None:
 
 
 def _as_a_product(original: Any) -> Any:
-    def scores(x: Any, W: Any, bias: Any, indices: Any = None) -> Any:
+    def scores(x: Tensor, W: Tensor, bias: Tensor, indices: Tensor | None = None) -> Tensor:
         s = (x.double() @ W.double().T + bias.double()).float()
         return s if indices is None else s.gather(-1, indices)
 
     return scores
 
 
-plant("a float64 product, in whatever order", "def-float32-score", certified=changed(exact_scores=_as_a_product))
-plant("lanes of 64", "def-float32-score", certified=changed(LANES=lambda lanes: 64))
+plant("a float64 product, in whatever order", "def-float32-score", certified_topk=changed(exact_scores=_as_a_product))
+plant("lanes of 64", "def-float32-score", certified_topk=changed(LANES=lambda lanes: 64))
 
 
 @statement(
     "lem-rounded-product",
     "With scaled float16 factors summed in float32 in any order, |u_j - unit y_j| <= bound for every latent j.",
-    page=PAGE,
     source="own; the sums as in Higham 2002, chapters 3 and 4",
     code=("pytorch.certified_topk.half_product", "pytorch.certified_topk.double_product"),
     on_paper="vectors of any length",
 )
 def rounded_product(kit: Kit, rng: np.random.Generator) -> None:
     """u and the bound against y in exact fractions; the bound is small, and attained where x or W rounds along it."""
-    module = certified_of(kit)
+    module = kit.certified_topk
     for problem in problems(4, rng):
         name, x, W, bias = float32(problem)
         y = float64_scores(x, W, bias)
@@ -209,11 +206,11 @@ def rounded_product(kit: Kit, rng: np.random.Generator) -> None:
                 insist(off <= Fraction(float(bound[i])), f"{name}: off by {float(off)}, above the bound {bound[i]}")
 
 
-def _bound(wrong: Callable[[Any, Any, Any, Any], Any]) -> Callable[[Any], Any]:
+def _bound(wrong: Callable[[Tensor, Any, Tensor, Tensor], Tensor]) -> Callable[[Any], Any]:
     """`half_product` with another bound, made of x, the weights, the right bound and the unit."""
 
     def make(original: Any) -> Any:
-        def product(x: Any, weights: Any) -> Any:
+        def product(x: Tensor, weights: Any) -> tuple[Tensor, Tensor, Tensor]:
             u, bound, unit = original(x, weights)
             return u, wrong(x, weights, bound, unit), unit
 
@@ -222,12 +219,12 @@ def _bound(wrong: Callable[[Any, Any, Any, Any], Any]) -> Callable[[Any], Any]:
     return make
 
 
-def _without_x(x: Any, weights: Any, bound: Any, unit: Any) -> Any:
+def _without_x(x: Tensor, weights: Any, bound: Tensor, unit: Tensor) -> Tensor:
     exact = x.double() * (unit / weights.scale)[:, None]
     return bound - (exact - exact.half().double()).norm(dim=-1) * weights.norm
 
 
-def _float32_rounding(x: Any, weights: Any, bound: Any, unit: Any) -> Any:
+def _float32_rounding(x: Tensor, weights: Any, bound: Tensor, unit: Tensor) -> Tensor:
     return 2.0**-23 * unit * (x.double().norm(dim=-1) * weights.norm / weights.scale + weights.bias.abs().amax())
 
 
@@ -243,25 +240,24 @@ MISTAKES = {
     "no rounding in the sum": changed(accumulation=lambda right: lambda terms: 0.0),
 }
 for mistake, module in MISTAKES.items():
-    plant(mistake, "lem-rounded-product", certified=module)
+    plant(mistake, "lem-rounded-product", certified_topk=module)
 plant(
     "a bound that says nothing",
     "lem-rounded-product",
-    certified=changed(half_product=_bound(lambda x, weights, bound, unit: bound * 1e3)),
+    certified_topk=changed(half_product=_bound(lambda x, weights, bound, unit: bound * 1e3)),
 )
 
 
 @statement(
     "thm-certified-topk",
     "certified_top_k returns the top k of the float32 scores, lowest index first among ties, for every finite x.",
-    page=PAGE,
     source="own",
     code=("pytorch.certified_topk.certified_top_k",),
     on_paper="vectors of any length",
 )
 def certified_topk(kit: Kit, rng: np.random.Generator) -> None:
     """Indices and values, bit for bit, against a stable sort of all scores; both signs, and k from 0 to above P."""
-    module = certified_of(kit)
+    module = kit.certified_topk
     for k, nonneg in ((4, False), (4, True), (1, False)):
         for problem in problems(k, rng):
             name, x, W, bias = float32(problem)
@@ -281,9 +277,9 @@ def _highest(original: Any) -> Any:
 
 
 def _proposed(original: Any) -> Any:
-    """The k candidates of the rounded product as they are, with their exact scores."""
+    """The top k of the rounded product, not certified, with their exact scores."""
 
-    def top(x: Any, W: Any, bias: Any, k: int, nonneg: bool = False) -> Any:
+    def top(x: Tensor, W: Tensor, bias: Tensor, k: int, nonneg: bool = False) -> tuple[Tensor, Tensor]:
         certified = importlib.import_module("proxsae.pytorch.certified_topk")
         at = certified.top_k(certified.half_product(x, certified.round_weights(W, bias))[0], k, nonneg)
         s = certified.exact_scores(x, W, bias, at)
@@ -293,13 +289,13 @@ def _proposed(original: Any) -> Any:
 
 
 for mistake, module in MISTAKES.items():
-    plant(mistake, "thm-certified-topk", certified=module)
-plant("the candidates are cut at k", "thm-certified-topk", certified=changed(certified_top_k=_proposed))
-plant("ties go to the highest index", "thm-certified-topk", certified=changed(top_k=_highest))
+    plant(mistake, "thm-certified-topk", certified_topk=module)
+plant("the candidates are cut at k", "thm-certified-topk", certified_topk=changed(certified_top_k=_proposed))
+plant("ties go to the highest index", "thm-certified-topk", certified_topk=changed(top_k=_highest))
 plant(
     "the scores are a float32 product",
     "thm-certified-topk",
-    certified=changed(
+    certified_topk=changed(
         exact_scores=lambda original: (
             lambda x, W, bias, at=None: x @ W.T + bias if at is None else (x @ W.T + bias).gather(-1, at)
         )

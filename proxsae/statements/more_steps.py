@@ -12,13 +12,24 @@ from proxsae import penalties
 from proxsae import steps as step_rules
 from proxsae.certificates import duality_gap
 from proxsae.reference.iteration import ista
-from proxsae.statements.registry import Kit, plant, statement
+from proxsae.statements.plain import (
+    Array,
+    Case,
+    cosines,
+    gradient,
+    hard_optimum,
+    l1_optimum,
+    squared_error,
+    squared_norm,
+    unit,
+)
+from proxsae.statements.registry import Kit, insist, page, plant
 from proxsae.testing.compare import assert_close
 
-PAGE = "more_steps"
+statement = page("more_steps")
 
 
-def two_bases(d: int) -> Any:
+def two_bases(d: int) -> Array:
     """Atoms as rows: the standard basis of R^d, and a Hadamard basis; d is a power of 2."""
     hadamard = np.ones((1, 1))
     while len(hadamard) < d:
@@ -26,7 +37,7 @@ def two_bases(d: int) -> Any:
     return np.vstack([np.eye(d), hadamard / np.sqrt(d)])
 
 
-def simplex(k: int, m: float) -> Any:
+def simplex(k: int, m: float) -> Array:
     """Unit-norm atoms: k at inner products -m, one more at +m with each of them, and three orthogonal to all."""
     signs = np.append(np.ones(k), -1.0)
     D = np.eye(k + 4)
@@ -34,7 +45,7 @@ def simplex(k: int, m: float) -> Any:
     return D
 
 
-def support_of(z: Any) -> set[int]:
+def support_of(z: Array) -> set[int]:
     """The indices of the non-zeros."""
     return set(np.flatnonzero(z).tolist())
 
@@ -42,7 +53,6 @@ def support_of(z: Any) -> set[int]:
 @statement(
     "thm-one-step-support",
     "Unit-norm atoms, coherence m, x - b = Dz, ||z||_0 = k < (1 + |z|_min/(m |z|_max))/2: one step finds the support.",
-    page=PAGE,
     source="Tropp 2004 and Elad 2010 for thresholding (numbers not verified)",
     code=("theory.one_step_sparsity",),
     on_paper="matrices of any size",
@@ -50,15 +60,14 @@ def support_of(z: Any) -> set[int]:
 def one_step_support(kit: Kit, rng: np.random.Generator) -> None:
     """Codes just inside the bound, of worst signs; and simplices, on which the bound is sharp for equal magnitudes."""
 
-    def found(D: Any, z: Any, nonneg: bool = False) -> bool:
+    def found(D: Array, z: Array, nonneg: bool = False) -> bool:
         b = rng.normal(size=D.shape[1])
         R = kit.KSparse(int(np.count_nonzero(z)), nonneg)
         one = kit.ista(z @ D + b, D, R, 1, bias=b).codes
         return support_of(one) == support_of(z) and bool((np.sign(one) == np.sign(z)).all())
 
     dictionaries = [two_bases(16), two_bases(64)[::-1].copy(), np.linalg.qr(rng.normal(size=(9, 9)))[0][:6]]
-    dictionaries[2] = dictionaries[2] + 0.04 * rng.normal(size=(6, 9))
-    dictionaries[2] /= np.linalg.norm(dictionaries[2], axis=1, keepdims=True)
+    dictionaries[2] = unit(dictionaries[2] + 0.04 * rng.normal(size=(6, 9)))
     for D, spread in itertools.product(dictionaries, (1.0, 1.3, 2.5)):
         bound = kit.one_step_sparsity(kit.coherence(D), spread)
         k = min(int(np.ceil(bound)) - 1, 5)
@@ -68,21 +77,16 @@ def one_step_support(kit: Kit, rng: np.random.Generator) -> None:
             z[S] = np.append(rng.uniform(1, spread, k - 1), 1.0) if k > 1 else 1.0
             z[S[0]] = spread if k > 1 else 1.0
             z[S] *= 1 if nonneg else rng.choice([-1, 1], k)
-            if not found(D, z, nonneg):
-                msg = f"k = {k} is below the bound {bound}, but one step misses the support {sorted(S.tolist())}"
-                raise AssertionError(msg)
+            insist(found(D, z, nonneg), f"k = {k} < {bound}, but one step misses the support {sorted(S.tolist())}")
     for k, spread in itertools.product((1, 2, 3, 5), (1.0, 4.0)):
         z = np.append(np.full(k, spread), np.zeros(4))
         z[0] = 1.0
         for m in np.linspace(0.02, 0.999 / k, 12):
             D = simplex(k, m)
             bound = kit.one_step_sparsity(kit.coherence(D), spread if k > 1 else 1.0)
-            if k < bound and not found(D, z):
-                msg = f"k = {k} is below the bound {bound}, but one step misses the support of {z} at coherence {m}"
-                raise AssertionError(msg)
-            if k > bound and (spread == 1 or k == 1) and found(D, z):
-                msg = f"k = {k} is above the bound {bound}, yet one step finds the support at coherence {m}"
-                raise AssertionError(msg)
+            hit, sharp = found(D, z), spread == 1 or k == 1
+            insist(hit or k >= bound, f"k = {k} < {bound}, but one step misses the support of {z} at coherence {m}")
+            insist(not (hit and sharp and k > bound), f"k = {k} > {bound}, but one step succeeds at coherence {m}")
 
 
 plant(
@@ -98,7 +102,7 @@ plant(
 plant(
     "the mean coherence",
     "thm-one-step-support",
-    coherence=lambda D: float((np.abs(D @ D.T).sum() - len(D)) / (len(D) * (len(D) - 1))),
+    coherence=lambda D: abs(cosines(D)).mean(),
 )
 plant(
     "selects the largest, not the largest magnitudes",
@@ -110,7 +114,6 @@ plant(
 @statement(
     "prop-dynamic-range",
     "D = [I, H/sqrt d], z = e_1 + eps e_2, d >= 12, m = d^-1/2: one step fails iff |eps| < m/(1-m), two refits never.",
-    page=PAGE,
     source="own; the two bounds on k are those of Tropp 2004 (number not verified)",
     code=("Refit",),
     on_paper="dictionaries of any size",
@@ -120,18 +123,16 @@ def dynamic_range(kit: Kit, rng: np.random.Generator) -> None:
     for d, sign in itertools.product((16, 64), (1.0, -1.0)):
         D, m = two_bases(d), 1 / np.sqrt(d)
         edge, R = m / (1 - m), kit.KSparse(2)
-        if not (0.5 * (1 + 1 / kit.coherence(D)) > 2 and abs(kit.lipschitz(D) - 2) < 1e-9):
-            msg = f"d = {d}: coherence {kit.coherence(D)} or L = {kit.lipschitz(D)} is not as claimed"
-            raise AssertionError(msg)
+        insist(0.5 * (1 + 1 / kit.coherence(D)) > 2, f"d = {d}: coherence {kit.coherence(D)} is not as claimed")
+        insist(abs(kit.lipschitz(D) - 2) < 1e-9, f"d = {d}: L = {kit.lipschitz(D)} is not 2")
         for share in (0.01, 0.6, 0.99, 1.01, 2.0):
             eps = sign * share * edge
             z = np.append([1.0, eps], np.zeros(2 * d - 2))
             x = z @ D
             for mu in (0.3, 0.9):
                 one = kit.ista(x, D, R, 1, kit.FixedStep(mu)).codes
-                if (support_of(one) == {0, 1}) != (share > 1):
-                    msg = f"d = {d}, eps = {eps}, mu = {mu}: one step has the support {support_of(one)}"
-                    raise AssertionError(msg)
+                hit = support_of(one) == {0, 1}
+                insist(hit == (share > 1), f"d = {d}, eps = {eps}, mu = {mu}: one step has {support_of(one)}")
             steps = kit.ista(x, D, R, 3, kit.Refit(), keep="all").steps
             if share < 1:
                 h = next(j for j in range(d, 2 * d) if D[j, 0] * D[j, 1] * sign > 0)
@@ -145,9 +146,7 @@ def dynamic_range(kit: Kit, rng: np.random.Generator) -> None:
             z[1] = 0.2 * sign
             trace = kit.ista(z @ D, D, R, 60, keep="all")
             found = [support_of(code) == {0, 1} for code in trace.steps]
-            if found != [False] * 6 + [True] * 55:
-                msg = f"eps = {z[1]}: plain steps have the support at {np.flatnonzero(found)}, not from step 6 on"
-                raise AssertionError(msg)
+            insist(found == [False] * 6 + [True] * 55, f"eps = {z[1]}: steps {np.flatnonzero(found)} have the support")
             assert_close(trace.codes, z, 1e-12, "the code after 60 plain steps")
 
 
@@ -157,18 +156,13 @@ plant(
     "prop-dynamic-range",
     KSparse=lambda k: penalties.KSparse(k, nonneg=True),
 )
-plant(
-    "the support of the first step is kept for ever",
-    "prop-dynamic-range",
-    ista=lambda x, D, R, steps, *rule, **given: _frozen(x, D, R, steps, *rule, **given),
-)
 
 
-def _frozen(x: Any, D: Any, R: Any, steps: int, *rule: Any, **given: Any) -> Any:
+def _frozen(x: Array, D: Array, R: Any, steps: int, *rule: Any, **given: Any) -> Any:
     S = np.flatnonzero(ista(x, D, R, 1, *rule).codes)
     trace = ista(x, D[S], R, steps, *rule, **given)
 
-    def widen(z: Any) -> Any:
+    def widen(z: Array) -> Array:
         full = np.zeros(len(D))
         full[S] = z
         return full
@@ -176,34 +170,15 @@ def _frozen(x: Any, D: Any, R: Any, steps: int, *rule: Any, **given: Any) -> Any
     return replace(trace, codes=widen(trace.codes), steps=tuple(map(widen, trace.steps)) if trace.steps else None)
 
 
-def sparse_minimum(c: Any, D: Any, k: int, price: float = 0.0) -> float:
-    """The least 1/2 ||c - D z||^2 + price ||z||_0 over all supports of at most k latents."""
-    best = np.inf
-    for size in range(k + 1):
-        for S in map(list, itertools.combinations(range(len(D)), size)):
-            r = c - np.linalg.lstsq(D[S].T, c, rcond=None)[0] @ D[S] if S else c
-            best = min(best, 0.5 * float(r @ r) + price * size)
-    return best
+plant("the support of the first step is kept for ever", "prop-dynamic-range", ista=_frozen)
 
 
-def l1_minimum(c: Any, D: Any, lam: Any, nonneg: bool) -> float:
-    """The least 1/2 ||c - D z||^2 + sum_j lam_j |z_j|, over all supports and signs."""
-    best = 0.5 * float(c @ c)
-    for signs in itertools.product((0, 1) if nonneg else (-1, 0, 1), repeat=len(D)):
-        S, s = np.flatnonzero(signs), np.array(signs, dtype=float)
-        if 0 < len(S) <= D.shape[1]:
-            z = np.linalg.solve(D[S] @ D[S].T, D[S] @ c - lam[S] * s[S])
-            if (z * s[S] >= 0).all():
-                best = min(best, 0.5 * float(np.sum((c - z @ D[S]) ** 2)) + float(lam[S] @ np.abs(z)))
-    return best
-
-
-def pursuit(c: Any, D: Any, k: int) -> Any:
+def pursuit(c: Array, D: Array, k: int) -> Array:
     """Orthogonal matching pursuit: k atoms, each the one closest to the residual, then least squares."""
     S: list[int] = []
     z = np.zeros(len(D))
     for _ in range(k):
-        slope = np.abs(D @ (c - z @ D))
+        slope = np.abs(gradient(c, D, z))
         slope[S] = -1
         S.append(int(slope.argmax()))
         z = np.zeros(len(D))
@@ -214,7 +189,6 @@ def pursuit(c: Any, D: Any, k: int) -> Any:
 @statement(
     "prop-amortisation-gap",
     "For mu <= 1/L the gap F(z_T) - F* is >= 0 and never grows; the duality gap bounds it above (L1), any code below.",
-    page=PAGE,
     source="own, from thm-ista-descent and thm-duality-gap; the word is O'Neill, Gumran and Klindt's (2025)",
     code=("SAE.unrolled", "duality_gap"),
     on_paper="matrices of any size; the best k-sparse code is NP-hard to find",
@@ -226,51 +200,43 @@ def amortisation_gap(kit: Kit, rng: np.random.Generator) -> None:
     D, c = rng.normal(size=(6, 3)), 2 * rng.normal(size=3)
     D[5] = D[0]
     lam = np.array([0.4, 0.2, 0.3, 0.5, 0.1, 0.4])
-    atoms = D[:5]
-    families = [(kit.L1(lam, nonneg), l1_minimum(c, atoms, lam[:5], nonneg)) for nonneg in (False, True)]
-    families += [(kit.KSparse(2), sparse_minimum(c, atoms, 2)), (kit.L0(0.3), sparse_minimum(c, atoms, 3, 0.3))]
-    for R, least in families:
+    families = [
+        (Case(kit.L1(lam, nonneg), "L1", lam, 6, nonneg), l1_optimum(c, D, lam, nonneg)) for nonneg in (False, True)
+    ]
+    families.append((Case(kit.KSparse(2), "KSparse", 0.0, 2, False), hard_optimum(c, D, 0.0, 2, False)))
+    families.append((Case(kit.L0(0.3), "L0", 0.3, 6, False), hard_optimum(c, D, 0.3, 6, False)))
+    for case, best in families:
+        R, least = case.R, case.objective(c, D, best)
         for z0 in (None, np.abs(rng.normal(size=6)) * (np.arange(6) < 2)):
             trace = kit.ista(c, D, R, 30, z0=z0, keep="all")
             gap = trace.objective - least
-            if not (gap >= -1e-12).all():
-                msg = f"{R}: the gap {gap.min()} is negative"
-                raise AssertionError(msg)
-            if not (np.diff(gap) <= 1e-12 * (1 + gap[0])).all():
-                msg = f"{R}: the gap grows, from {gap[np.diff(gap).argmax()]} to {gap[np.diff(gap).argmax() + 1]}"
-                raise AssertionError(msg)
+            insist(gap >= -1e-12, f"{R}: the gap {gap.min()} is negative")
+            insist(np.diff(gap) <= 1e-12 * (1 + gap[0]), f"{R}: the gap grows by {np.diff(gap).max()}")
             if isinstance(R, penalties.L1):
                 bounds = [kit.duality_gap(c, D, z, R) for z in trace.steps]
-                if not (gap <= np.array(bounds) + 1e-12).all():
-                    msg = f"{R}: a gap of {gap} exceeds its bound {bounds}"
-                    raise AssertionError(msg)
+                insist(gap <= np.array(bounds) + 1e-12, f"{R}: a gap of {gap} exceeds its bound {bounds}")
     pair, y = np.array([[1.0, 0.0], [0.8, 0.6]]), np.array([1.0, -2.0])
-    if not (np.diff(kit.ista(y, pair, kit.KSparse(1), 8).objective) <= 1e-12).all():
-        msg = "the gap grows on the example of false-unit-step"
-        raise AssertionError(msg)
+    F = kit.ista(y, pair, kit.KSparse(1), 8).objective
+    insist(np.diff(F) <= 1e-12, "the gap grows on the example of false-unit-step")
     for _ in range(20):
         c, k = 2 * rng.normal(size=3), 2
-        best_known, least = pursuit(c, atoms, k), sparse_minimum(c, atoms, k)
-        last, known = kit.ista(c, atoms, kit.KSparse(k), 8).objective[-1], 0.5 * np.sum((c - best_known @ atoms) ** 2)
-        if not last - known <= last - least + 1e-12:
-            msg = f"F(z_T) less the best known value, {last - known}, exceeds the gap {last - least}"
-            raise AssertionError(msg)
+        known, least = (0.5 * squared_error(c, D, z) for z in (pursuit(c, D, k), hard_optimum(c, D, 0.0, k, False)))
+        last = kit.ista(c, D, kit.KSparse(k), 8).objective[-1]
+        insist(last - known <= last - least + 1e-12, f"{last - known}, from a pursuit, exceeds the gap {last - least}")
     sae = kit.SAE(4, 12, kit.KSparse(3)).double()
     x = torch.tensor(rng.normal(size=(20, 4)))
     with torch.no_grad():
         sae.b_enc += torch.tensor(0.3 * rng.normal(size=12))
         codes = [sae.unrolled(T).encode(x) for T in (1, 2, 4, 8)]
         errors = torch.stack([((sae.decode(z) - x) ** 2).sum(dim=-1) for z in codes]).numpy()
-    if not (np.diff(errors, axis=0) <= 1e-12 * (1 + errors[0])).all():
-        msg = f"an unrolled SAE of more steps has a larger error: {errors.sum(axis=1)}"
-        raise AssertionError(msg)
+    insist(np.diff(errors, axis=0) <= 1e-12 * (1 + errors[0]), f"errors grow with the steps: {errors.sum(axis=1)}")
 
 
-def _long_steps(x: Any, D: Any, R: Any, steps: int, **given: Any) -> Any:
-    return ista(x, D, R, steps, step_rules.FixedStep(1.99 / float(np.linalg.norm(D, 2) ** 2)), **given)
+def _long_steps(x: Array, D: Array, R: Any, steps: int, **given: Any) -> Any:
+    return ista(x, D, R, steps, step_rules.FixedStep(1.99 / squared_norm(D)), **given)
 
 
-def _unscaled_gap(x: Any, D: Any, z: Any, R: Any) -> Any:
+def _unscaled_gap(x: Array, D: Array, z: Array, R: Any) -> Any:
     r = x - z @ D  # as if it were dual feasible
     return 0.5 * (r @ r) + R.value(z) - 0.5 * (x @ x) + 0.5 * ((r - x) @ (r - x))
 
@@ -283,7 +249,6 @@ plant("half the duality gap", "prop-amortisation-gap", duality_gap=lambda *a: 0.
 @statement(
     "prop-refit-recovers",
     "If x - b = Dz and the step finds a support S of independent atoms, supp z in S, one Refit step gives z exactly.",
-    page=PAGE,
     source="own; folklore (debiasing)",
     code=("Refit", "pytorch.refit.refit"),
     on_paper="matrices of any size",
@@ -307,9 +272,7 @@ def refit_recovers(kit: Kit, rng: np.random.Generator) -> None:
         for mu in (0.5, 0.9) if not isinstance(R, penalties.L0) else ():
             plain = kit.ista(x, D, R, 1, kit.FixedStep(mu), bias=b).codes
             assert_close(plain[S], mu * (D[S] @ D[S].T) @ z[S], 1e-12, f"{R}: one plain step")
-            if not np.abs(plain - z).max() > 0.05:
-                msg = f"{R}: one plain step of {mu} is exact, though these atoms are not orthonormal"
-                raise AssertionError(msg)
+            insist(np.abs(plain - z).max() > 0.05, f"{R}: a step of {mu} is exact, though atoms are not orthonormal")
     wide = np.zeros(128)
     wide[[3, 70]] = 1.0, -1.0  # two latents, but k = 4: the support found is larger
     steps = kit.ista(wide @ D, D, kit.KSparse(k), 1, kit.Refit())
@@ -321,7 +284,7 @@ def refit_recovers(kit: Kit, rng: np.random.Generator) -> None:
     )
 
 
-def _everywhere(x: Any, D: Any, R: Any, steps: int, rule: Any, bias: Any = None) -> Any:
+def _everywhere(x: Array, D: Array, R: Any, steps: int, rule: Any, bias: Array | None = None) -> Any:
     trace = ista(x, D, R, steps, rule, bias=bias)
     if not isinstance(rule, step_rules.Refit):
         return trace

@@ -8,22 +8,16 @@ from typing import Any
 import numpy as np
 
 from proxsae import penalties
-from proxsae.statements.registry import Kit, insist, plant, planted, statement
+from proxsae.statements.plain import Array, Numbers, clipped, keep_largest
+from proxsae.statements.registry import Kit, insist, page, plant, planted, planted_ksparse
 from proxsae.testing.compare import assert_close
 
-PAGE = "proximal"
+statement = page("proximal")
 
 BECK = "Beck 2017"
 
 
-def keep(u: Any, key: Any, k: int) -> Any:
-    """u where `key` is among the k largest of its row, the lowest index first among ties."""
-    kept = np.zeros(u.shape, dtype=bool)
-    np.put_along_axis(kept, np.argsort(-key, axis=-1, kind="stable")[..., :k], True, axis=-1)
-    return np.where(kept, u, 0.0)
-
-
-def tied_rows(rng: np.random.Generator, P: int) -> Any:
+def tied_rows(rng: np.random.Generator, P: int) -> Array:
     """Rows of width P: zeros, all equal, all equal but for signs, small integers with many ties, and normal draws."""
     signs = rng.choice([-1.0, 1.0], size=(2, P))
     return np.concatenate(
@@ -35,7 +29,6 @@ statement(
     "def-prox",
     "R proper, lower semicontinuous and bounded below, mu > 0: argmin_z mu R(z) + ½||z - u||² is never empty; "
     "prox is a named member of it.",
-    page=PAGE,
     source=f"Moreau 1965; {BECK}, Theorem 6.4; the names at ties: own",
     code=("Penalty.prox",),
     laws=("optimal",),
@@ -46,7 +39,6 @@ statement(
 @statement(
     "lem-separable",
     "If R is a sum over blocks of entries, each with its own step, the minimisers are those of every block.",
-    page=PAGE,
     source=f"{BECK}, Theorem 6.6",
     code=("penalties.Separable",),
     on_paper="any number of blocks",
@@ -77,10 +69,10 @@ def splits(kit: Kit, rng: np.random.Generator) -> None:
         assert_close(together, np.stack([R.prox(a, float(s)) for a, s in zip(u, steps, strict=True)]), 0.0, "rows")
 
 
-def _strided_groups(lam: Any, size: int) -> Any:
+def _strided_groups(lam: Numbers, size: int) -> Any:
     right = penalties.GroupL2(lam, size)
 
-    def prox(u: Any, step: Any = 1.0) -> Any:
+    def prox(u: Array, step: Numbers) -> Array:
         turn = np.arange(u.shape[-1]).reshape(size, -1).T.reshape(-1)
         out = np.empty_like(u)
         out[..., turn] = right.prox(u[..., turn], step)
@@ -89,9 +81,9 @@ def _strided_groups(lam: Any, size: int) -> Any:
     return planted(right, prox)
 
 
-def _first_step_for_all(lam: Any) -> Any:
+def _first_step_for_all(lam: Numbers) -> Any:
     right = penalties.L1(lam)
-    return planted(right, lambda u, step=1.0: right.prox(u, float(np.ravel(step)[0])))
+    return planted(right, lambda u, step: right.prox(u, float(np.ravel(step)[0])))
 
 
 plant("l1: lam in the wrong order", "lem-separable", L1=lambda lam: penalties.L1(np.ravel(lam)[::-1]))
@@ -102,7 +94,6 @@ plant("l1: the step of the first row for all", "lem-separable", L1=_first_step_f
 statement(
     "lem-prox-monotone",
     "Any R: <p - q, u - v> >= 0 for p in Prox(u), q in Prox(v); and R(prox) does not rise as the step grows.",
-    page=PAGE,
     source="folklore; Rockafellar and Wets 1998, chapter 12",
     laws=("monotone", "step"),
     on_paper="any penalty, any size",
@@ -111,7 +102,6 @@ statement(
 statement(
     "lem-shrinks",
     "R depends on |z| and does not fall in any |z_i|: every minimiser has p_i between 0 and u_i.",
-    page=PAGE,
     source="own; folklore",
     laws=("shrinks",),
     on_paper="any penalty, any size",
@@ -120,7 +110,6 @@ statement(
 statement(
     "thm-prox-l1",
     "R = sum lam_i |z_i|, lam_i >= 0: the prox is unique, sign(u_i) max(|u_i| - mu lam_i, 0).",
-    page=PAGE,
     source=f"{BECK}, Example 6.8; Zhu, Khalili and Zhu 2025, Lemma 1",
     code=("L1",),
     laws=("optimal", "convention", "value"),
@@ -129,7 +118,6 @@ statement(
 statement(
     "thm-prox-l0",
     "R = sum lam_i 1[z_i != 0], lam_i >= 0: the prox keeps u_i if |u_i| > sqrt(2 mu lam_i); at equality 0 and u_i tie.",
-    page=PAGE,
     source=f"{BECK}, Example 6.10; Zhu, Khalili and Zhu 2025, Lemma 1",
     code=("L0",),
     laws=("optimal", "convention", "value"),
@@ -138,7 +126,6 @@ statement(
 statement(
     "thm-prox-ksparse",
     "R = 0 if ||z||_0 <= k, else infinity: the minimisers keep k largest |u_i|, for every mu; named: the lowest index.",
-    page=PAGE,
     source="Beck and Eldar 2013, section 2; Zhu, Khalili and Zhu 2025, Lemma 1",
     code=("KSparse",),
     laws=("optimal", "convention", "value", "projection"),
@@ -148,7 +135,6 @@ statement(
 statement(
     "thm-prox-elastic",
     "R = sum lam_i |z_i| + alpha/2 ||z||², lam_i, alpha >= 0: the prox is soft(u_i, mu lam_i) / (1 + mu alpha).",
-    page=PAGE,
     source=f"Zou and Hastie 2005; {BECK}, Theorem 6.13 with Example 6.8",
     code=("ElasticNet",),
     laws=("optimal", "convention", "value"),
@@ -157,7 +143,6 @@ statement(
 statement(
     "thm-prox-mcp",
     "MCP, gamma > 0: firm thresholding for mu < gamma, hard thresholding at lam sqrt(gamma mu) for mu >= gamma.",
-    page=PAGE,
     source="Zhang 2010; Gao and Bruce 1997 for mu < gamma; mu >= gamma own",
     code=("MCP",),
     laws=("optimal", "convention", "value"),
@@ -167,7 +152,6 @@ statement(
     "thm-prox-scad",
     "SCAD, a > 2: three pieces for mu < a - 1, a jump at lam (a + 1 + mu)/2 for mu < a + 1, "
     "then hard at lam sqrt((a + 1) mu).",
-    page=PAGE,
     source="Fan and Li 2001 for mu = 1; the other steps own",
     code=("SCAD",),
     laws=("optimal", "convention", "value"),
@@ -176,7 +160,6 @@ statement(
 statement(
     "thm-prox-group",
     "R = sum_g lam ||z_g||_2: the prox is unique, u_g max(0, 1 - mu lam / ||u_g||), and 0 for u_g = 0.",
-    page=PAGE,
     source=f"Yuan and Lin 2006; {BECK}, Example 6.19",
     code=("GroupL2",),
     laws=("optimal", "value"),
@@ -186,7 +169,6 @@ statement(
 statement(
     "thm-prox-sorted",
     "R = sum lam_i |z|_(i), lam non-increasing: sort |u|, subtract mu lam, isotonic regression, clip at 0, undo.",
-    page=PAGE,
     source="Bogdan, van den Berg, Sabatti, Su and Candes 2015; the clip: Nemeth and Nemeth 2012",
     code=("SortedL1",),
     laws=("optimal", "value"),
@@ -196,7 +178,6 @@ statement(
 statement(
     "thm-prox-batch",
     "R = 0 if a batch of B rows has at most k B non-zeros, else infinity, one step: its k B largest |u| are kept.",
-    page=PAGE,
     source="Bussmann, Leask and Nanda 2024 (the operator)",
     code=("BatchKSparse",),
     laws=("optimal", "value", "projection"),
@@ -206,7 +187,6 @@ statement(
 statement(
     "thm-firmly-nonexpansive",
     "Convex R: the prox is unique, ||p - q||² <= <p - q, u - v>, and so ||p - q|| <= ||u - v||.",
-    page=PAGE,
     source=f"Moreau 1965; {BECK}, Theorem 6.42",
     code=("Penalty",),
     laws=("firm",),
@@ -218,7 +198,6 @@ statement(
     "thm-moreau",
     "R the support function of a closed convex C with 0 in C, as L1, GroupL2, SortedL1: "
     "u = prox_{mu R}(u) + proj_{mu C}(u).",
-    page=PAGE,
     source=f"Moreau 1965; {BECK}, Theorems 6.44 and 6.46",
     laws=("moreau",),
     on_paper="any closed convex set",
@@ -243,9 +222,9 @@ def moreau_decomposition(kit: Kit, rng: np.random.Generator) -> None:
             assert_close((rest * p).sum(axis=-1), value, 1e-12, "<u - prox(u), prox(u)>")
 
 
-def _sorted_l1(fit: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def make(lam: Any) -> Any:
-        def prox(u: Any, step: Any = 1.0) -> Any:
+def _sorted_l1(fit: Callable[[Array], Array]) -> Callable[[Array], Any]:
+    def make(lam: Array) -> Any:
+        def prox(u: Array, step: Numbers) -> Array:
             order = np.argsort(-np.abs(u), axis=-1, kind="stable")
             out = np.empty_like(u)
             np.put_along_axis(out, order, fit(np.take_along_axis(np.abs(u), order, axis=-1) - step * lam), axis=-1)
@@ -256,7 +235,7 @@ def _sorted_l1(fit: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return make
 
 
-def _isotonic(w: Any) -> Any:
+def _isotonic(w: Array) -> Array:
     from scipy.optimize import isotonic_regression
 
     return np.stack([isotonic_regression(row, increasing=False).x for row in w])
@@ -270,7 +249,6 @@ plant("groups: shrinks entries, not norms", "thm-moreau", GroupL2=lambda lam, si
 statement(
     "prop-lam-monotone",
     "L1, L0, ElasticNet, MCP, SCAD, GroupL2, SortedL1: |prox(u)_i| does not grow with lam, nor with the step.",
-    page=PAGE,
     source="own; monotone comparative statics, Topkis 1978",
     laws=("lam",),
     on_paper="penalties as functions",
@@ -281,13 +259,12 @@ statement(
     "prop-symmetries",
     "Even R: prox(s u) = s prox(u). Symmetric R: prox commutes with permutations, but for ties. "
     "R'(cz) = c² R(z): prox_{R'}(cu) = c prox_R(u).",
-    page=PAGE,
     source=f"own; folklore; {BECK}, Theorem 6.12 on scaling",
     laws=("odd", "permutation"),
     on_paper="any penalty, any size",
 )
 def scales(kit: Kit, rng: np.random.Generator) -> None:
-    """The rule of scale for every family, at powers of two, where rounding cannot break a tie."""
+    """prox_{R'}(cu) = c prox_R(u) for every family, at powers of two, where rounding breaks no tie."""
     lam, falling = np.array([0.5, 0.0, 2.0, 0.125, 0.5, 1.0]), np.array([2.0, 1.0, 0.5, 0.5, 0.125, 0.0])
     grid = np.array([0.0, 0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
     for step in (0.5, 1.0, 2.0, 4.0):
@@ -309,18 +286,18 @@ def scales(kit: Kit, rng: np.random.Generator) -> None:
                 assert_close(scaled.prox(c * u, step), c * R.prox(u, step), 1e-14, f"{R} at step {step}, scaled by {c}")
 
 
-def _flat_from_gamma(lam: Any, gamma: float) -> Any:
+def _flat_from_gamma(lam: Numbers, gamma: float) -> Any:
     right = penalties.MCP(lam, gamma)
-    return planted(right, lambda u, step=1.0: np.where(np.abs(u) >= gamma, u, right.prox(u, step)))
+    return planted(right, lambda u, step: np.where(np.abs(u) >= gamma, u, right.prox(u, step)))
 
 
-def _threshold_lam(lam: Any) -> Any:
-    return planted(penalties.L0(lam), lambda u, step=1.0: np.where(np.abs(u) > step * lam, u, 0.0))
+def _threshold_lam(lam: Numbers) -> Any:
+    return planted(penalties.L0(lam), lambda u, step: np.where(np.abs(u) > step * lam, u, 0.0))
 
 
 def _above_one(k: int) -> Any:
     right = penalties.KSparse(k)
-    return planted(right, lambda u, step=1.0: np.where(np.abs(u) > 0.5, right.prox(u), 0.0))
+    return planted(right, lambda u, step: np.where(np.abs(u) > 0.5, right.prox(u), 0.0))
 
 
 plant("l0: threshold mu lam", "prop-symmetries", L0=_threshold_lam)
@@ -331,7 +308,6 @@ plant("k-sparse: drops small entries as well", "prop-symmetries", KSparse=_above
 @statement(
     "lem-ksparse-error",
     "k-sparse H: ||u||² = ||Hu||² + ||u - Hu||², ||Hu||² >= min(k, P)/P ||u||², ||u - Hu||_2 <= ||u||_1 / (2 sqrt k).",
-    page=PAGE,
     source="folklore; the third: Foucart and Rauhut 2013, Theorem 2.5 (number not verified)",
     code=("KSparse",),
     on_paper="any number of latents",
@@ -342,7 +318,7 @@ def keeps_enough(kit: Kit, rng: np.random.Generator) -> None:
         u = tied_rows(rng, P)
         for k in (0, 1, 2, 3, P, P + 2):
             for nonneg in (False, True):
-                code, seen = kit.KSparse(k, nonneg).prox(u), np.maximum(u, 0) if nonneg else u
+                code, seen = kit.KSparse(k, nonneg).prox(u), clipped(u, nonneg)
                 for a in (u, seen):
                     parts = (code**2).sum(axis=-1) + ((a - code) ** 2).sum(axis=-1)
                     assert_close(parts, (a**2).sum(axis=-1), 1e-14, "Pythagoras")
@@ -357,30 +333,24 @@ def keeps_enough(kit: Kit, rng: np.random.Generator) -> None:
         assert_close(error, np.float64(np.abs(row).sum() / (2 * np.sqrt(k))), 1e-14, "the error of 2k equal magnitudes")
 
 
-def _ksparse(prox: Callable[[Any, int], Any]) -> Callable[..., Any]:
-    """A family of k-sparse operators with another prox(u, k); `nonneg` clips first."""
-
-    def make(k: int, nonneg: bool = False) -> Any:
-        return planted(
-            penalties.KSparse(k, nonneg), lambda u, step=1.0: prox(np.maximum(u, 0) if nonneg else np.asarray(u), k)
-        )
-
-    return make
-
-
-plant("k-sparse: selects by u, not by |u|", "lem-ksparse-error", KSparse=_ksparse(lambda u, k: keep(u, u, k)))
-plant("k-sparse: shrinks survivors", "lem-ksparse-error", KSparse=_ksparse(lambda u, k: 0.9 * keep(u, np.abs(u), k)))
+plant(
+    "k-sparse: selects by u, not by |u|",
+    "lem-ksparse-error",
+    KSparse=planted_ksparse(lambda u, k: keep_largest(u, k, u)),
+)
+plant(
+    "k-sparse: shrinks survivors", "lem-ksparse-error", KSparse=planted_ksparse(lambda u, k: 0.9 * keep_largest(u, k))
+)
 plant(
     "k-sparse: keeps one fewer",
     "lem-ksparse-error",
-    KSparse=_ksparse(lambda u, k: keep(u, np.abs(u), max(0, k - 1))),
+    KSparse=planted_ksparse(lambda u, k: keep_largest(u, max(0, k - 1))),
 )
 
 
 @statement(
     "lem-nested",
     "k <= k', ties to the lowest index: H_k u is H_k' u on a smaller support, and H_k H_k' u = H_k' H_k u = H_k u.",
-    page=PAGE,
     source="own; folklore",
     code=("KSparse",),
     on_paper="any number of latents",
@@ -400,18 +370,18 @@ def nested(kit: Kit, rng: np.random.Generator) -> None:
                     assert_close(operators[more].prox(small), small, 0.0, f"H_{more} H_{k} u")
 
 
-def _ties_at_random(u: Any, k: int) -> Any:
+def _ties_at_random(u: Array, k: int) -> Array:
     order = np.random.default_rng(k).permutation(u.shape[-1])
     out = np.empty_like(u)
-    out[..., order] = keep(u[..., order], np.abs(u[..., order]), k)
+    out[..., order] = keep_largest(u[..., order], k)
     return out
 
 
-def _same_energy(u: Any, k: int) -> Any:
-    code = keep(u, np.abs(u), k)
+def _same_energy(u: Array, k: int) -> Array:
+    code = keep_largest(u, k)
     kept = np.linalg.norm(code, axis=-1, keepdims=True)
     return code * np.linalg.norm(u, axis=-1, keepdims=True) / np.where(kept > 0, kept, 1)
 
 
-plant("k-sparse: ties at random", "lem-nested", KSparse=_ksparse(_ties_at_random))
-plant("k-sparse: rescales to the energy of u", "lem-nested", KSparse=_ksparse(_same_energy))
+plant("k-sparse: ties at random", "lem-nested", KSparse=planted_ksparse(_ties_at_random))
+plant("k-sparse: rescales to the energy of u", "lem-nested", KSparse=planted_ksparse(_same_energy))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,25 +10,19 @@ import numpy as np
 
 from proxsae import penalties
 from proxsae.reference import iteration as reference
-from proxsae.statements.registry import Kit, insist, plant, planted, statement
+from proxsae.statements.plain import Array, Numbers, among_largest, clipped, keep_largest, l1_optimum, squared_error
+from proxsae.statements.registry import Kit, insist, page, plant, planted, planted_ksparse
 from proxsae.testing.compare import assert_close
 
-PAGE = "signs"
+statement = page("signs")
 
 
-def kept(key: Any, k: int) -> Any:
-    """Where `key` is among the k largest of its row, the lowest index first among ties."""
-    on = np.zeros(key.shape, dtype=bool)
-    np.put_along_axis(on, np.argsort(-key, axis=-1, kind="stable")[..., :k], True, axis=-1)
-    return on
-
-
-def two_sided(u: Any) -> Any:
+def two_sided(u: Array) -> Array:
     """The vectors (u, -u)."""
     return np.concatenate([u, -u], axis=-1)
 
 
-def parts(z: Any) -> Any:
+def parts(z: Array) -> Array:
     """The vectors (z_+, z_-)."""
     return np.maximum(two_sided(z), 0)
 
@@ -37,7 +30,6 @@ def parts(z: Any) -> Any:
 statement(
     "lem-nonneg",
     "R depends on |z| and does not fall in any |z_i|: the prox of R under z >= 0 is that of R at max(u, 0).",
-    page=PAGE,
     source="Zhu, Khalili and Zhu 2025, Lemma 1, for l1, l0 and k-sparse; the general form own",
     code=("Penalty.prox",),
     laws=("nonneg",),
@@ -48,7 +40,6 @@ statement(
 @statement(
     "prop-abstopk-closer",
     "||u - AbsTopK_k(u)|| <= ||u - TopK_k(u)|| for every u; the squares differ by sum_(i <= k) |u|_(i)² - (u_+)_(i)².",
-    page=PAGE,
     source="own; immediate from the larger feasible set",
     code=("abstopk_sae",),
     on_paper="any number of latents",
@@ -67,7 +58,7 @@ def closer(kit: Kit, rng: np.random.Generator) -> None:
                 insist((code != 0).sum(axis=-1) <= k, f"a code of k={k} has more non-zeros")
                 insist(code >= (0 if nonneg else -np.inf), "a code of TopK is negative")
                 far.append(((u - code) ** 2).sum(axis=-1))
-                supported = few * (np.maximum(u, 0) if nonneg else u)[:, None]
+                supported = few * (clipped(u, nonneg))[:, None]
                 best = ((u[:, None] - supported) ** 2).sum(axis=-1).min(axis=-1)
                 assert_close(far[-1], best, 1e-13, f"the distance for k={k}, nonneg={nonneg}")
             largest, positive = (-np.sort(-v, axis=-1)[:, :k] for v in (np.abs(u), np.maximum(u, 0)))
@@ -75,46 +66,32 @@ def closer(kit: Kit, rng: np.random.Generator) -> None:
             assert_close(far[1] - far[0], (largest**2 - positive**2).sum(axis=-1), 1e-13, "the difference")
 
 
-def _ksparse(signed: Callable[[Any, int], Any], nonneg: Callable[[Any, int], Any]) -> Callable[..., Any]:
-    """A family of k-sparse operators with other functions prox(u, k), one for each sign."""
-
-    def make(k: int, positive: bool = False) -> Any:
-        return planted(penalties.KSparse(k, positive), lambda u, step=1.0: (nonneg if positive else signed)(u, k))
-
-    return make
+def _by_value(u: Array, k: int) -> Array:
+    return keep_largest(u, k, u)
 
 
-def _abstopk(u: Any, k: int) -> Any:
-    return np.where(kept(np.abs(u), k), u, 0.0)
+def _selects_then_clips(u: Array, k: int) -> Array:
+    return np.maximum(keep_largest(u, k), 0)
 
 
-def _topk(u: Any, k: int) -> Any:
-    return _abstopk(np.maximum(u, 0), k)
+def _magnitudes(u: Array, k: int) -> Array:
+    return np.abs(keep_largest(u, k))
 
 
-def _by_value(u: Any, k: int) -> Any:
-    return np.where(kept(u, k), u, 0.0)
-
-
-def _selects_then_clips(u: Any, k: int) -> Any:
-    return np.maximum(_abstopk(u, k), 0)
-
-
-def _magnitudes(u: Any, k: int) -> Any:
-    return np.abs(_abstopk(u, k))
-
-
-plant("abs-top-k: selects by u, not by |u|", "prop-abstopk-closer", KSparse=_ksparse(_by_value, _topk))
-plant("top-k: selects by |u|, then clips", "prop-abstopk-closer", KSparse=_ksparse(_abstopk, _selects_then_clips))
-plant("top-k: returns magnitudes", "prop-abstopk-closer", KSparse=_ksparse(_abstopk, _magnitudes))
-plant("top-k: keeps negative entries", "prop-abstopk-closer", KSparse=_ksparse(_abstopk, _by_value))
+plant("abs-top-k: selects by u, not by |u|", "prop-abstopk-closer", KSparse=planted_ksparse(_by_value))
+plant(
+    "top-k: selects by |u|, then clips",
+    "prop-abstopk-closer",
+    KSparse=planted_ksparse(keep_largest, _selects_then_clips),
+)
+plant("top-k: returns magnitudes", "prop-abstopk-closer", KSparse=planted_ksparse(keep_largest, _magnitudes))
+plant("top-k: keeps negative entries", "prop-abstopk-closer", KSparse=planted_ksparse(keep_largest, _by_value))
 
 
 @statement(
     "prop-splitting-codes",
     "TopK_k((u, -u)) = (z_+, z_-), z = AbsTopK_k(u), unless z keeps u_i < 0 and drops u_j = -u_i, j > i; "
     "for separable R always.",
-    page=PAGE,
     source="own; folklore",
     code=("abstopk_sae",),
     on_paper="any number of latents",
@@ -125,7 +102,7 @@ def splits_codes(kit: Kit, rng: np.random.Generator) -> None:
     after = np.triu(np.ones((4, 4), dtype=bool), 1)
     for k in range(6):
         z, w = kit.KSparse(k).prox(u), kit.KSparse(k, True).prox(two_sided(u))
-        on = kept(np.abs(u), k)
+        on = among_largest(np.abs(u), k)
         assert_close(z, np.where(on, u, 0.0), 0.0, f"AbsTopK of k={k}")
         opposite = (u[:, :, None] < 0) & (u[:, :, None] == -u[:, None, :]) & after
         excepted = (opposite & on[:, :, None] & ~on[:, None, :]).any(axis=(1, 2))
@@ -151,21 +128,21 @@ def splits_codes(kit: Kit, rng: np.random.Generator) -> None:
             assert_close(split.prox(two_sided(v), step), parts(R.prox(v, step)), 0.0, f"{R} at step {step}")
 
 
-def _highest(u: Any, k: int) -> Any:
-    return _topk(u[..., ::-1], k)[..., ::-1]
+def _highest(u: Array, k: int) -> Array:
+    return keep_largest(np.maximum(u, 0)[..., ::-1], k)[..., ::-1]
 
 
-def _keeps_ties_when_positive(lam: Any, nonneg: bool = False) -> Any:
+def _keeps_ties_when_positive(lam: Numbers, nonneg: bool = False) -> Any:
     right = penalties.L0(lam, nonneg)
 
-    def prox(u: Any, step: Any = 1.0) -> Any:
+    def prox(u: Array, step: float) -> Array:
         return np.where(u >= np.sqrt(2 * step * np.asarray(lam)), np.maximum(u, 0), 0.0)
 
     return planted(right, prox) if nonneg else right
 
 
-plant("top-k: ties to the highest index", "prop-splitting-codes", KSparse=_ksparse(_abstopk, _highest))
-plant("top-k: takes |u| first", "prop-splitting-codes", KSparse=_ksparse(_abstopk, _magnitudes))
+plant("top-k: ties to the highest index", "prop-splitting-codes", KSparse=planted_ksparse(keep_largest, _highest))
+plant("top-k: takes |u| first", "prop-splitting-codes", KSparse=planted_ksparse(keep_largest, _magnitudes))
 plant("jump: keeps ties, hard thresholding drops them", "prop-splitting-codes", L0=_keeps_ties_when_positive)
 
 
@@ -173,13 +150,12 @@ plant("jump: keeps ties, hard thresholding drops them", "prop-splitting-codes", 
     "prop-splitting-optima",
     "k-sparse, or R = sum r_i(|z_i|): min F over signed codes of D = min F over non-negative codes of [D, -D]; "
     "p - q and (z_+, z_-) carry minimisers over.",
-    page=PAGE,
     source="own; folklore; for the lasso Chen, Donoho and Saunders 1998",
     on_paper="matrices of any size",
 )
 def same_optima(kit: Kit, rng: np.random.Generator) -> None:
-    """Every support of small k-sparse and l0 problems; the lasso by `solve` and by L-BFGS-B; F of folded codes."""
-    from scipy.optimize import minimize, nnls
+    """Every support of small k-sparse and l0 problems; the lasso by `solve` and by all supports; F of folded codes."""
+    from scipy.optimize import nnls
 
     P, d = 4, 3
     D = rng.normal(size=(P, d))
@@ -188,8 +164,8 @@ def same_optima(kit: Kit, rng: np.random.Generator) -> None:
     c, E, both = x - bias, np.concatenate([D, -D]), np.concatenate([lam, lam])
     assert_close(np.float64(kit.lipschitz(E)), np.float64(2 * kit.lipschitz(D)), 1e-12, "the norm of [D, -D]")
 
-    def loss(z: Any, atoms: Any) -> Any:
-        return 0.5 * ((c - z @ atoms) ** 2).sum(axis=-1)
+    def loss(z: Array, atoms: Array) -> Any:
+        return 0.5 * squared_error(c, atoms, z)
 
     pairs = [(kit.KSparse(k), kit.KSparse(k, nonneg=True)) for k in (0, 1, 2)]
     for R, split in [*pairs, (kit.L0(lam), kit.L0(both, nonneg=True))]:
@@ -211,14 +187,14 @@ def same_optima(kit: Kit, rng: np.random.Generator) -> None:
 
     lasso = R, split = kit.L1(lam), kit.L1(both, nonneg=True)
     z, w = kit.solve(x, D, R, tol=1e-9, bias=bias).codes, kit.solve(x, E, split, tol=1e-9, bias=bias).codes
-    smooth = minimize(lambda w: loss(w, E) + both @ w, np.zeros(2 * P), bounds=[(0, None)] * (2 * P), tol=1e-14)
+    best = l1_optimum(c, E, both, True)
     for what, value in (
         ("F", loss(z, D) + R.value(z)),
         ("F2", loss(w, E) + split.value(w)),
         ("F of p - q", loss(w[:P] - w[P:], D) + R.value(w[:P] - w[P:])),
         ("F2 of (z_+, z_-)", loss(parts(z), E) + split.value(parts(z))),
     ):
-        assert_close(np.float64(value), np.float64(smooth.fun), 1e-6, f"the lasso: {what}")
+        assert_close(np.float64(value), loss(best, E) + both @ best, 1e-6, f"the lasso: {what}")
 
     p, q = np.abs(rng.normal(size=(2, 40, P))) * rng.choice([0.0, 0.1, 1.0, 4.0], size=(2, 40, P))
     q[:5] = p[:5]
@@ -240,15 +216,15 @@ def _k_for_each_sign(k: int, nonneg: bool = False) -> Any:
     return penalties.KSparse(2 * k if nonneg else k, nonneg)
 
 
-def _half_price(lam: Any, nonneg: bool = False) -> Any:
+def _half_price(lam: Numbers, nonneg: bool = False) -> Any:
     return penalties.L1(lam / 2 if nonneg else lam, nonneg)
 
 
-def _solve_signed(x: Any, D: Any, R: Any, **options: Any) -> Any:
+def _solve_signed(x: Array, D: Array, R: Any, **options: Any) -> Any:
     return reference.solve(x, D, replace(R, nonneg=False), **options)
 
 
-def _solve_half_way(x: Any, D: Any, R: Any, **options: Any) -> Any:
+def _solve_half_way(x: Array, D: Array, R: Any, **options: Any) -> Any:
     return reference.solve(x, D, R, max_steps=3, **options)
 
 

@@ -1,7 +1,7 @@
 """Steps on supports (docs/theory/sparse_steps.md): statements and their checks.
 
-The judge is dense NumPy, a row at a time, with a stable sort for the supports and complex steps for the derivatives; it
-shares no code with what it judges.
+The reference is dense NumPy, a row at a time, with a stable sort for the supports and complex steps for derivatives; it
+shares no code with what it is compared with.
 """
 
 from __future__ import annotations
@@ -9,60 +9,48 @@ from __future__ import annotations
 import importlib
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from proxsae import penalties
 from proxsae.conventions import is_torch
-from proxsae.statements.registry import Kit, insist, plant, planted, statement
+from proxsae.statements.dense_encoder import everywhere, first, kept, problem, walk
+from proxsae.statements.plain import Array, clipped, top
+from proxsae.statements.registry import Kit, insist, page, plant, planted, planted_sae
 from proxsae.steps import Backtracking, ExactStep, FixedStep, Lipschitz
 from proxsae.testing.compare import assert_close, assert_same
 
-PAGE = "sparse_steps"
-GROUP = 32  # latents a group, for what is planted
+if TYPE_CHECKING:
+    from torch import Tensor
+
+statement = page("sparse_steps")
+GROUP = 32  # latents in a group
 NAMES = ("x", "W_enc", "b_enc", "D", "b")  # x (n, d), W_enc (d, P), b_enc (P,), D (P, d), b (d,)
 
 
-def ranking(size: Any) -> Any:
-    """All indices of a row by (size descending, index ascending), NaN first."""
-    nan = np.isnan(size)
-    return np.lexsort((np.where(nan, 0, -size), ~nan))
-
-
-def first(u: Any, k: int, nonneg: bool) -> Any:
-    """The indices of the first k entries of a row by |u|, or by max(u, 0), ascending."""
-    return np.sort(ranking(np.maximum(u, 0) if nonneg else np.abs(u))[:k])
-
-
-def kept(u: Any, k: int, nonneg: bool) -> Any:
-    """The prox of k-sparse at the row u."""
-    z, at = np.zeros_like(u), first(u, k, nonneg)
-    z[at] = np.maximum(u, 0)[at] if nonneg else u[at]
-    return z + 0.0  # -0.0 is zero
-
-
 def by_groups(
-    u: Any, k: int, nonneg: bool, size: Any = np.abs, best: Any = np.max, keeps: Any = np.less, where: str = "first"
-) -> Any:
+    u: Array, k: int, nonneg: bool, size: Any = np.abs, best: Any = np.max, drops: Any = np.less, where: str = "first"
+) -> Array:
     """The prox by group maxima, with ways to get it wrong: size, maximum, what the floor drops, order of groups."""
-    v = np.maximum(u, 0) if nonneg else u
+    v = clipped(u, nonneg)
     groups = np.arange(len(u)).reshape(-1, GROUP)
     if where == "interleaved":
         groups = np.arange(len(u)).reshape(GROUP, -1).T
     if where == "last":
         groups = groups[::-1]
     maxima = best(size(v)[groups], axis=1)
-    chosen = ranking(maxima)[:k]
+    chosen = top(maxima, k)
     near = np.sort(groups[chosen].ravel())
-    near = near[~keeps(np.abs(v[near]), np.min(maxima[chosen]))]
+    near = near[~drops(np.abs(v[near]), np.min(maxima[chosen]))]
     z, at = np.zeros_like(u), near[first(v[near], k, False)]
     z[at] = v[at]
-    return z + 0.0
+    return z + 0.0  # -0.0 is zero
 
 
-def rows(P: int, k: int, rng: np.random.Generator) -> Any:
+def rows(P: int, k: int, rng: np.random.Generator) -> Array:
     """Rows of P entries: random, tied, clustered, with few positive entries, with infinities, and with NaN."""
     u = rng.normal(size=(14, P))
     u[1:4] = np.sign(u[1:4]) * rng.integers(0, 3, size=(3, P)) + 0.0
@@ -85,7 +73,6 @@ def rows(P: int, k: int, rng: np.random.Generator) -> Any:
     "lem-group-maxima",
     "The k largest |u_i|, lowest index first among ties, lie in the k groups of neighbours with the largest maxima, "
     "and reach the k-th largest maximum of any groups.",
-    page=PAGE,
     source="own proof; the groups' maxima are the delegates of Gaihre et al. 2021",
     code=("pytorch.topk.top_k", "pytorch.topk.top_k_of_blocks"),
     on_paper="rows of any length",
@@ -97,11 +84,11 @@ def group_maxima(kit: Kit, rng: np.random.Generator) -> None:
     for k, nonneg in itertools.product((1, 3, 4), (False, True)):
         P = 4 * GROUP * k + GROUP
         u, R = rows(P, k, rng), kit.KSparse(k, nonneg)
-        want = np.stack([kept(row, k, nonneg) for row in u])
+        want = kept(u, k, nonneg)
         assert_same(R.prox(torch.tensor(u)).numpy(), want, f"k = {k} of {P}, nonneg = {nonneg}: the prox")
         finite = np.isfinite(u).all(axis=1)
         u, want = u[finite], want[finite]
-        at = np.stack([first(row, k, nonneg) for row in u])
+        at = first(u, k, nonneg)
         sae = kit.SAE(len(u), P, R).double()
         sae.W_enc.data.copy_(torch.tensor(u))
         codes = sae.encode_sparse(torch.eye(len(u), dtype=torch.float64))
@@ -110,10 +97,10 @@ def group_maxima(kit: Kit, rng: np.random.Generator) -> None:
 
 
 def _grouped(**wrong: Any) -> Callable[..., Any]:
-    """The constructor of k-sparse penalties whose prox of a tensor is `by_groups`, wrong in one way."""
+    """The constructor of k-sparse penalties whose prox is `by_groups` with one argument replaced."""
 
     def build(k: int, nonneg: bool = False) -> Any:
-        def prox(u: Any, step: float = 1.0) -> Any:
+        def prox(u: Any, step: float) -> Any:
             found = np.stack([by_groups(row, k, nonneg, **wrong) for row in u.numpy()])
             return u.new_tensor(found) if is_torch(u) else found
 
@@ -125,7 +112,7 @@ def _grouped(**wrong: Any) -> Callable[..., Any]:
 plant("groups are ranked by u, not |u|", "lem-group-maxima", KSparse=_grouped(size=lambda v: v))
 plant("among groups the last one first", "lem-group-maxima", KSparse=_grouped(where="last"))
 plant("interleaved groups", "lem-group-maxima", KSparse=_grouped(where="interleaved"))
-plant("what equals the floor is dropped", "lem-group-maxima", KSparse=_grouped(keeps=np.less_equal))
+plant("what equals the floor is dropped", "lem-group-maxima", KSparse=_grouped(drops=np.less_equal))
 plant("the maximum drops NaN", "lem-group-maxima", KSparse=_grouped(best=np.fmax.reduce))
 
 
@@ -133,7 +120,6 @@ plant("the maximum drops NaN", "lem-group-maxima", KSparse=_grouped(best=np.fmax
     "lem-sharded-topk",
     "The first k of the first k of each shard, shards being intervals of a row in their order, are the first k of the "
     "row, ties included.",
-    page=PAGE,
     source="own proof; latents are sharded by Gao et al. 2024",
     code=("sae.team.among_all", "sae.team.Team.keep", "sae.shards.split"),
     on_paper="rows of any length",
@@ -143,17 +129,15 @@ def sharded_topk(kit: Kit, rng: np.random.Generator) -> None:
     import torch
 
     from proxsae.pytorch import topk
-    from proxsae.sae import team
 
-    among_all = kit.__dict__.get("among_all", team.among_all)
     for shards, k, nonneg in itertools.product((1, 2, 3), (1, 4, 9), (False, True)):
         P = 6 * GROUP
         u = rows(P, k, rng)[:10]  # finite ones: an SAE refuses others
-        want = np.stack([kept(row, k, nonneg) for row in u])
+        want = kept(u, k, nonneg)
         parts = torch.tensor(np.maximum(u, 0) if nonneg else u).chunk(shards, dim=1)
         at = [topk.top_k(part, k) for part in parts]
         values = [part.gather(-1, i) for part, i in zip(parts, at, strict=True)]
-        masks = among_all([v.abs() for v in values], k)
+        masks = kit.among_all([v.abs() for v in values], k)
         found = [
             torch.zeros_like(part).scatter(-1, i, torch.where(mask & (v != 0), v, 0))
             for part, i, v, mask in zip(parts, at, values, masks, strict=True)
@@ -161,13 +145,13 @@ def sharded_topk(kit: Kit, rng: np.random.Generator) -> None:
         assert_same(torch.cat(found, dim=1).numpy(), want, f"k = {k} of {P} on {shards} shards, nonneg = {nonneg}")
 
 
-def _last_shard_first(sizes: Any, k: int) -> Any:
+def _last_shard_first(sizes: list[Tensor], k: int) -> list[Tensor]:
     from proxsae.sae.team import among_all
 
     return among_all(sizes[::-1], k)[::-1]
 
 
-def _a_share_of_k(sizes: Any, k: int) -> Any:
+def _a_share_of_k(sizes: list[Tensor], k: int) -> list[Tensor]:
     from proxsae.sae.team import among_all
 
     return [among_all([size], -(-k // len(sizes)))[0] for size in sizes]
@@ -178,85 +162,7 @@ plant("each shard keeps its share of k", "lem-sharded-topk", among_all=_a_share_
 plant("shards are not compared", "lem-sharded-topk", among_all=lambda sizes, k: [size >= 0 for size in sizes])
 
 
-@dataclass(frozen=True)
-class Walk:
-    """T codes of n rows (T, n, P), the step sizes that led to them (T, n), and how often one was halved.
-
-    `decided` (n,) is False for rows with an exact tie between two step sizes, which rounding breaks: a test for descent
-    that is an equality, or an optimal face, whose gradient is rounding.
-    """
-
-    codes: Any
-    mu: Any
-    halved: int
-    decided: Any
-
-
-def gradient(z: Any, c: Any, D: Any, b: Any) -> Any:
-    """The gradient of 1/2 ||c - D z||^2 at one row."""
-    return D @ (z @ D - c)
-
-
-def everywhere(z: Any, g: Any, k: int, nonneg: bool) -> Any:
-    """Where a step may put non-zeros: everywhere."""
-    return np.ones(len(z), dtype=bool)
-
-
-def walk(
-    weights: Any,
-    R: Any,
-    T: int,
-    rule: Any,
-    L: float,
-    gradient: Any = gradient,
-    candidates: Any = everywhere,
-    opened: Any = kept,
-) -> Walk:
-    """T steps of the encoder on dense rows, as the docs write them.  The last three arguments are what is planted."""
-    x, W_enc, b_enc, D, b = weights
-    k, nonneg, halved = R.k, R.nonneg, 0
-    top = (1 - 2.0**-12) / np.max(np.sum(D**2, axis=1))
-    codes, sizes = np.zeros((T, len(x), len(D))), np.ones((T, len(x)))
-    decided = np.ones(len(x), dtype=bool)
-    for i, c in enumerate(x - b):
-        codes[0, i], mu = kept(c @ W_enc + b_enc, k, nonneg), top
-        for t in range(1, T):
-            z = codes[t - 1, i]
-            g = gradient(z, c, D, b)
-            mask, face = candidates(z, g, k, nonneg), z != 0
-            if isinstance(rule, (Lipschitz, FixedStep)):
-                mu = rule.mu if isinstance(rule, FixedStep) else 1 / L
-            if isinstance(rule, ExactStep):
-                face = face if face.any() else opened(-g, k, nonneg) != 0
-                h = np.where(face, g, 0)
-                move = np.sum((h @ D) ** 2)
-                mu = max(np.sum(h**2) / move, 1 / L) if move > 0 else top
-                decided[i] &= np.sum(h**2) > 1e-20 * np.sum(g**2) or not g.any()
-            while True:
-                new = kept(np.where(mask, z - mu * g, 0), k, nonneg)
-                same = isinstance(rule, ExactStep) and np.array_equal(new != 0, face)
-                if isinstance(rule, (Lipschitz, FixedStep)) or mu <= 1 / L or same:
-                    break
-                bent, moved = mu * np.sum(((new - z) @ D) ** 2), np.sum((new - z) ** 2)
-                decided[i] &= abs(bent - moved) > 1e-9 * moved or moved == 0
-                if bent <= moved:
-                    break
-                mu, halved = max(mu / 2, 1 / L), halved + 1
-            codes[t, i], sizes[t, i] = new, mu
-    return Walk(codes, sizes, halved, decided)
-
-
-def problem(
-    rng: np.random.Generator, n: int = 5, d: int = 6, P: int = 20, alike: float = 0.0, bias: float = 0.0
-) -> list[Any]:
-    """x, W_enc, b_enc, D and b, with atoms of several norms that share a direction if `alike` > 0."""
-    D = rng.normal(size=(P, d)) + alike * rng.normal(size=d)
-    D *= rng.uniform(0.7, 1.4, size=(P, 1)) / np.linalg.norm(D, axis=1, keepdims=True)
-    W_enc = D.T + 0.2 * rng.normal(size=(d, P))
-    return [2 * rng.normal(size=(n, d)), W_enc, 0.3 * rng.normal(size=P) + bias, D, rng.normal(size=d)]
-
-
-def load(sae: Any, weights: Any) -> Any:
+def load(sae: Any, weights: list[Array]) -> Any:
     """The SAE in float64 with these weights."""
     import torch
 
@@ -266,36 +172,28 @@ def load(sae: Any, weights: Any) -> Any:
     return sae
 
 
-def weights_of(sae: Any, x: Any) -> list[Any]:
+def weights_of(sae: Any, x: Tensor) -> list[Array]:
     """x and the weights of an SAE as arrays."""
     return [a.detach().numpy() for a in (x, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)]
 
 
-def wrong_sae(**methods: Any) -> Callable[..., Any]:
-    """The constructor of SAEs with other methods."""
-
-    def build(*args: Any, **given: Any) -> Any:
-        base = importlib.import_module("proxsae").SAE
-        return type("SAE", (base,), methods)(*args, **given)
-
-    return build
-
-
 def _walks(**wrong: Any) -> Callable[..., Any]:
-    """SAEs whose sparse codes are those of `walk`, wrong in one way."""
+    """The constructor of SAEs whose sparse codes are those of `walk` with one argument replaced."""
 
-    def encode_sparse(self: Any, x: Any) -> Any:
-        L = importlib.import_module("proxsae").lipschitz(self.W_dec)
-        found = walk(weights_of(self, x), self.penalty, self.steps, self.step, float(L), **wrong)
-        return importlib.import_module("proxsae.pytorch.codes").sparsify(x.new_tensor(found.codes[-1]))
+    def encode_sparse(self: Any, x: Tensor) -> Any:
+        from proxsae.certificates import lipschitz
+        from proxsae.pytorch.codes import sparsify
 
-    return wrong_sae(encode_sparse=encode_sparse)
+        L = float(lipschitz(self.W_dec))
+        found = walk(weights_of(self, x), self.penalty, self.steps, self.step, L, **wrong)
+        return sparsify(x.new_tensor(found.codes[-1]))
+
+    return planted_sae(encode_sparse=encode_sparse)
 
 
 @statement(
     "lem-step-candidates",
     "For every mu > 0 the k largest |z - mu g| lie in the support of z and the k indices off it with the largest |g|.",
-    page=PAGE,
     source="own; folklore",
     code=("SAE.encode_sparse",),
     on_paper="codes of any length",
@@ -331,27 +229,27 @@ def step_candidates(kit: Kit, rng: np.random.Generator) -> None:
     insist(g[0] < g[1] and first(g, 1, False) == [1] and first(z - 1.5 * g, 1, False) == [0], "not a tie by rounding")
 
 
-def _support_only(z: Any, g: Any, k: int, nonneg: bool) -> Any:
+def _support_only(z: Array, g: Array, k: int, nonneg: bool) -> NDArray[np.bool_]:
     return z != 0 if z.any() else everywhere(z, g, k, nonneg)
 
 
-def _by_size(z: Any, g: Any, k: int, nonneg: bool) -> Any:
+def _by_size(z: Array, g: Array, k: int, nonneg: bool) -> NDArray[np.bool_]:
     mask = z != 0
     mask[first(np.where(mask, 0, g), k, False)] = True
     return mask
 
 
-def _of_all(z: Any, g: Any, k: int, nonneg: bool) -> Any:
+def _of_all(z: Array, g: Array, k: int, nonneg: bool) -> NDArray[np.bool_]:
     mask = z != 0
     mask[first(-g, k, nonneg)] = True
     return mask
 
 
-def _not_padded(u: Any, k: int, nonneg: bool) -> Any:
+def _not_padded(u: Array, k: int, nonneg: bool) -> Array:
     return kept(np.where(np.arange(len(u)) < k, 0, u), k, nonneg)
 
 
-def _highest(z: Any, g: Any, k: int, nonneg: bool) -> Any:
+def _highest(z: Array, g: Array, k: int, nonneg: bool) -> NDArray[np.bool_]:
     mask = z != 0
     mask[len(z) - 1 - first(np.where(mask, 0, -g)[::-1], k, nonneg)] = True
     return mask
@@ -364,15 +262,19 @@ plant("a code of 0 cannot open the latents that pad it", "lem-step-candidates", 
 plant("among ties the highest index", "lem-step-candidates", SAE=_walks(candidates=_highest))
 
 
-def dispatch() -> Any:
-    """The module of the cost model; a submodule is an attribute of the package once it is imported."""
-    return importlib.import_module("proxsae.pytorch.cost_model")
+def by_way(SAE: Any, way: str) -> Any:
+    """A subclass of SAE whose plan is to take two rows at a time, and their products in one way."""
+    right = SAE.plan
+
+    def plan(self: Any, rows: int, frozen: bool = True) -> Any:
+        return replace(right(self, rows, frozen), rows=2, columns=self.d_sae, decode="sparse", product=way)
+
+    return type("SAE", (SAE,), {"plan": plan})
 
 
 @statement(
     "prop-gram-step",
     "With G = D^T D and a = D^T (x - b), z - mu D^T (Dz + b - x) = z + mu a - mu sum of z_j G_j over the support.",
-    page=PAGE,
     source="own; folklore (covariance updates, Friedman, Hastie and Tibshirani 2010)",
     code=("SAE.encode_sparse", "pytorch.cost_model.plan"),
     on_paper="matrices of any size",
@@ -381,17 +283,16 @@ def gram_step(kit: Kit, rng: np.random.Generator) -> None:
     """Codes by Gram rows, by residuals, and dense; then what `plan` chooses against times from counted bytes."""
     import torch
 
-    Plan, moves, plan = dispatch().Plan, dispatch().RHO_S, kit.__dict__.get("plan", dispatch().plan)
+    from proxsae.pytorch.cost_model import RHO_S as MOVES
+
     for nonneg, T, k in itertools.product((False, True), (2, 4), (3, 30)):
         weights = problem(rng)
         x, D, R = weights[0], weights[3], kit.KSparse(k, nonneg)
         L = kit.lipschitz(D)
         for rule in (kit.Lipschitz(), kit.FixedStep(1.5 / L)):
-            sae = load(kit.SAE(x.shape[1], len(D), R), weights).unrolled(T, rule)
-            found = {}
+            shape, found = (x.shape[1], len(D), R), {}
             for way in ("gram", "residual"):
-                forced = Plan(2, sae.d_sae, "sparse", way, ())  # two rows at a time
-                sae.plan = lambda rows, frozen=True, forced=forced: forced
+                sae = load(by_way(type(kit.SAE(*shape)), way)(*shape, steps=T, step=rule), weights)
                 with torch.no_grad():
                     found[way] = sae.encode_sparse(torch.tensor(x)).to_dense().numpy()
             want = walk(weights, R, T, rule, L).codes[-1]
@@ -399,54 +300,54 @@ def gram_step(kit: Kit, rng: np.random.Generator) -> None:
             assert_close(found["gram"], found["residual"], 1e-12, f"k = {k}, {rule}, nonneg = {nonneg}: by Gram rows")
     chosen = []
     for n, d, P, k in itertools.product((256, 65536), (768, 4096), (2048, 16384), (8, 64)):
-        for steps, kind, size, free in itertools.product((2, 16), moves, (2, 4, 8), (1e9, 6e9, 1e12)):
+        for steps, kind, size, free in itertools.product((2, 16), MOVES, (2, 4, 8), (1e9, 6e9, 1e12)):
             given = {"kind": kind, "bytes_per_number": size, "free_bytes": free}
-            product, number = P * d, moves[kind]  # times of a row, in multiply-adds of a product
+            product, number = P * d, MOVES[kind]  # times of a row, in multiply-adds of a product
             residual = (steps - 1) * (product + min(product, k * d * number))
             gram = product + P * P * d / n + (steps - 1) * (k * P + 3 * P) * number
             want = "gram" if gram < residual and P * P * size <= free / 4 and size > 2 else "residual"
-            got = plan(n, d, P, k, steps, **given).product
+            got = kit.plan(n, d, P, k, steps, **given).product
             insist(got == want, f"n = {n}, d = {d}, P = {P}, k = {k}, {steps} steps, {given}: {got}, not {want}")
             chosen.append(want)
             for held in ({"frozen": False}, {"constant_step": False}):
-                insist(plan(n, d, P, k, steps, **given, **held).product == "residual", f"gram though {held}")
+                insist(kit.plan(n, d, P, k, steps, **given, **held).product == "residual", f"gram though {held}")
     insist(0.1 < np.mean([c == "gram" for c in chosen]) < 0.9, "the grid of shapes is one-sided")
 
 
-def _uncentred(z: Any, c: Any, D: Any, b: Any) -> Any:
+def _uncentred(z: Array, c: Array, D: Array, b: Array) -> Array:
     return z @ (D @ D.T) - D @ (c + b)
 
 
-def _unit_atoms(z: Any, c: Any, D: Any, b: Any) -> Any:
+def _unit_atoms(z: Array, c: Array, D: Array, b: Array) -> Array:
     G = D @ D.T
     np.fill_diagonal(G, 1)
     return z @ G - D @ c
 
 
-def _on_support(z: Any, c: Any, D: Any, b: Any) -> Any:
+def _on_support(z: Array, c: Array, D: Array, b: Array) -> Array:
     return (z @ (D @ D.T)) * (z != 0) - D @ c
 
 
 def _plans(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    """The plan of the package, told something else."""
+    """The plan of the package for other arguments."""
 
     def plan(rows: int, d: int, P: int, k: int, steps: int, **given: Any) -> Any:
         told = change({"rows": rows, "d_in": d, "d_sae": P, "k": k, "steps": steps, **given})
-        return dispatch().plan(**told)
+        return importlib.import_module("proxsae.pytorch.cost_model").plan(**told)
 
     return plan
 
 
-plant("x is not centred", "prop-gram-step", SAE=_walks(gradient=_uncentred))
-plant("atoms are taken to have norm 1", "prop-gram-step", SAE=_walks(gradient=_unit_atoms))
-plant("Gram rows are read on the support only", "prop-gram-step", SAE=_walks(gradient=_on_support))
+plant("x is not centred", "prop-gram-step", SAE=_walks(slope=_uncentred))
+plant("atoms are taken to have norm 1", "prop-gram-step", SAE=_walks(slope=_unit_atoms))
+plant("Gram rows are read on the support only", "prop-gram-step", SAE=_walks(slope=_on_support))
 plant("building D^T D is free", "prop-gram-step", plan=_plans(lambda told: {**told, "rows": 10**9}))
 plant("numbers have 4 bytes", "prop-gram-step", plan=_plans(lambda told: {**told, "bytes_per_number": 4}))
 plant("memory is not asked for", "prop-gram-step", plan=_plans(lambda told: {**told, "free_bytes": 1e30}))
 
 
-def frozen(weights: Any, masks: Any, mu: Any) -> Any:
-    """The code of the encoder with its supports and step sizes held: sums and products, also of complex numbers."""
+def frozen(weights: list[Array], masks: Array, mu: Array) -> Array:
+    """The code with supports and step sizes held: sums and products only, so that weights may be complex."""
     x, W_enc, b_enc, D, b = weights
     c = x - b
     z = masks[0] * (c @ W_enc + b_enc)
@@ -455,17 +356,19 @@ def frozen(weights: Any, masks: Any, mu: Any) -> Any:
     return z
 
 
-def loss_of(z: Any, weights: Any, to_code: Any, to_xhat: Any) -> Any:
+def loss_of(z: Array, weights: list[Array], to_code: Array, to_xhat: Array) -> Any:
     """A loss that is linear in the code and in the reconstruction."""
     return np.sum(to_code * z) + np.sum(to_xhat * (z @ weights[3] + weights[4]))
 
 
-def along(weights: Any, i: int, move: Any) -> Any:
+def along(weights: list[Array], i: int, move: Array) -> list[Array]:
     """The weights, with `move` added to the i-th."""
     return [a + move if j == i else a for j, a in enumerate(weights)]
 
 
-def gradients(sae: Any, weights: Any, to_code: Any, to_xhat: Any, whole: bool = True) -> tuple[list[Any], int]:
+def gradients(
+    sae: Any, weights: list[Array], to_code: Array, to_xhat: Array, whole: bool = True
+) -> tuple[list[Array], int]:
     """Gradients of `loss_of` in x and the four weights, and how many numbers the forward pass saved for them.
 
     By `reconstruct` if `whole`, else by `encode_sparse` and `decode`.
@@ -474,7 +377,7 @@ def gradients(sae: Any, weights: Any, to_code: Any, to_xhat: Any, whole: bool = 
 
     x, saved = torch.tensor(weights[0], requires_grad=True), {}
 
-    def pack(a: Any) -> Any:
+    def pack(a: Tensor) -> Tensor:
         saved[a.data_ptr()] = a
         return a
 
@@ -492,13 +395,12 @@ def gradients(sae: Any, weights: Any, to_code: Any, to_xhat: Any, whole: bool = 
 @statement(
     "thm-sparse-gradient",
     "With supports and steps held, the gradient of T k-sparse steps needs k numbers and k indices a row and step.",
-    page=PAGE,
     source="own; for T = 1 as in the kernels of Gao et al. 2024 and of sparsify",
     code=("SAE.encode_sparse", "SAE.reconstruct", "pytorch.codes.sparse_decode"),
     on_paper="matrices of any size",
 )
 def sparse_gradient(kit: Kit, rng: np.random.Generator) -> None:
-    """All five gradients against complex steps with supports held, and against differences; what is saved; bits."""
+    """All five gradients against complex steps with supports held, and against differences; memory; equal bits."""
     moved = short = 0
     plans = [(1, Lipschitz()), (2, Lipschitz()), (4, Lipschitz()), (4, None), (3, Backtracking()), (4, ExactStep())]
     for nonneg, (T, given) in itertools.product((False, True), plans):
@@ -539,98 +441,85 @@ def sparse_gradient(kit: Kit, rng: np.random.Generator) -> None:
     insist(saved <= most, f"{saved} numbers are saved, but {most} would do, the inputs among them")
 
 
-Step = Callable[..., Any]
+class Point(NamedTuple):
+    """A step from u on the support `before` to one on `after`, in dense torch: supports are masks (n, P)."""
+
+    u: Tensor
+    before: Tensor
+    after: Tensor
+    c: Tensor
+    D: Tensor
+    mu: Tensor
+    rule: object
+
+    @property
+    def z(self) -> Tensor:
+        """The code before the step."""
+        return self.u * self.before
+
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient at z."""
+        return (self.z @ self.D - self.c) @ self.D.T
 
 
-def _dense(step: Step, shuffled: bool = False) -> Callable[..., Any]:
-    """SAEs whose gradients are those of dense torch with supports and step sizes held, with `step` for each step."""
+def _dense(step: Callable[[Point], Tensor], shuffled: bool = False) -> Callable[..., Any]:
+    """The constructor of SAEs with the gradients of dense torch, supports and step sizes held, by this `step`."""
     turn = itertools.count()
 
-    def reconstruct(self: Any, x: Any) -> Any:
+    def reconstruct(self: Any, x: Tensor) -> Any:
         import torch
 
-        sparse, R = importlib.import_module("proxsae.pytorch.codes"), self.penalty
-        weights, L = weights_of(self, x), importlib.import_module("proxsae").lipschitz(self.W_dec)
-        path = walk(weights, R, self.steps, self.step, float(L))
+        from proxsae.certificates import lipschitz
+        from proxsae.pytorch.codes import sparsify
+
+        R, weights = self.penalty, weights_of(self, x)
+        path = walk(weights, R, self.steps, self.step, float(lipschitz(self.W_dec)))
         order = torch.arange(len(x)).roll(next(turn) if shuffled else 0)
         masks, mu = torch.tensor(path.codes != 0)[:, order], torch.tensor(path.mu)[:, order, None]
         c, D, b = x[order] - self.b_dec, self.W_dec, self.b_dec
         u = c @ self.W_enc + self.b_enc
         for t in range(1, self.steps):
-            u = step(u, masks[t - 1], masks[t], c, D, mu[t], self.step)
+            u = step(Point(u, masks[t - 1], masks[t], c, D, mu[t], self.step))
         z = torch.where(masks[-1], u, 0)[order.argsort()]
-        return z @ D + b, sparse.sparsify(z, R.k)
+        return z @ D + b, sparsify(z, R.k)
 
-    return wrong_sae(reconstruct=reconstruct, encode_sparse=lambda self, x: self.reconstruct(x)[1])
+    return planted_sae(reconstruct=reconstruct, encode_sparse=lambda self, x: self.reconstruct(x)[1])
 
 
-def _through(value: Any, gradient: Any) -> Any:
+def _through(value: Tensor, gradient: Tensor) -> Tensor:
     """`value`, with the derivative of `gradient`."""
     return gradient + (value - gradient).detach()
 
 
-def _right(u: Any, before: Any, after: Any, c: Any, D: Any, mu: Any, rule: Any) -> Any:
-    z = u * before
-    return z - mu * ((z @ D - c) @ D.T)
+def _right(p: Point) -> Tensor:
+    return p.z - p.mu * p.gradient
 
 
-def _last_step(u: Any, before: Any, after: Any, c: Any, D: Any, mu: Any, rule: Any) -> Any:
-    return _right(u.detach(), before, after, c, D, mu, rule)
+def _moving_step(p: Point) -> Tensor:
+    h = p.gradient * p.before
+    exact = (h * h).sum(-1, keepdim=True) / ((h @ p.D) ** 2).sum(-1, keepdim=True).clamp(min=1e-300)
+    return p.z - (p.mu * exact / exact.detach() if isinstance(p.rule, ExactStep) else p.mu) * p.gradient
 
 
-def _outer_only(u: Any, before: Any, after: Any, c: Any, D: Any, mu: Any, rule: Any) -> Any:
-    z = u * before
-    return z - mu * ((_through(z @ D, z @ D.detach()) - c) @ D.T)
+def _clipped_too(p: Point) -> Tensor:
+    padded = 0 * p.z.detach()
+    padded.scatter_(-1, p.z.abs().argsort(-1, descending=True)[:, :6], 1)
+    return _through(p.z, p.u * padded) - p.mu * ((_through(p.z, p.u * padded) @ p.D - p.c) @ p.D.T)
 
 
-def _inner_only(u: Any, before: Any, after: Any, c: Any, D: Any, mu: Any, rule: Any) -> Any:
-    z = u * before
-    return z - mu * ((z @ D - c) @ D.detach().T)
-
-
-def _not_carried(u: Any, before: Any, after: Any, c: Any, D: Any, mu: Any, rule: Any) -> Any:
-    z = u * before
-    return z.detach() - mu * ((z @ D - c) @ D.T)
-
-
-def _carried_everywhere(u: Any, before: Any, after: Any, c: Any, D: Any, mu: Any, rule: Any) -> Any:
-    z = _through(u * before, u * (before | after))
-    return z - mu * ((u * before @ D - c) @ D.T)
-
-
-def _sign_of_mu(u: Any, before: Any, after: Any, c: Any, D: Any, mu: Any, rule: Any) -> Any:
-    z = u * before
-    move = mu * ((z @ D - c) @ D.T)
-    return z + _through(-move, move)
-
-
-def _first_data(u: Any, before: Any, after: Any, c: Any, D: Any, mu: Any, rule: Any) -> Any:
-    return _right(u, before, after, c.detach(), D, mu, rule)
-
-
-def _moving_step(u: Any, before: Any, after: Any, c: Any, D: Any, mu: Any, rule: Any) -> Any:
-    z = u * before
-    g = (z @ D - c) @ D.T
-    h = g * before
-    exact = (h * h).sum(-1, keepdim=True) / ((h @ D) ** 2).sum(-1, keepdim=True).clamp(min=1e-300)
-    return z - (mu * exact / exact.detach() if isinstance(rule, ExactStep) else mu) * g
-
-
-def _clipped_too(u: Any, before: Any, after: Any, c: Any, D: Any, mu: Any, rule: Any) -> Any:
-    import torch
-
-    padded = torch.zeros_like(before).scatter(-1, (u * before).abs().argsort(-1, descending=True)[:, :6], True)
-    return _right(_through(u * before, u * padded), torch.ones_like(before), after, c, D, mu, rule)
-
-
-WRONG_STEPS: dict[str, Step] = {
-    "only the last step is differentiated": _last_step,
-    "the dictionary is felt in D^T r, not in r": _outer_only,
-    "the dictionary is felt in r, not in D^T r": _inner_only,
-    "v is not carried to the step before": _not_carried,
-    "v is carried to latents that were not in the earlier support": _carried_everywhere,
-    "the sign of mu": _sign_of_mu,
-    "x and b are felt in the first step only": _first_data,
+WRONG_STEPS: dict[str, Callable[[Point], Tensor]] = {
+    "only the last step is differentiated": lambda p: _right(p._replace(u=p.u.detach())),
+    "the dictionary is felt in D^T r, not in r": lambda p: (
+        p.z - p.mu * ((_through(p.z @ p.D, p.z @ p.D.detach()) - p.c) @ p.D.T)
+    ),
+    "the dictionary is felt in r, not in D^T r": lambda p: p.z - p.mu * ((p.z @ p.D - p.c) @ p.D.detach().T),
+    "v is not carried to the step before": lambda p: p.z.detach() - p.mu * p.gradient,
+    "v is carried to latents that were not in the earlier support": lambda p: (
+        _through(p.z, p.u * (p.before | p.after)) - p.mu * p.gradient
+    ),
+    "the sign of mu": lambda p: p.z + _through(-p.mu * p.gradient, p.mu * p.gradient),
+    "x and b are felt in the first step only": lambda p: _right(p._replace(c=p.c.detach())),
     "the exact step is differentiated too": _moving_step,
     "latents that pad a support get a gradient": _clipped_too,
 }

@@ -5,82 +5,50 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from proxsae.penalties import L1, KSparse
 from proxsae.reference.iteration import ista
-from proxsae.statements.certificates import coherence_mean, coherence_signed, l1_optimum, squared_norm
-from proxsae.statements.hard import restricted_lipschitz
-from proxsae.statements.registry import Kit, insist, plant, statement
+from proxsae.statements.plain import (
+    SHORT,
+    Array,
+    Case,
+    cases,
+    cosines,
+    degenerate,
+    gradient,
+    l1_optimum,
+    longest,
+    restricted_lipschitz,
+    squared_error,
+    squared_norm,
+    unit,
+)
+from proxsae.statements.registry import Kit, insist, page, plant
 from proxsae.steps import FixedStep, Lipschitz, Trace
 
-PAGE = "steps"
-SHORT = 1 - 2.0**-12
+statement = page("steps", on_paper="matrices of any size")
 
 
-@dataclass(frozen=True)
-class Case:
-    """A penalty of the kit beside its formulas in plain NumPy."""
-
-    R: Any
-    family: str
-    lam: Any
-    k: int
-    nonneg: bool
-
-    def prox(self, u: Any, mu: float) -> Any:
-        """prox_{mu R}(u) of one row."""
-        u = np.maximum(u, 0) if self.nonneg else u
-        if self.family == "L1":
-            return np.sign(u) * np.maximum(abs(u) - mu * self.lam, 0)
-        if self.family == "L0":
-            return np.where(abs(u) > np.sqrt(2 * mu * self.lam), u, 0)
-        return np.where(np.argsort(np.argsort(-abs(u), kind="stable")) < self.k, u, 0)
-
-    def objective(self, c: Any, D: Any, z: Any) -> float:
-        """F(z) = 1/2 ||c - D z||^2 + R(z) of one row in the domain."""
-        weight = {"L1": abs(z), "L0": z != 0, "KSparse": 0 * z}[self.family]
-        return float(0.5 * np.sum((c - z @ D) ** 2) + np.sum(self.lam * weight))
-
-    def slope(self, z: Any) -> Any:
-        """The derivative of R on the support of z, signs held."""
-        return self.lam * np.sign(z) if self.family == "L1" else 0 * z
+def problems(rng: np.random.Generator) -> Iterator[tuple[Array, Array]]:
+    """Yield (c, D): atoms of norm 1 with L > 1; degenerate ones of unequal norms; orthonormal ones."""
+    spread = rng.normal(size=(8, 4)) * rng.uniform(0.2, 2, (8, 1))
+    for D in (unit(rng.normal(size=(12, 5))), degenerate(spread), np.linalg.qr(rng.normal(size=(5, 5)))[0]):
+        yield 2 * rng.normal(size=len(D.T)), D
 
 
-def cases(kit: Kit, lam: Any, k: int) -> Iterator[Case]:
-    """L1, L0 and k-sparse codes, signed and nonneg."""
-    for nonneg in (False, True):
-        yield Case(kit.L1(lam, nonneg), "L1", lam, k, nonneg)
-        yield Case(kit.L0(lam, nonneg), "L0", lam, k, nonneg)
-        yield Case(kit.KSparse(k, nonneg), "KSparse", lam, k, nonneg)
-
-
-def longest(D: Any) -> float:
-    """max_j ||d_j||^2."""
-    return float((D**2).sum(axis=1).max())
-
-
-def problems(rng: np.random.Generator) -> Iterator[tuple[Any, Any]]:
-    """Yield (c, D): unit norm, expanding; atoms of unequal norm with a duplicate and a zero atom; orthonormal."""
-    unit, odd = rng.normal(size=(12, 5)), rng.normal(size=(8, 4)) * rng.uniform(0.2, 2, (8, 1))
-    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    odd[5], odd[6], odd[7] = odd[0], -odd[1], 0.0
-    for D in (unit, odd, np.linalg.qr(rng.normal(size=(5, 5)))[0]):
-        yield 2 * rng.normal(size=D.shape[1]), D
-
-
-def start(rng: np.random.Generator, D: Any, R: Any, size: float = 1.0) -> Any:
+def start(rng: np.random.Generator, D: Array, R: Any, size: float = 1.0) -> Array:
     """A code in the domain of R, 0 on zero atoms."""
     z = size * rng.normal(size=len(D)) * (rng.random(len(D)) < 0.5) * D.any(axis=1)
     return R.prox(z, 1e-9)
 
 
-def shrink(z: Any, g: Any, D: Any, case: Case, mu: float, L: float) -> tuple[Any, float, int]:
+def shrink(case: Case, c: Array, D: Array, z: Array, mu: float, L: float) -> tuple[Array, float, int]:
     """The rule as the page states it: the code, the step and the number of trials that it took."""
-    trials = 0
+    g, trials = gradient(c, D, z), 0
     while mu > 1 / L:
         dz = case.prox(z - mu * g, mu) - z
         trials += 1
@@ -94,10 +62,8 @@ def shrink(z: Any, g: Any, D: Any, case: Case, mu: float, L: float) -> tuple[Any
     "lem-backtracking",
     "For any R, mu ||D dz||² ≤ ||dz||² implies F(z+) ≤ F(z). Halved from (1 - 2^-12) / max ||d_j||² while it fails, "
     "mu stays ≥ (1 - 2^-12)/L.",
-    page=PAGE,
     source="Beck and Teboulle 2009, section 3 (convex R); any R, floor and counts own",
     code=("Backtracking", "reference.iteration.shrink_until_safe"),
-    on_paper="matrices of any size",
 )
 def backtracking(kit: Kit, rng: np.random.Generator) -> None:
     """The decrease at steps of every length, then runs against the rule in plain NumPy: codes, steps, products."""
@@ -108,22 +74,21 @@ def backtracking(kit: Kit, rng: np.random.Generator) -> None:
         for case in cases(kit, lam, k):
             for z in (np.zeros(P), start(rng, D, case.R)):
                 for mu in (0.2 / L, 1 / L, 3 / L, 20 / L):
-                    new = case.R.prox(z - mu * (D @ (z @ D - c)), mu)
+                    new = case.R.prox(z - mu * gradient(c, D, z), mu)
                     dz = new - z
                     slack = (np.sum(dz**2) - mu * np.sum((dz @ D) ** 2)) / (2 * mu)
                     rise = case.objective(c, D, new) - case.objective(c, D, z) + slack
                     insist(rise <= 1e-9 * (1 + abs(slack)), f"F falls by {rise} too little at mu = {mu * L} / L")
                 trace = kit.ista(c, D, case.R, T, kit.Backtracking(), z0=z, keep="all")
-                mu, spent, owed, failures = SHORT / top, 0, int(z.any()), 0
+                mu, spent, owed = SHORT / top, 0, int(z.any())
                 halvings = max(0, math.ceil(math.log2(L * mu)))
                 insist(halvings <= math.ceil(math.log2(P)), "more halvings than log2 P")
                 before = z
                 for t in range(T + 1):
                     insist(abs(trace.steps[t] - before).max() <= 1e-9 * (1 + abs(before).max()), f"z_{t} differs")
                     insist(trace.products[t] == spent, f"products[{t}] is {trace.products[t]}, but must be {spent}")
-                    old = mu
-                    after, mu, trials = shrink(before, D @ (before @ D - c), D, case, mu, L)
-                    spent, owed, failures = spent + 1 + owed + trials, int(mu <= 1 / L), failures + (mu < old) * trials
+                    after, mu, trials = shrink(case, c, D, before, mu, L)
+                    spent, owed = spent + 1 + owed + trials, int(mu <= 1 / L)
                     rise = case.objective(c, D, after) - case.objective(c, D, before)
                     insist(rise <= 1e-9, f"F rises by {rise} in step {t}")
                     before = after
@@ -133,12 +98,11 @@ def backtracking(kit: Kit, rng: np.random.Generator) -> None:
                     insist(mu >= min(SHORT / top, 0.5 / restricted_lipschitz(D, 2 * k)), "fell below 1 / (2 L_2k)")
 
 
-def _first_trial(x: Any, D: Any, R: Any, steps: int, step: Any, **other: Any) -> Trace:
-    mu = 1 / longest(D)
-    return ista(x, D, R, steps, FixedStep(min(mu, 1.99 / squared_norm(D))), **other)
+def _first_trial(x: Array, D: Array, R: Any, steps: int, step: Any, **other: Any) -> Trace:
+    return ista(x, D, R, steps, FixedStep(min(1 / longest(D), 1.99 / squared_norm(D))), **other)
 
 
-def _trials_not_counted(x: Any, D: Any, R: Any, steps: int, step: Any, **other: Any) -> Trace:
+def _trials_not_counted(x: Array, D: Array, R: Any, steps: int, step: Any, **other: Any) -> Trace:
     trace = ista(x, D, R, steps, step, **other)
     return replace(trace, products=2.0 * np.arange(steps + 1))
 
@@ -153,10 +117,8 @@ plant("backtracking: always 1/L", "lem-backtracking", Backtracking=Lipschitz)
     "thm-exact-step",
     "L1, L0, k-sparse: while the face holds (for L1 its signs, else its support), the exact step minimises F along "
     "the face gradient; F never rises, whether it holds or not; k-sparse: it is NIHT.",
-    page=PAGE,
     source="Blumensath and Davies 2010 (k-sparse); for L1 and L0 own",
     code=("ExactStep", "reference.iteration.exact_step"),
-    on_paper="matrices of any size",
 )
 def exact_step(kit: Kit, rng: np.random.Generator) -> None:
     """Runs from 0 and from random codes: descent; a line search on a grid of the face; NIHT in plain NumPy."""
@@ -170,7 +132,7 @@ def exact_step(kit: Kit, rng: np.random.Generator) -> None:
                 for z, new in itertools.pairwise(codes):
                     F, drop = case.objective(c, D, z), case.objective(c, D, z) - case.objective(c, D, new)
                     insist(drop >= -1e-9, f"F rises by {-drop}")
-                    g = D @ (z @ D - c)
+                    g = gradient(c, D, z)
                     face = z if z.any() else case.prox(-largest * g, largest)
                     h = np.where(face != 0, g + case.slope(face), 0)
                     curve = np.sum((h @ D) ** 2)
@@ -181,7 +143,7 @@ def exact_step(kit: Kit, rng: np.random.Generator) -> None:
                     if same_face(case.prox(z - mu * g, mu), face, signs):
                         on_face += 1
                         insist(abs(new - (z - mu * h)).max() <= 1e-9 * (1 + abs(z).max()), "not z - mu h")
-                        insist(abs(h @ (D @ (new @ D - c) + case.slope(new))) <= 1e-8 * (1 + F), "F has a slope left")
+                        insist(abs(h @ (gradient(c, D, new) + case.slope(new))) <= 1e-8 * (1 + F), "F has a slope left")
                         for s in (0.5, 0.9, 1.1, 1.5):
                             other = z - s * mu * h
                             if same_face(other, face, signs):
@@ -198,16 +160,16 @@ def exact_step(kit: Kit, rng: np.random.Generator) -> None:
     insist(on_face > 50 and niht > 3, f"too few cases: {on_face} on a face, {niht} off it")
 
 
-def same_face(z: Any, face: Any, signs: bool) -> bool:
+def same_face(z: Array, face: Array, signs: bool) -> bool:
     """Whether z has the signs of `face`, or only its support."""
     return bool((np.sign(z) == np.sign(face)).all() if signs else ((z != 0) == (face != 0)).all())
 
 
-def _never_shrunk(x: Any, D: Any, R: Any, steps: int, step: Any, z0: Any, keep: str) -> Trace:
+def _never_shrunk(x: Array, D: Array, R: Any, steps: int, step: Any, z0: Array, keep: str) -> Trace:
     codes = [z0]
     for _ in range(steps):
         z = codes[-1]
-        g = D @ (z @ D - x)
+        g = gradient(x, D, z)
         face = z if z.any() else R.prox(-g / longest(D))
         h = np.where(face != 0, g + R.slope(face), 0)
         mu = float(np.sum(h**2) / max(np.sum((h @ D) ** 2), 1e-30)) or 1.0
@@ -215,23 +177,22 @@ def _never_shrunk(x: Any, D: Any, R: Any, steps: int, step: Any, z0: Any, keep: 
     return Trace(codes[-1], None, None, tuple(codes))
 
 
+class _WithoutSlope(L1):
+    def _slope(self, z: Any) -> Any:
+        return 0 * z
+
+
 plant("exact step: not shrunk where signs change", "thm-exact-step", ista=_never_shrunk)
 plant("exact step: 1/L", "thm-exact-step", ExactStep=Lipschitz)
-plant(
-    "exact step: slope of l1 forgotten",
-    "thm-exact-step",
-    L1=lambda lam, nonneg=False: type("L1", (L1,), {"_slope": lambda self, z: 0 * z})(lam, nonneg),
-)
+plant("exact step: slope of l1 forgotten", "thm-exact-step", L1=_WithoutSlope)
 
 
 @statement(
     "thm-refit",
     "L1, L0, k-sparse: least squares on the support, for L1 and nonneg stopped at the first sign change, "
     "never raises F, and is exact where support and signs are those of an optimum.",
-    page=PAGE,
     source="Foucart 2011 (HTP); with signs held own",
     code=("Refit", "reference.refit.refit", "pytorch.refit.refit"),
-    on_paper="matrices of any size",
 )
 def refit(kit: Kit, rng: np.random.Generator) -> None:
     """One Refit step against a backtracking step in plain NumPy: F, signs, normal equations; and from optima of L1."""
@@ -243,19 +204,19 @@ def refit(kit: Kit, rng: np.random.Generator) -> None:
         for case in cases(kit, lam, 3):
             for z in (np.zeros(P), start(rng, D, case.R), start(rng, D, case.R), start(rng, D, case.R, 0.1)):
                 new = kit.ista(c, D, case.R, 1, kit.Refit(), z0=z).codes
-                middle, _, _ = shrink(z, D @ (z @ D - c), D, case, largest, L)
+                middle, _, _ = shrink(case, c, D, z, largest, L)
                 S = middle != 0
                 insist(not new[~S].any(), "a latent outside the support moved")
                 rise = case.objective(c, D, new) - case.objective(c, D, middle)
                 insist(rise <= 1e-9, f"the refit raises F by {rise}")
-                h = D[S] @ (new @ D - c) + case.slope(middle)[S]
+                h = gradient(c, D, new)[S] + case.slope(middle)[S]
                 if case.family == "L1" or case.nonneg:
                     insist((np.sign(new) == np.sign(middle))[S & (new != 0)], "a sign changed")
                     blocked = S & (new == 0)
                     if blocked.any() and np.linalg.matrix_rank(D[S]) == S.sum():
                         held += 1
                         best = middle.copy()
-                        best[S] -= np.linalg.solve(D[S] @ D[S].T, D[S] @ (middle @ D - c) + case.slope(middle)[S])
+                        best[S] -= np.linalg.solve(D[S] @ D[S].T, gradient(c, D, middle)[S] + case.slope(middle)[S])
                         cross = [middle[j] / (middle[j] - best[j]) for j in np.flatnonzero(best * middle < 0)]
                         want = middle + min(cross, default=1.0) * (best - middle)
                         insist(abs(new - want).max() <= 1e-8 * (1 + abs(want).max()), "not at the first sign change")
@@ -263,25 +224,25 @@ def refit(kit: Kit, rng: np.random.Generator) -> None:
                         insist(abs(h).max(initial=0) <= 1e-8, f"gradient left on the support: {h}")
                 else:
                     insist(abs(h).max(initial=0) <= 1e-8, f"gradient left on the support: {h}")
-                    left = np.sum((c - new @ D) ** 2)
+                    left = squared_error(c, D, new)
                     best = np.linalg.lstsq(D[S].T, c, rcond=None)[0] if S.any() else np.zeros(0)
-                    insist(left <= np.sum((c - best @ D[S]) ** 2) + 1e-9, "not least squares on the support")
+                    insist(left <= squared_error(c, D[S], best) + 1e-9, "not least squares on the support")
     for nonneg in (False, True):
         D, c, lam = rng.normal(size=(6, 4)), 2 * rng.normal(size=4), rng.uniform(0.1, 0.5, 6)
         case = Case(kit.L1(lam, nonneg), "L1", lam, 6, nonneg)
         best, L = l1_optimum(c, D, lam, nonneg), squared_norm(D) * (1 + 1e-13)
         for z in (best, best * (1 + 1e-3 * rng.normal(size=6)), best * (1 + 0.3 * rng.normal(size=6))):
             new = kit.ista(c, D, case.R, 1, kit.Refit(), z0=z).codes
-            middle, _, _ = shrink(z, D @ (z @ D - c), D, case, SHORT / longest(D), L)
+            middle, _, _ = shrink(case, c, D, z, SHORT / longest(D), L)
             if (np.sign(middle) == np.sign(best)).all():
                 insist(abs(new - best).max() <= 1e-8, "the refit misses the optimum")
                 solved += 1
     insist(held > 0 and solved >= 2, f"too few cases: {held} moves stopped, {solved} optima")
 
 
-def _plain_least_squares(x: Any, D: Any, R: Any, steps: int, step: Any, z0: Any) -> Trace:
+def _plain_least_squares(x: Array, D: Array, R: Any, steps: int, step: Any, z0: Array) -> Trace:
     L = squared_norm(D)
-    new = R.prox(z0 - (D @ (z0 @ D - x)) / L, 1 / L)
+    new = R.prox(z0 - gradient(x, D, z0) / L, 1 / L)
     S = np.flatnonzero(new)
     new[S] = np.linalg.lstsq(D[S].T, x, rcond=None)[0]
     return Trace(new, None, None, None)
@@ -289,21 +250,15 @@ def _plain_least_squares(x: Any, D: Any, R: Any, steps: int, step: Any, z0: Any)
 
 plant("refit: plain least squares for every penalty", "thm-refit", ista=_plain_least_squares)
 plant("refit: left out", "thm-refit", Refit=Lipschitz)
-plant(
-    "refit: slope of l1 forgotten",
-    "thm-refit",
-    L1=lambda lam, nonneg=False: type("L1", (L1,), {"_slope": lambda self, z: 0 * z})(lam, nonneg),
-)
+plant("refit: slope of l1 forgotten", "thm-refit", L1=_WithoutSlope)
 
 
 @statement(
     "prop-restricted-lipschitz",
     "L_s = max ||D_S||² over |S| ≤ s lies between max ||d_j||² and max ||d_j||² (1 + (s - 1) m), where m is the "
     "coherence of D and s ≥ 1.",
-    page=PAGE,
     source="Foucart and Rauhut 2013 (Gershgorin); Donoho and Elad 2003",
     code=("coherence",),
-    on_paper="matrices of any size",
 )
 def restricted(kit: Kit, rng: np.random.Generator) -> None:
     """All supports of random dictionaries, with duplicates and zero atoms; equiangular atoms attain equality."""
@@ -323,5 +278,5 @@ def restricted(kit: Kit, rng: np.random.Generator) -> None:
             insist(abs(restricted_lipschitz(D, s) - (1 + (s - 1) * kit.coherence(D))) < 1e-9, "no equality")
 
 
-plant("coherence: mean, not max", "prop-restricted-lipschitz", coherence=coherence_mean)
-plant("coherence: without |.|", "prop-restricted-lipschitz", coherence=coherence_signed)
+plant("coherence: mean, not max", "prop-restricted-lipschitz", coherence=lambda D: abs(cosines(D)).mean())
+plant("coherence: without |.|", "prop-restricted-lipschitz", coherence=lambda D: cosines(D).max())

@@ -1,11 +1,12 @@
 """A statement in one row: its code, what checks it, the planted errors that the checks catch, and its proof.
 
-Everything is looked up in the registries of laws, mutants, checks and machine proofs; nothing is said twice.
+All of it is read from the registries of laws, mutants, checks and machine proofs.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Iterable
 
 from proxsae.penalties import FAMILIES
 from proxsae.statements.proofs import PROOFS
@@ -28,8 +29,18 @@ TITLES = {
 }
 
 
+GREEK = {"lambda": "λ", "lam": "λ", "mu": "μ", "tau": "τ", "alpha": "α", "gamma": "γ", "theta": "θ", "sigma": "σ",
+         "eps": "ε"}  # fmt: skip
+SIGNS = {">=": "≥", "<=": "≤", "!=": "≠", "->": "→", "<-": "←", "||": "‖", " - ": " − ", "*": "∗", "sqrt ": "√",
+         "sqrt": "√", "<": "&lt;", ">": "&gt;"}  # fmt: skip
+# In x_i, prox_R, |z|_(i) and D_S^T: the base, and one subscript or power
+BASE = r"((?<![^\W\d_])(?:d?[^\W_]|argmin|min|max|prox|proj|grad|AbsTopK|TopK)|[|‖)∗])"
+SCRIPT = re.compile(r"([_^])(\{[^}]*\}|\([^)]*\)|-\d+(?:/\d+)?|\w[^\W_]*'?|[+-])")
+SCRIPTS = rf"((?:{SCRIPT.pattern})+)"
+
+
 def caught(s: Statement) -> list[str]:
-    """The planted errors that what checks a statement must see: those of its operator, of its laws, and its own."""
+    """The planted errors that the checks of a statement must catch: its own, and those of its operator or its laws."""
     own = [planted.name for planted in PLANTED if planted.killed_by == s.label]
     of_operator = [m.name for m in MUTANTS if m.R.statement == s.label and m.killed_by in s.laws]
     about_an_operator = s.label in {family.statement for family in FAMILIES.values()}
@@ -55,16 +66,20 @@ def proof_status(s: Statement) -> str:
 
 
 def box(s: Statement) -> str:
-    """The box under a statement in docs/theory."""
-    lines = [
-        f"**Implemented by** {_code(s.code) or 'nothing: it is about those that are'}.",
-        f"**Checked by** {_checks(s)}.",
-        f"**Errors that the check must catch:** {'; '.join(caught(s)) or 'none'}.",
-        f"**Machine proof:** {_code(machine(s)) or f'none ({s.on_paper})'}.",
-    ]
+    """The box under a statement in docs/theory; the planted errors are folded."""
     if s.label.startswith("false-"):
         lines = [f"**About** {_code(s.code)}." if s.code else "", "**The counterexample is checked** by its own check."]
-    body = "\n".join(f"{line}\\" for line in lines if line).removesuffix("\\")
+    else:
+        lines = [
+            f"**Implemented by** {_code(s.code) or 'no function of its own'}.",
+            f"**Checked by** {_checks(s)}.",
+            f"**Machine proof:** {_code(machine(s)) or f'none ({s.on_paper})'}.",
+        ]
+    body = "\\\n".join(filter(None, lines))
+    errors = [f"- {name}" for name in caught(s)]
+    if errors:
+        summary = f"<details><summary>{_errors(s)} that the check must catch</summary>"
+        body = "\n".join([body, "", summary, "", *errors, "", "</details>"])
     return f":::{{admonition}} Where it stands\n:class: where\n\n{body}\n:::\n"
 
 
@@ -92,15 +107,35 @@ def markdown() -> str:
                 "| statement | claim, and code | checked by | proof |",
                 "|---|---|---|---|",
             ]
-        errors = f"; {len(caught(s))} planted error{'s' * (len(caught(s)) > 1)}" if caught(s) else ""
+        errors = f"; {_errors(s)}" if caught(s) else ""
         cells = [
             f"[`{s.label}`](theory/{s.page}.md#{s.label})",
-            s.claim.replace("|", "\\|") + (f"<br>{_code(s.code)}" if s.code else ""),
+            typeset(s.claim).replace("|", "\\|") + (f"<br>{_code(s.code)}" if s.code else ""),
             _checks(s) + errors,
             _how_proved(s),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def typeset(claim: str) -> str:
+    """A claim, plain text in the terminal, as HTML for a page: signs, Greek letters, subscripts and powers.
+
+    >>> typeset("mu > 0: argmin_z mu R(z) + ||z - u||_2^2")
+    'μ &gt; 0: argmin<sub>z</sub> μ R(z) + ‖z − u‖<sub>2</sub><sup>2</sup>'
+    """
+    text = re.sub(r"<(\w+(?: - \w+)?, \w+(?: - \w+)?)>", r"⟨\1⟩", claim)
+    for plain, sign in SIGNS.items():
+        text = text.replace(plain, sign)
+    text = re.sub(rf"(?<![A-Za-z])({'|'.join(GREEK)})(?![A-Za-z])", lambda found: GREEK[found[1]], text)
+    text = re.sub(r"\bsum(?=_| λ| r_)", "Σ", text)
+    text = re.sub(BASE + SCRIPTS, lambda found: found[1] + SCRIPT.sub(_script, found[2]), text)
+    return re.sub(r"\bz\+", "z<sup>+</sup>", re.sub(r"(?<!\w)-(?=[\w(])|(?<=\d)-(?=m)", "−", text))
+
+
+def _script(found: re.Match[str]) -> str:
+    tag = "sub" if found[1] == "_" else "sup"
+    return f"<{tag}>{found[2].strip('{}').replace('-', '−')}</{tag}>"
 
 
 def _how_proved(s: Statement) -> str:
@@ -123,7 +158,12 @@ def details(s: Statement) -> str:
     return "\n".join(lines)
 
 
-def _code(names: Any) -> str:
+def _errors(s: Statement) -> str:
+    count = len(caught(s))
+    return f"{count} planted error{'s' * (count > 1)}"
+
+
+def _code(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 

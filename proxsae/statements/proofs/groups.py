@@ -31,7 +31,7 @@ def sorted_value(o: Any, z: Any, t: Any) -> Any:
 
 
 def sorted_prox(o: Any, u: Any, t: Any) -> Any:
-    """Shrink the larger magnitude by t_1 and the smaller by t_2; where that turns them around, both to their mean."""
+    """Shrink the larger magnitude by t_1 and the smaller by t_2; where that swaps them, both become their mean."""
     a, b = o.abs(u[0]), o.abs(u[1])
     first = a >= b
     large, small = o.where(first, a, b) - t[0], o.where(first, b, a) - t[1]

@@ -20,7 +20,7 @@ def half_square(r: Any) -> Any:
 
 
 def step(o: Any, convex: bool) -> tuple[list[Any], Any, Any, Any, Any]:
-    """A step from z to p for any R, or any convex R: what is known of it, mu, d, p - z and F(z) - F(p)."""
+    """A step from z to p for any R, or any convex R: its hypotheses, then mu, d, p - z and F(z) - F(p)."""
     x, d, z, p, R_z, R_p, mu = o.reals("x d z p R_z R_p mu")
     u = z - mu * d * (d * z - x)
     known = mu * (R_z - R_p) >= (u - p) * (z - p) if convex else optimal(mu, u, p, R_p, z, R_z)
@@ -134,7 +134,7 @@ def orthonormal(o: Any, wrong: bool = False) -> Goal:
 
 
 def optimality(o: Any, wrong: bool = False) -> Goal:
-    """z = T(z) iff g = -lam sign(z), or |g| <= lam at z = 0; and then F(z) <= F(w) for all w, if g is F's."""
+    """z = T(z) iff g = -lam sign(z), or |g| <= lam at z = 0; and then F(z) <= F(w) for all w, g the gradient of F."""
     x, d, g, z, w = o.reals("x d g z w")
     mu, (lam,), domain = given(o, L1)
     stays = L1.entry_prox(o, z - mu * g, mu, lam) == z

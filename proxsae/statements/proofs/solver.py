@@ -76,7 +76,7 @@ def refute(proof: Proof) -> dict[str, str]:
 
 
 def violated(goal: Callable[[Any], Goal], point: dict[str, Fraction]) -> bool:
-    """Whether a case of the goal fails at a point, worked out in floats; z3 has no part in it."""
+    """Whether a case of the goal fails at a point, computed in floats without z3."""
     with np.errstate(all="ignore"):  # in branches not taken
         cases = _cases(goal(AtPoint(point)))
     return any(all(hypotheses) and not all(_parts(conclusion)) for hypotheses, conclusion in cases)

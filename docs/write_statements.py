@@ -1,14 +1,16 @@
 """Write what is generated in the docs: docs/statements.md, and the box under every statement in docs/theory.
 
-Run it after a change to a statement, a law, a planted error or a machine proof; a test fails while it is due.
+    python docs/write_statements.py
+
+Run it after a change to a statement, a law, a planted error or a machine proof; a test fails until it has been run.
 """
 
 import re
 from pathlib import Path
 
-from proxsae.testing import statements
+from proxsae import statements
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parent
 BOX = re.compile(r"\n*:::\{admonition\} Where it stands\n.*?\n:::\n", re.S)
 
 
@@ -19,11 +21,11 @@ def with_boxes(text: str) -> str:
 
 
 def with_box(section: str) -> str:
+    """The section of a statement with its box after the paragraph on the literature; other sections as they are."""
     label = section[1 : section.index(")=")]
     if label not in statements.STATEMENTS:
         return section
     box = statements.box(statements.STATEMENTS[label])
-    # after the paragraph on the literature, before the prose that leads on
     found = re.search(r"\*\*(Literature|What is true instead)\.\*\*.*?(?=\n\n|\Z)", section, re.S)
     end = found.end() if found else len(section.rstrip())
     return f"{section[:end].rstrip()}\n\n{box}{section[end:].rstrip() and chr(10) + section[end:].strip()}\n\n"
