@@ -92,7 +92,7 @@ def test_depth_prints_findings_and_writes_the_report(place, capsys, device):
     page = (place / "out" / "report.html").read_text()
     for claim in claims:
         assert claim["verdict"] in page
-    assert "--parts depth --out depth-depth" in {claim["to repeat"] for claim in claims}
+    assert "depth" in {claim["part"] for claim in claims}
     assert (
         "proxsae depth --data rows.npy --k 4 --d-sae 16 --train-depths 1,2 --seed 5 --seeds 2 --train-steps 3" in page
     )

@@ -20,9 +20,10 @@ from proxsae import report
 from proxsae.conventions import Error
 from proxsae.report.rows import cell
 from proxsae.report.section import Picture, Section, Table
-from proxsae.report.style import STYLES, band, canvas, house, image, legend, log_axis, means, styles
+from proxsae.report.style import band, canvas, house, image, legend, log_axis, means, styles
 from proxsae.report.write import as_csv
 from proxsae.studies.statistics import Interval
+from proxsae.studies.words import STYLES
 
 META: dict[str, Any] = {
     "data": "<script>alert('x')</script> & \"more\" $_{$ \u6570",
@@ -63,7 +64,7 @@ def make_picture(name: str, values: tuple[float, ...] = (0.31, 0.2, 0.1)) -> Pic
     figure, axes = canvas()
     steps = [2**power for power in range(len(values))]
     data: list[dict[str, Any]] = []
-    for scale, (label, style) in enumerate(styles(["relu", "topk"]).items(), 1):
+    for scale, (label, style) in enumerate(styles(["relu", "topk"], STYLES).items(), 1):
         mean = [scale * value for value in values]
         low, high = ([factor * value for value in mean] for factor in (0.9, 1.1))
         band(axes[0, 0], steps, mean, low, high, label, **style)
@@ -196,7 +197,7 @@ def test_csv_keeps_a_quantity_that_only_some_rows_have() -> None:
 
 @pytest.mark.parametrize("names", [list(STYLES)[:6], list(STYLES)[6:], ["a", "b", "c", "d", "e", "f", "g"]], ids=str)
 def test_what_is_drawn_together_differs_in_colour_and_without(names: list[str]) -> None:
-    looks = list(styles(names).values())
+    looks = list(styles(names, STYLES).values())
     assert len({look["color"] for look in looks}) == len(names)
     assert len({look["marker"] for look in looks}) == len(names)
     if names[0] in STYLES:
@@ -204,8 +205,9 @@ def test_what_is_drawn_together_differs_in_colour_and_without(names: list[str]) 
 
 
 def test_a_name_looks_the_same_in_every_figure() -> None:
-    assert styles(["topk", "mine"])["topk"] == styles(["other", "relu", "topk"])["topk"] == STYLES["topk"]
-    assert styles(["topk", "mine"])["mine"] == styles(["mine"])["mine"]
+    one, other = styles(["topk", "mine"], STYLES), styles(["other", "relu", "topk"], STYLES)
+    assert one["topk"] == other["topk"] == STYLES["topk"]
+    assert one["mine"] == styles(["mine"])["mine"]
 
 
 def test_means_draw_intervals_and_a_legend_names_each_line_once() -> None:
