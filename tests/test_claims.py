@@ -255,7 +255,8 @@ def test_a_report_of_the_users_own_rows_names_no_paper_and_no_reviews():
     section = claims.section(rows, "proxsae depth", packaged=False)
     (table,) = section.shown
     assert {len(line) for line in table.lines} == {len(table.headings)}
-    told = " ".join([*section.findings, *section.notes, table.caption, *table.headings, *sum(table.lines, [])])
+    cells = [cell for line in [table.headings, *table.lines] for cell in line]
+    told = " ".join([*section.findings, *section.notes, table.caption, *cells])
     for word in ("paper", "review", "et al.", CANNOT):
         assert word not in told, word
     ours, theirs = ({(c.text, c.verdict, c.measured) for c in claims.claims(rows, packaged)} for packaged in (0, 1))
