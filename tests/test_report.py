@@ -426,6 +426,44 @@ def test_summary_says_the_same_as_plain_text(folder: Path) -> None:
     ]  # fmt: skip
 
 
+# Folding
+
+
+def make_folded() -> list[Section]:
+    """An answer that stands open, and two folded parts, the second with a folded table."""
+    table = Table("long", "Many rows.", ["a"], [["1"], ["2"]], folded=True)
+    return [
+        Section("answer", "The answer", "", ["It falls."], [make_picture("opening")], ["small print"]),
+        Section("part", "A part", "Why?", ["Because."], [make_picture("inside")], folded=True),
+        Section("claims", "Claims", "Which?", ["Some."], [table], ["the books"], folded=True),
+    ]
+
+
+def test_the_answer_comes_before_the_contents_and_what_is_folded_after(tmp_path: Path) -> None:
+    report.write_report(make_folded(), META, [], tmp_path, title=TITLE)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    order = ["It falls.", 'id="figure-opening"', "small print", "<nav", "</nav>", "<details", "Because.", "the books"]
+    places = [text.index(mark) for mark in order]
+    assert places == sorted(places)
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a" and "download" not in attributes]
+    assert links == ["#part", "#claims", "#about"], "the answer needs no link: it is in sight"
+    assert [tag for tag, _ in page.tags].count("details") == 3
+    assert "script" not in [tag for tag, _ in page.tags]
+    assert not re.search(r"<summary>(?:(?!</summary>).)*<(p|div)\b", text, re.DOTALL)
+    summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert summary.count("<details>") == summary.count("</details>") == 2
+    assert re.search(r"## A part\n\n\*Why\?\*\n\n<details>\n.*- Because\.\n.*</details>", summary, re.DOTALL)
+    assert "**\n" not in summary.split("## A part")[0], "no empty question"
+
+
+def test_a_figure_follows_light_and_dark_and_has_no_background(folder: Path) -> None:
+    text = (folder / "figures/first.svg").read_text()
+    assert text.count("prefers-color-scheme: dark") == 1
+    assert '<g id="patch_1">' not in text or "fill: none" in text.split('<g id="patch_1">')[1][:300]
+
+
 def test_names_that_no_file_can_have_once_are_errors(tmp_path: Path) -> None:
     table = Table("claims", "", ["a"], [["1"]])
     for sections, name in (

@@ -48,7 +48,7 @@ def _answer(depth: Sequence[Row], apart: Sequence[Row]) -> Section | None:
     if last == 1 or not gains:
         return None
     hero = next((name for name in HERO if name in gains), next(iter(gains)))
-    sentences = [_gain(hero, last, gains), _cost(drawn, hero, trained, last, gains[hero])]
+    sentences = [_gain(hero, trained, last, gains), _cost(drawn, hero, trained, last, gains[hero])]
     sentences += _rest(depth, apart, hero, trained, last)
     lines = []
     for name, gain in gains.items():
@@ -57,20 +57,27 @@ def _answer(depth: Sequence[Row], apart: Sequence[Row]) -> Section | None:
             [NAMES.get(name, name), str(error[1,]), str(error[last,]), change(gain), f"{cost[last,].mean:.1f}"]
         )
     said = f"{drawn[0]['rows']} held-out rows, {seeds_of(drawn)}"
+    said += "; bars and brackets are 95 % intervals." if number_of_seeds(drawn) > 1 else "."
     picture = Picture(
         "depth-steps",
-        f"Error of SAEs trained with {steps(trained)}, used with more steps of the same weights; {said}. Bars and "
-        "brackets: 95 % over seeds.",
+        f"Error of SAEs trained with {steps(trained)}, used with more exact steps of the same weights; {said}",
         curve(depth), points(drawn),
     )  # fmt: skip
     headings = ["SAE", "error (nmse), one step", f"{last} exact steps", "change", f"cost of {last}, in encoders"]
-    return Section("answer", "The answer", "", sentences, [picture, Table("answer", said + ".", headings, lines)])
+    return Section(
+        "answer",
+        "The answer",
+        "",
+        sentences,
+        [picture, Table("answer", f"The same in numbers: {said}", headings, lines)],
+    )
 
 
-def _gain(hero: str, last: int, gains: dict[str, Interval]) -> str:
+def _gain(hero: str, trained: int, last: int, gains: dict[str, Interval]) -> str:
     found, others = gains[hero], [gain.mean for gain in gains.values()]
     name = NAMES.get(hero, hero)
     what = f"the error of {'an' if name[0] in 'AEIOU' else 'a'} {name} SAE"
+    what += f" trained with {steps(trained)}" if trained > 1 else ""
     if found.low <= 1 <= found.high:
         said = f"{last} exact steps of the same weights do not clearly change {what} ({change(found)})"
     else:

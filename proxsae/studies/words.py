@@ -49,8 +49,8 @@ GLOSSARY = (
     "weights and batches, and on planted data the problem; the rows of real data stay the same. With one seed there "
     "are no error bars.",
 )
-STUDENT = "Student's 95 % over seeds"
-INTERVAL = f"Bars are {STUDENT}."
+STUDENT = "95 % over seeds (Student)"
+INTERVAL = "Bars are 95 % intervals over seeds."
 SAME_DENSITY = 1.05  # ratio of l0 up to which errors are compared
 
 

@@ -165,7 +165,7 @@ def _picture(name: str, rows: Sequence[Row], line: str, across: str, caption: st
     for ax in axes[-1]:
         ax.set_xlabel(("inference steps" if across == "steps" else "encoder products") + LOG)
     for ax in axes[:, 0]:
-        ax.set_ylabel("error, nmse" + LOG)
+        ax.set_ylabel("nmse" + LOG)
     legend(figure, axes, len(names))
     return Picture(name, caption, figure, data)
 

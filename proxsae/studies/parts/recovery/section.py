@@ -26,8 +26,9 @@ def section(rows: Sequence[Row]) -> Section:
     """The part on recovery, from the rows of `measure`."""
     separation, learned = pick(rows, kind="separation"), pick(rows, kind="learned")
     shown: list[Picture | Table] = [_separation(separation)] if separation else []
-    for signs in dict.fromkeys(row["signs"] for row in learned):
-        shown.append(_learned(pick(learned, signs=signs, range=10.0), signs))
+    usual = pick(learned, range=10.0)
+    for signs in dict.fromkeys(row["signs"] for row in usual):
+        shown.append(_learned(pick(usual, signs=signs), signs))
     if len({row["range"] for row in learned}) > 1:
         shown.append(_ranges(learned))
     if learned:
