@@ -115,7 +115,9 @@ def test_the_page_of_the_docs_is_written_from_a_study(place, capsys, monkeypatch
     ).read_bytes()
     assert "proxsae depth --data rows.npy --k 4 --d-sae 16 --seeds 2 --train-steps 3" in page
     assert "| AbsTopK reconstructs better than TopK, at equal width and density |" in page
-    assert not re.search(r"rows\.csv|rows\.json|tables/|!\[", page)
+    assert re.findall(r"!\[.*?\]\((.*?)\)", page) == ["figures/depth-steps.svg"]
+    assert not re.search(r"rows\.csv|rows\.json|tables/|\.csv", page)
+    assert page.count("<details>") == page.count("</details>") == 3  # depth, claims and words: the answer stands open
 
 
 @pytest.mark.usefixtures("few")

@@ -172,7 +172,6 @@ _DARK = """@media (prefers-color-scheme: dark) {
   svg { fill: #e6e6e6 }
   [style*="stroke: #000000"] { stroke: #e6e6e6 !important } [style*="fill: #000000"] { fill: #e6e6e6 !important }
   [style*="stroke: #dddddd"] { stroke: #444444 !important } [style*="fill: #ffffff"] { fill: #131416 !important }
-  [style*="stroke: #0072b2"] { stroke: #4aa8e0 !important } [style*="fill: #0072b2"] { fill: #4aa8e0 !important }
 }"""
 
 

@@ -48,7 +48,7 @@ def section(rows: Sequence[Row], command: str, packaged: bool = True) -> Section
         f"Of {len(found)} claims {counts[YES]} hold, {counts[NO]} do not, {counts[OPEN]} are undecided here{cannot}.",
         "Verdicts are not adjusted for each other: at 95 %, one interval in twenty misses by chance.",
     ]
-    repeat = f"To repeat a row, run: {command} --parts PART --out depth-PART, with the part of the row for PART."
+    repeat = f"To repeat a row, run {command} --parts PART --out depth-PART with the part of the row for PART."
     return Section(
         "claims",
         "Which claims hold",
