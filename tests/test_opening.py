@@ -107,3 +107,17 @@ def test_the_curve_serves_one_sae_alone_and_says_why_an_error_rises():
     axes = curve(depth_rows(falls)).axes
     assert [ANEW in {text.get_text() for text in ax.texts} for ax in axes] == [False, True, True]
     assert all("log scale" in ax.get_xlabel() for ax in axes)
+
+
+def test_one_sae_of_the_user_makes_a_report(tmp_path):
+    rows = [
+        row | {"penalty": "mine", "seed": 0} for row in depth_rows(falls, seeds=1, depths=(2,), penalties=("topk",))
+    ]
+    found = sections(rows, "proxsae depth", packaged=False)
+    assert [section.anchor for section in found] == ["answer", "depth", "words"], "there is no claim about it"
+    assert "cut the error of a mine SAE trained with 2 steps by 22 %" in found[0].findings[0]
+    some = [row for row in rows if row["steps"] > 2]
+    found = sections(some, "proxsae depth", packaged=False)
+    assert found[0].findings == ["mine, error after 16 exact steps over that after 4: trained with 2 steps: ×0.896."]
+    write_report(found, {}, some, tmp_path)
+    assert sections([row for row in rows if row["steps"] == 4], "")[0].findings == []

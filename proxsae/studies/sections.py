@@ -41,5 +41,6 @@ def sections(
     told = [PARTS[name](part) for name in PARTS if (part := pick(rows, part=name))]
     words = Section("words", "Words", "What do the names on this page mean?", GLOSSARY)
     answer, *parts = opening(rows, told, done)
-    folded = [replace(section, folded=True) for section in [*parts, claims.section(rows, command, packaged), words]]
-    return [answer, *folded]
+    if claims.claims(rows, packaged):
+        parts.append(claims.section(rows, command, packaged))
+    return [answer, *(replace(section, folded=True) for section in [*parts, words])]

@@ -57,20 +57,25 @@ def section(rows: Sequence[Row]) -> Section:
 
 
 def findings(rows: Sequence[Row]) -> list[str]:
-    """One sentence for each penalty: errors over that of one step, by exact steps, at the last depth and the worst."""
+    """One sentence for each penalty: the error after the most exact steps, and the worst, over that after the fewest."""
     told = []
     depths = sorted({row["steps"] for row in rows})
-    last = depths[-1]
+    first, last = depths[0], depths[-1]
     for penalty in penalties_of(rows):
         parts = []
         for trained in sorted({row["train_depth"] for row in rows}):
-            changes = {t: error_ratio(rows, penalty, (trained, t), (trained, 1)) for t in depths}
+            changes = {t: error_ratio(rows, penalty, (trained, t), (trained, first)) for t in depths}
             worst = max(changes, key=lambda t: changes[t].mean)
-            if changes[last].n:
+            if changes[last].n and first < last:
                 said = f"trained with {steps(trained)}: {times(changes[last])}"
-                parts.append(said + (f", but {times(changes[worst])} after {worst}" if worst not in (1, last) else ""))
+                parts.append(
+                    said + (f", but {times(changes[worst])} after {worst}" if worst not in (first, last) else "")
+                )
         if parts:
-            told.append(f"{title(penalty)}, error after {last} exact steps over that after one: {'; '.join(parts)}.")
+            before = "one" if first == 1 else first
+            told.append(
+                f"{title(penalty)}, error after {last} exact steps over that after {before}: {'; '.join(parts)}."
+            )
     return told
 
 
@@ -171,28 +176,28 @@ def _picture(name: str, rows: Sequence[Row], line: str, across: str, caption: st
 
 
 def _changes(rows: Sequence[Row]) -> Table:
-    """For each SAE and rule: the error at one step and at the most, their ratio, and whether it differs from 1."""
-    last = max(row["steps"] for row in rows)
+    """For each SAE and rule: errors at the fewest and the most steps, their ratio, and whether it differs from 1."""
+    first, last = (end(row["steps"] for row in rows) for end in (min, max))
     lines, p_values = [], []
     for penalty, depth, rule in grouped(rows, KEYS[:3], "nmse"):
         same = pick(rows, penalty=penalty, train_depth=depth, rule=rule)
         error, cost = (grouped(same, ("steps",), value) for value in ("nmse", "cost"))
-        one, many = (by_seed(same, "nmse", steps=t) for t in (1, last))
-        p_values.append(paired_p(ratios(many, one)))
+        few, many = (by_seed(same, "nmse", steps=t) for t in (first, last))
+        p_values.append(paired_p(ratios(many, few)))
         (least,) = min(error, key=lambda t: error[t].mean)
         lines.append([
-            title(penalty), str(depth), RULES.get(rule, rule), str(error[(1,)]), str(error[(last,)]),
-            times(ratio_over_seeds(many, one)), str(least), f"{cost[(last,)].mean:.1f}",
+            title(penalty), str(depth), RULES.get(rule, rule), str(error[(first,)]), str(error[(last,)]),
+            times(ratio_over_seeds(many, few)), str(least), f"{cost[(last,)].mean:.1f}",
         ])  # fmt: skip
     for line, p in zip(lines, holm(p_values), strict=True):
         line.append(f"{p:.2g}")
     headings = [
-        "SAE", "steps in training", "step rule", "nmse, 1 step", f"nmse, {last} steps", "ratio", "least error at",
-        "encoder products", "p (Holm)",
+        "SAE", "steps in training", "step rule", f"nmse, {steps(first)}", f"nmse, {last} steps", "ratio",
+        "least error at", "encoder products", "p (Holm)",
     ]  # fmt: skip
     caption = (
-        f"Errors at one step and at {last}, {rows[0]['rows']} held-out rows, {seeds_of(rows)}; brackets are {STUDENT}. "
-        f"The ratio is the geometric mean of each seed's own. p: Student's paired test that it is 1, adjusted for all "
+        f"Errors at {steps(first)} and at {last}, {rows[0]['rows']} held-out rows, {seeds_of(rows)}; brackets are "
+        f"{STUDENT}. The ratio is the geometric mean of each seed's own. p: Student's paired test that it is 1, adjusted for all "
         f"{len(lines)} rows (Holm)."
     )
     return Table("depth-changes", caption, headings, lines, folded=True)
@@ -200,20 +205,20 @@ def _changes(rows: Sequence[Row]) -> Table:
 
 def _densities(rows: Sequence[Row]) -> Table:
     """How dense the codes really were, and how far lam was moved for it: what makes the comparison fair."""
-    lines = []
+    lines, first = [], min(row["steps"] for row in rows)
     for (penalty, depth, rule), density in grouped(rows, KEYS[:3], "l0").items():
         same = pick(rows, penalty=penalty, train_depth=depth, rule=rule)
         l0, factor = [row["l0"] for row in same], [row["lam_factor"] for row in same]
-        dead, two = (grouped(same, ("steps",), key)[(1,)].mean for key in ("dead", "two_sided"))
+        dead, two = (grouped(same, ("steps",), key)[(first,)].mean for key in ("dead", "two_sided"))
         lines.append([
             title(penalty), str(depth), RULES.get(rule, rule), f"{density.mean:.1f} ({min(l0):.1f} to {max(l0):.1f})",
             f"{min(factor):.2f} to {max(factor):.2f}", f"{dead:.1%}", f"{two:.1%}",
         ])  # fmt: skip
-    headings = ["SAE", "steps in training", "step rule", "l0 (range)", "λ multiplied by", "dead, 1 step",
-                "two-sided, 1 step"]  # fmt: skip
+    headings = ["SAE", "steps in training", "step rule", "l0 (range)", "λ multiplied by", f"dead, {steps(first)}",
+                f"two-sided, {steps(first)}"]  # fmt: skip
     caption = (
         f"Non-zeros a row, with their range over steps and {seeds_of(rows)}, on {rows[0]['rows']} held-out rows; the "
-        "factor of λ that keeps them; at one step the share of latents that never fire, and of the others the share "
-        "that fires with both signs."
+        f"factor of λ that keeps them; at {steps(first)} the share of latents that never fire, and of the others the "
+        "share that fires with both signs."
     )
     return Table("depth-densities", caption, headings, lines, folded=True)
