@@ -57,7 +57,7 @@ def section(rows: Sequence[Row]) -> Section:
 
 
 def findings(rows: Sequence[Row]) -> list[str]:
-    """One sentence for each penalty: the error after the most exact steps, and the worst, over that after the fewest."""
+    """One sentence for each penalty: errors after the most exact steps, and the worst, over that after the fewest."""
     told = []
     depths = sorted({row["steps"] for row in rows})
     first, last = depths[0], depths[-1]
@@ -197,8 +197,8 @@ def _changes(rows: Sequence[Row]) -> Table:
     ]  # fmt: skip
     caption = (
         f"Errors at {steps(first)} and at {last}, {rows[0]['rows']} held-out rows, {seeds_of(rows)}; brackets are "
-        f"{STUDENT}. The ratio is the geometric mean of each seed's own. p: Student's paired test that it is 1, adjusted for all "
-        f"{len(lines)} rows (Holm)."
+        f"{STUDENT}. The ratio is the geometric mean of each seed's own. p: Student's paired test that it is 1, "
+        f"adjusted for all {len(lines)} rows (Holm)."
     )
     return Table("depth-changes", caption, headings, lines, folded=True)
 
