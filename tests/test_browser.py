@@ -12,7 +12,7 @@ import pytest
 
 from proxsae import report
 from tests.browser import Browser, find
-from tests.test_report import META, TITLE, make_rows, make_sections
+from tests.test_report import META, TITLE, make_folded, make_rows, make_sections
 
 PHONE = 360
 CONTRAST = 4.5  # WCAG 2.2, level AA, for text of any size
@@ -43,6 +43,13 @@ def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     report.write_report(make_sections(), META, make_rows(), folder, title=TITLE)
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("folded")
+    report.write_report(make_folded(), META, make_rows(), folder, title=TITLE)
     return folder / "report.html"
 
 
@@ -117,6 +124,31 @@ def test_links_lead_to_what_they_name(browser: Browser, page: Path) -> None:
         .map(a => document.querySelector(a.getAttribute('href')).innerText === a.innerText)""")
         == [True] * 3
     )
+
+
+SEEN = "[...document.querySelectorAll('#figure-inside, #table-long table')].map(e => e.checkVisibility())"
+
+
+def test_a_link_opens_the_part_that_it_leads_to(browser: Browser, folded: Path) -> None:
+    browser.look(width=1280, height=1000)
+    browser.open(folded)
+    bottom = browser.evaluate("document.querySelector('#figure-opening svg').getBoundingClientRect().bottom")
+    assert 0 < bottom < 1000, "the first picture is in the first screen of a laptop"
+    assert browser.evaluate(SEEN) == [False, False]
+    browser.evaluate("document.querySelector('a[href=\"#part\"]').click()")
+    browser.settle()
+    assert browser.evaluate(SEEN) == [True, False]
+    assert browser.evaluate("document.querySelectorAll('summary')[0].getBoundingClientRect().top") >= 0, "and its title"
+    browser.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    assert browser.evaluate(SEEN) == [True, True]
+    assert browser.said() == []
+
+
+def test_paper_shows_what_is_folded(browser: Browser, folded: Path) -> None:
+    browser.look(width=700, media="print")
+    browser.open(folded)
+    assert browser.evaluate("document.querySelectorAll('details[open]').length") == 0
+    assert browser.evaluate(SEEN) == [True, True]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

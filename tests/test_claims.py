@@ -5,8 +5,8 @@ import math
 import pytest
 
 from proxsae.studies.parts.claims import section as claims
-from proxsae.studies.parts.claims.errors import CANNOT, NO, OPEN, YES, verdict
-from proxsae.studies.parts.claims.section import TESTS
+from proxsae.studies.parts.claims.statistics import CANNOT, NO, OPEN, YES, verdict
+from proxsae.studies.sections import PARTS
 from proxsae.studies.statistics import Interval
 
 PENALTIES = ("relu", "soft", "jumprelu", "jumprelu2", "topk", "abstopk")
@@ -243,12 +243,29 @@ def test_the_section_counts_its_verdicts_and_repeats_its_rows():
     (table,) = section.shown
     given = [line[1] for line in table.lines]
     assert f"Of {len(table.lines)} claims {given.count(YES)} hold, {given.count(NO)} do not" in section.findings[0]
-    assert "proxsae depth --seeds 3" in table.caption
-    for _, judged, _, _, repeat in table.lines:
-        if repeat.startswith("--parts "):
-            part = repeat.split()[1]
-            assert repeat == f"--parts {part} --out depth-{part}"
-            assert part in TESTS
-        else:
-            assert repeat == ("" if judged == CANNOT else "proxsae statements prop-one-step-is-an-sae")
+    assert "proxsae depth --seeds 3 --parts PART --out depth-PART" in section.notes[0]
+    assert given == sorted(given, key=(YES, NO, OPEN, CANNOT).index), "what is decided comes first"
+    for text, judged, _, _, part in table.lines:
+        assert part in PARTS or (part == "" and (judged == CANNOT or "Lemma" in text))
     assert [c.text for c in claims.claims([]) if c.verdict != CANNOT] == [table.lines[0][0]]
+
+
+def test_a_report_of_the_users_own_rows_names_no_paper_and_no_reviews():
+    rows = depth_rows(lambda penalty, depth, steps: 0.2 / steps) + stability_rows(0.1) + sign_rows(0.1, 0.01)
+    section = claims.section(rows, "proxsae depth", packaged=False)
+    (table,) = section.shown
+    assert {len(line) for line in table.lines} == {len(table.headings)}
+    cells = [cell for line in [table.headings, *table.lines] for cell in line]
+    told = " ".join([*section.findings, *section.notes, table.caption, *cells])
+    for word in ("paper", "review", "et al.", CANNOT):
+        assert word not in told, word
+    ours, theirs = ({(c.text, c.verdict, c.measured) for c in claims.claims(rows, packaged)} for packaged in (0, 1))
+    assert ours < theirs, "the claims that the rows can test are the same"
+
+
+def test_of_rows_that_are_missing_nothing_is_claimed():
+    rows = depth_rows(lambda penalty, depth, steps: 0.2 / steps) + sign_rows(0.1, 0.01)
+    some = [row for row in rows if row.get("penalty") != "topk" and row.get("sae") not in ("topk", "topk2")]
+    told = [claim for claim in claims.claims(some) if claim.verdict != CANNOT]
+    assert not any("nan" in claim.measured for claim in told)
+    assert not any("better than TopK" in claim.text for claim in told)

@@ -92,7 +92,7 @@ def test_depth_prints_findings_and_writes_the_report(place, capsys, device):
     page = (place / "out" / "report.html").read_text()
     for claim in claims:
         assert claim["verdict"] in page
-    assert "--parts depth --out depth-depth" in {claim["to repeat"] for claim in claims}
+    assert "depth" in {claim["part"] for claim in claims}
     assert (
         "proxsae depth --data rows.npy --k 4 --d-sae 16 --train-depths 1,2 --seed 5 --seeds 2 --train-steps 3" in page
     )
@@ -115,7 +115,9 @@ def test_the_page_of_the_docs_is_written_from_a_study(place, capsys, monkeypatch
     ).read_bytes()
     assert "proxsae depth --data rows.npy --k 4 --d-sae 16 --seeds 2 --train-steps 3" in page
     assert "| AbsTopK reconstructs better than TopK, at equal width and density |" in page
-    assert not re.search(r"rows\.csv|rows\.json|tables/|!\[", page)
+    assert re.findall(r"!\[.*?\]\((.*?)\)", page) == ["figures/depth-steps.svg"]
+    assert not re.search(r"rows\.csv|rows\.json|tables/|\.csv", page)
+    assert page.count("<details>") == page.count("</details>") == 3  # depth, claims and words: the answer stands open
 
 
 @pytest.mark.usefixtures("few")

@@ -14,6 +14,7 @@ from proxsae.studies.parts.depth import measure as depth
 from proxsae.studies.parts.recovery import measure as recovery
 from proxsae.studies.parts.recovery import section as report
 from proxsae.studies.parts.stability import measure as stability
+from proxsae.studies.parts.stability import section as stability_report
 from proxsae.studies.task import Setting
 
 # Separation
@@ -363,7 +364,7 @@ def test_missing_rows_are_survived(rows):
 
 
 def test_stability_reports_ranges_and_says_that_they_are_no_intervals():
-    found = report.stability_section(made_stability())
+    found = stability_report.section(made_stability())
     (picture,) = found.shown
     assert "no confidence intervals" in picture.caption
     assert "3 pairs of seeds" in picture.caption
@@ -373,4 +374,4 @@ def test_stability_reports_ranges_and_says_that_they_are_no_intervals():
         "ReLU (l1, z ≥ 0), trained with one step: from one step to 16 the code IoU rises from 0.317 [0.310, 0.320] to "
         "0.517 [0.510, 0.520]; the matched cosine at one step is 0.533 [0.500, 0.600]."
     )
-    assert report.stability_section(made_stability((0, 1))[:1]).shown
+    assert stability_report.section(made_stability((0, 1))[:1]).shown

@@ -20,8 +20,9 @@ from proxsae import report
 from proxsae.conventions import Error
 from proxsae.report.rows import as_csv, cell
 from proxsae.report.section import Picture, Section, Table
-from proxsae.report.style import STYLES, band, canvas, house, image, legend, log_axis, means, styles
+from proxsae.report.style import band, canvas, house, image, legend, log_axis, means, styles
 from proxsae.studies.statistics import Interval
+from proxsae.studies.words import STYLES
 
 META: dict[str, Any] = {
     "data": "<script>alert('x')</script> & \"more\" $_{$ \u6570",
@@ -62,7 +63,7 @@ def make_picture(name: str, values: tuple[float, ...] = (0.31, 0.2, 0.1)) -> Pic
     figure, axes = canvas()
     steps = [2**power for power in range(len(values))]
     data: list[dict[str, Any]] = []
-    for scale, (label, style) in enumerate(styles(["relu", "topk"]).items(), 1):
+    for scale, (label, style) in enumerate(styles(["relu", "topk"], STYLES).items(), 1):
         mean = [scale * value for value in values]
         low, high = ([factor * value for value in mean] for factor in (0.9, 1.1))
         band(axes[0, 0], steps, mean, low, high, label, **style)
@@ -195,7 +196,7 @@ def test_csv_keeps_a_quantity_that_only_some_rows_have() -> None:
 
 @pytest.mark.parametrize("names", [list(STYLES)[:6], list(STYLES)[6:], ["a", "b", "c", "d", "e", "f", "g"]], ids=str)
 def test_what_is_drawn_together_differs_in_colour_and_without(names: list[str]) -> None:
-    looks = list(styles(names).values())
+    looks = list(styles(names, STYLES).values())
     assert len({look["color"] for look in looks}) == len(names)
     assert len({look["marker"] for look in looks}) == len(names)
     if names[0] in STYLES:
@@ -203,8 +204,9 @@ def test_what_is_drawn_together_differs_in_colour_and_without(names: list[str]) 
 
 
 def test_a_name_looks_the_same_in_every_figure() -> None:
-    assert styles(["topk", "mine"])["topk"] == styles(["other", "relu", "topk"])["topk"] == STYLES["topk"]
-    assert styles(["topk", "mine"])["mine"] == styles(["mine"])["mine"]
+    one, other = styles(["topk", "mine"], STYLES), styles(["other", "relu", "topk"], STYLES)
+    assert one["topk"] == other["topk"] == STYLES["topk"]
+    assert one["mine"] == styles(["mine"])["mine"]
 
 
 def test_means_draw_intervals_and_a_legend_names_each_line_once() -> None:
@@ -421,6 +423,44 @@ def test_summary_says_the_same_as_plain_text(folder: Path) -> None:
         ["claim \\<i>", "nmse \\| x", "verdict", *"abcdef"], ["---"] * 9, [escaped, "0.25 [0.2, 0.3]", "-", *wide],
         [("long " * 30).strip(), "-", "no opinion \\*at\\* \\`all\\`", *wide],
     ]  # fmt: skip
+
+
+# Folding
+
+
+def make_folded() -> list[Section]:
+    """An answer that stands open, and two folded parts, the second with a folded table."""
+    table = Table("long", "Many rows.", ["a"], [["1"], ["2"]], folded=True)
+    return [
+        Section("answer", "The answer", "", ["It falls."], [make_picture("opening")], ["small print"]),
+        Section("part", "A part", "Why?", ["Because."], [make_picture("inside")], folded=True),
+        Section("claims", "Claims", "Which?", ["Some."], [table], ["the books"], folded=True),
+    ]
+
+
+def test_the_answer_comes_before_the_contents_and_what_is_folded_after(tmp_path: Path) -> None:
+    report.write_report(make_folded(), META, [], tmp_path, title=TITLE)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    order = ["It falls.", 'id="figure-opening"', "small print", "<nav", "</nav>", "<details", "Because.", "the books"]
+    places = [text.index(mark) for mark in order]
+    assert places == sorted(places)
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a" and "download" not in attributes]
+    assert links == ["#part", "#claims", "#about"], "the answer needs no link: it is in sight"
+    assert [tag for tag, _ in page.tags].count("details") == 3
+    assert "script" not in [tag for tag, _ in page.tags]
+    assert not re.search(r"<summary>(?:(?!</summary>).)*<(p|div)\b", text, re.DOTALL)
+    summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert summary.count("<details>") == summary.count("</details>") == 2
+    assert re.search(r"## A part\n\n\*Why\?\*\n\n<details>\n.*- Because\.\n.*</details>", summary, re.DOTALL)
+    assert "**\n" not in summary.split("## A part")[0], "no empty question"
+
+
+def test_a_figure_follows_light_and_dark_and_has_no_background(folder: Path) -> None:
+    text = (folder / "figures/first.svg").read_text()
+    assert text.count("prefers-color-scheme: dark") == 1
+    assert '<g id="patch_1">' not in text or "fill: none" in text.split('<g id="patch_1">')[1][:300]
 
 
 def test_names_that_no_file_can_have_once_are_errors(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ A changed picture is a changed iteration, but for rounding, which differs betwee
 
 from pathlib import Path
 
-from proxsae.report.figure import image
+from proxsae.report.style import image
 from proxsae.studies.rates.figure import rates_figure
 from proxsae.studies.rates.measure import rates
 

@@ -110,7 +110,7 @@ def _study(arguments: argparse.Namespace, setting: Any, parts: tuple[str, ...], 
     from proxsae.report import write_report
     from proxsae.studies import study
     from proxsae.studies.journal import FILE, Journal, check_same, planned
-    from proxsae.studies.sections import sections
+    from proxsae.studies.sections import TITLE, sections
 
     def told(line: str) -> None:
         print(f"[{time.perf_counter() - started:6.1f} s] {line}", file=sys.stderr, flush=True)
@@ -174,8 +174,9 @@ def _study(arguments: argparse.Namespace, setting: Any, parts: tuple[str, ...], 
         "minutes": f"{journal.seconds / 60:.1f} of work; {planned_minutes}",
         "to repeat": _repeating(arguments, plan),
     }
-    found = sections(measured, meta["to repeat"])
-    files = write_report(found, meta, measured, out)  # before printing: nobody who pipes into `head` loses the report
+    found = sections(measured, meta["to repeat"], setting.packaged)
+    # Before printing: nobody who pipes into `head` loses the report.
+    files = write_report(found, meta, measured, out, TITLE)
     for section in found:
         print(f"{section.title}\n")
         print(*(paragraph("  ", finding) for finding in section.findings), sep="\n", end="\n\n")

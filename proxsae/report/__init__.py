@@ -1,6 +1,7 @@
-"""What a study found, as files: a self-contained web page, Markdown, and every number as CSV and JSON.
+"""Sections of findings, figures and tables, as files: a self-contained web page, Markdown, CSV and JSON.
 
-A row is one measurement, `meta` describes the run, a section tells of one part of it.
+A row is one measurement, `meta` describes the run, a section tells of one part of it.  Nothing here knows what was
+measured: who calls it brings sections, names and colours.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def write_report(
     meta: Row,
     rows: Sequence[Row],
     folder: str | os.PathLike[str],
-    title: str = "What more encoder steps change",
+    title: str = "Report",
 ) -> list[str]:
     """Write a report into `folder`, made if missing, and return the names of its files.
 

@@ -26,9 +26,15 @@ main { margin: 0 auto; max-width: 74rem; padding: 1rem }
 p, ul, nav, figcaption, dl { max-width: 56rem }
 h1 { line-height: 1.2; margin: .5rem 0 1rem } a { color: var(--link) }
 h2 { line-height: 1.25; margin: 3rem 0 .5rem; padding-top: 1rem; border-top: 1px solid var(--line) }
-.question { color: var(--soft); font-style: italic; margin: 0 0 1rem }
+.question, .note { color: var(--soft) } .question { font-style: italic; margin: 0 0 1rem } .note { font-size: .9rem }
 ul, ol { padding-left: 1.4rem } li { margin: .3rem 0 }
-nav { background: var(--head); border-radius: 6px; padding: .3rem 1rem } nav ol { margin: .4rem 0 }
+nav { background: var(--head); border-radius: 6px; padding: .3rem 1rem; max-width: none }
+nav ol { display: flex; flex-wrap: wrap; gap: 0 1.2rem; list-style: none; margin: .2rem 0; padding: 0 }
+section:first-of-type > h2 { margin-top: 0; padding-top: 0; border: 0 }
+details > summary { cursor: pointer } summary > h2 { display: inline; border: 0; padding: 0 }
+.part > summary { margin-top: 1.5rem; padding-top: 1rem; border-top: 1px solid var(--line) }
+.part > summary > .question { display: block; margin: .2rem 0 0 1.1rem }
+.body { scroll-margin-top: 6rem; padding-top: .2rem }
 figure { margin: 2rem 0 } figcaption { font-size: .9rem; margin: .5rem 0 }
 figcaption b { margin-right: .3rem } .data { color: var(--soft) }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px }
@@ -49,6 +55,8 @@ dt { font-weight: 600 } dd { margin: 0; overflow-wrap: anywhere }
   h2, .table figcaption { break-after: avoid } .picture, figcaption, tr, li { break-inside: avoid }
   svg { min-width: 0; padding: 0 } .picture .scroll { max-width: calc(var(--width) * 1pt) }
   .scroll { overflow: visible; border: 0 } table { font-size: 8pt }
+  details::details-content { content-visibility: visible; display: block; block-size: auto }
+  .part > summary { list-style: none; break-after: avoid } .fold > summary { display: none }
   th, td { padding: .15rem .3rem; white-space: normal } tbody .prose { min-width: 0 } }
 """
 _NUMBER = re.compile(r"[-+\u2212\u00b1\u00d7]?\.?\d")
@@ -57,9 +65,10 @@ _NUMBER = re.compile(r"[-+\u2212\u00b1\u00d7]?\.?\d")
 def html(sections: Sequence[Section], meta: Row, title: str, drawn: Mapping[str, bytes]) -> str:
     """Return the whole page; it loads nothing from anywhere.  `drawn` is the SVG of each picture, by its name."""
     named = labels(sections)
-    entries = [*((section.anchor, section.title) for section in sections), ("about", "About the run")]
+    first = next((i for i, section in enumerate(sections) if section.folded), 0)
+    parts = [_section(section, named, drawn) for section in sections]
+    entries = [*((section.anchor, section.title) for section in sections[first:]), ("about", "About the run")]
     contents = "".join(f'<li><a href="#{escape(anchor)}">{escape(text)}</a></li>\n' for anchor, text in entries)
-    body = "".join(_section(section, named, drawn) for section in sections)
     pairs = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value_text(value))}</dd>\n" for key, value in meta.items())
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -72,9 +81,9 @@ def html(sections: Sequence[Section], meta: Row, title: str, drawn: Mapping[str,
 <body>
 <main>
 <h1>{escape(title)}</h1>
-<nav aria-label="Contents"><ol>
+{"".join(parts[:first])}<nav aria-label="Contents"><ol>
 {contents}</ol></nav>
-{body}<section>
+{"".join(parts[first:])}<section>
 <h2 id="about">About the run</h2>
 <dl>
 {pairs}</dl>
@@ -94,11 +103,20 @@ def _section(section: Section, named: Mapping[str, str], drawn: Mapping[str, byt
         else _table(item, named[stem(item)])
         for item in section.shown
     )
-    return f"""<section>
-<h2 id="{escape(section.anchor)}">{escape(section.title)}</h2>
-<p class="question">{escape(section.question)}</p>
-{f"<ul>{chr(10)}{findings}</ul>" if findings else ""}
-{shown}</section>
+    notes = "".join(f'<p class="note">{escape(note)}</p>\n' for note in section.notes)
+    body = f"{f'<ul>{chr(10)}{findings}</ul>{chr(10)}' if findings else ''}{shown}{notes}"
+    anchor, heading = f'id="{escape(section.anchor)}"', escape(section.title)
+    tag = "span" if section.folded else "p"  # a summary holds no paragraphs
+    asked = f'<{tag} class="question">{escape(section.question)}</{tag}>\n' if section.question else ""
+    if not section.folded:
+        return f"<section>\n<h2 {anchor}>{heading}</h2>\n{asked}{body}</section>\n"
+    # A link to what lies inside of <details> opens it, one to its summary would not: so the anchor is that of the body.
+    return f"""<section><details class="part">
+<summary><h2>{heading}</h2>
+{asked}</summary>
+<div {anchor} class="body">
+{body}</div>
+</details></section>
 """
 
 
@@ -132,8 +150,10 @@ def _table(table: Table, label: str) -> str:
     head = "".join(
         f'<th scope="col" class="{kind}">{escape(text)}</th>' for kind, text in zip(kinds, table.headings, strict=True)
     )
+    fold = (f'<details class="fold"><summary>{len(table.lines)} rows</summary>\n', "</details>\n")
+    before, after = fold if table.folded else ("", "")
     return f"""<figure class="table" id="table-{escape(table.name)}">
-{_caption(table, label, table_csv(table.headings, table.lines))}<div class="scroll" tabindex="0" role="region" \
+{_caption(table, label, table_csv(table.headings, table.lines))}{before}<div class="scroll" tabindex="0" role="region" \
 aria-label="{label}">
 <table>
 <thead><tr>{head}</tr></thead>
@@ -141,7 +161,7 @@ aria-label="{label}">
 {"".join(map(line, table.lines))}</tbody>
 </table>
 </div>
-</figure>
+{after}</figure>
 """
 
 

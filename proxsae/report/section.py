@@ -30,20 +30,30 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text, the first column naming its rows; `name` is that of its CSV file."""
+    """A table of text, the first column naming its rows; `name` is that of its CSV file.
+
+    A folded table shows its caption, and its rows on a click: for a table that few readers need.
+    """
 
     name: str
     caption: str
     headings: Sequence[str]
     lines: Sequence[Sequence[str]]
+    folded: bool = False
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report: a title, what is asked, what was found, and what shows it."""
+    """A part of the report: a title, what is asked, what was found, what shows it, and notes in small print.
+
+    A folded section shows its title and question, and the rest on a click.  The contents of the page stand before the
+    first folded section: the sections before it are the answer, which every reader should see.
+    """
 
     anchor: str
     title: str
     question: str
     findings: Sequence[str] = ()
     shown: Sequence[Picture | Table] = field(default=())
+    notes: Sequence[str] = ()
+    folded: bool = False

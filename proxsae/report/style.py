@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -44,32 +45,22 @@ _HOUSE: dict[str, Any] = {
 }
 
 
-def _look(color: str, marker: str, linestyle: Any) -> dict[str, Any]:
+def look(color: str, marker: str, linestyle: Any) -> dict[str, Any]:
+    """Return a style for `band` and `means`."""
     return {"color": color, "marker": marker, "linestyle": linestyle}
 
 
 # Okabe-Ito colours; marker and dash repeat what the colour says, for print in grey.
-STYLES: dict[str, dict[str, Any]] = {
-    "relu": _look("#0072B2", "o", "-"),
-    "soft": _look("#56B4E9", "P", (0, (5, 1))),
-    "jumprelu": _look("#D55E00", "s", "--"),
-    "jumprelu2": _look("#E69F00", "v", (0, (3, 1, 1, 1, 1, 1))),
-    "topk": _look("#009E73", "^", "-."),
-    "abstopk": _look("#CC79A7", "D", ":"),
-    "lipschitz": _look("#0072B2", "o", "-"),
-    "exact": _look("#D55E00", "s", "--"),
-    "refit": _look("#009E73", "^", "-."),
-}
-_OTHERS = (
-    _look("#000000", "X", "-"), _look("#0072B2", "o", "--"), _look("#D55E00", "s", ":"), _look("#009E73", "^", "-"),
-    _look("#CC79A7", "D", "-."), _look("#E69F00", "v", "-"), _look("#56B4E9", "P", "--"),
+_CYCLE = (
+    look("#0072B2", "o", "--"), look("#000000", "d", "-"), look("#D55E00", "s", ":"), look("#009E73", "^", "-"),
+    look("#CC79A7", "D", "-."), look("#E69F00", "v", "-"), look("#56B4E9", "P", "--"),
 )  # fmt: skip
 
 
-def styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return the style of each name: its own in `STYLES`, so in every figure the same, or the next of a cycle."""
-    others = cycle(_OTHERS)
-    return {name: STYLES.get(name) or next(others) for name in dict.fromkeys(names)}
+def styles(names: Iterable[str], own: Mapping[str, dict[str, Any]] = MappingProxyType({})) -> dict[str, dict[str, Any]]:
+    """Return the style of each name: its own, so that it is the same in every figure, or the next of a cycle."""
+    others = cycle(_CYCLE)
+    return {name: own.get(name) or next(others) for name in dict.fromkeys(names)}
 
 
 def figure_class() -> type[Figure]:
@@ -117,7 +108,7 @@ def band(
     label: str,
     **style: Any,
 ) -> None:
-    """Draw a line through `mean` with the intervals [low, high] as error bars; `style` is one of `STYLES`.
+    """Draw a line through `mean` with the intervals [low, high] as error bars; `style` is made by `look`.
 
     None, NaN and infinity are gaps: a mean without an interval is drawn alone.
     """
@@ -171,13 +162,26 @@ def log_axis(ax: Axes, which: Literal["x", "y"]) -> None:
     axis.set_minor_locator(ticker.NullLocator())
 
 
+# In the dark a reader gets light text and lines on what lies behind, and pale lines for the grid; what takes no style
+# sheet (a printer, a TeX document) shows the figure as it was drawn.
+_DARK = """@media (prefers-color-scheme: dark) {
+  svg { fill: #e6e6e6 }
+  [style*="stroke: #000000"] { stroke: #e6e6e6 !important } [style*="fill: #000000"] { fill: #e6e6e6 !important }
+  [style*="stroke: #dddddd"] { stroke: #444444 !important } [style*="fill: #ffffff"] { fill: #131416 !important }
+}"""
+
+
 def image(drawn: Figure, kind: str) -> bytes:
-    """Return the figure as a file; the same figure gives the same SVG: a changed file is a changed result."""
+    """Return the figure as a file; the same figure gives the same SVG: a changed file is a changed result.
+
+    An SVG has no background and follows the reader's light or dark; a PNG is white.
+    """
     from matplotlib import rc_context
 
-    content = io.BytesIO()
+    content, svg = io.BytesIO(), kind == "svg"
     # No version and no date: only what is drawn.
-    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type")) if kind == "svg" else {}
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type")) if svg else {}
     with rc_context({"svg.hashsalt": "proxsae", "svg.fonttype": "path"}):
-        drawn.savefig(content, format=kind, dpi=150, metadata=metadata)
-    return content.getvalue()
+        drawn.savefig(content, format=kind, dpi=150, metadata=metadata, transparent=svg)
+    written = content.getvalue()
+    return written.replace(b"</style>", f"{_DARK}</style>".encode(), 1) if svg else written

@@ -14,6 +14,9 @@ from proxsae.report.section import Picture, Section, Table
 _MARKUP = re.compile(r"[\\`*<|~]|^[#>+=-](?=\s)|&(?=#?\w+;)|](?=[(\[:])")
 
 
+_OPEN = ("<details>", "<summary>Show</summary>")
+
+
 def stem(shown: Picture | Table) -> str:
     """Return the name of the files of a picture or a table, without the ending."""
     return f"{'figures' if isinstance(shown, Picture) else 'tables'}/{shown.name}"
@@ -36,14 +39,19 @@ def value_text(value: Any) -> str:
 
 
 def markdown(sections: Sequence[Section], meta: Row, title: str) -> str:
-    """Return the report as Markdown; it names the files of the figures, which lie beside it."""
+    """Return the report as Markdown; it names the files of the figures, which lie beside it.
+
+    What is folded on the page is in `<details>`, which GitHub and Sphinx fold too.
+    """
     named = labels(sections)
     blocks = [f"# {_plain(title)}"]
     for section in sections:
-        blocks += [f"## {_plain(section.title)}", f"*{_plain(section.question)}*"]
-        blocks.append("\n".join(f"- {_plain(sentence)}" for sentence in section.findings))
+        blocks += [f"## {_plain(section.title)}", f"*{_plain(section.question)}*" if section.question else ""]
+        inside = ["\n".join(f"- {_plain(sentence)}" for sentence in section.findings)]
         for shown in section.shown:
-            blocks += _shown(shown, named[stem(shown)])
+            inside += _shown(shown, named[stem(shown)])
+        inside += [_plain(note) for note in section.notes]
+        blocks += [*_OPEN, *inside, "</details>"] if section.folded else inside
     blocks += ["## About the run", "\n".join(f"- {_plain(key)}: {_plain(value_text(v))}" for key, v in meta.items())]
     blocks.append("Every measurement is in `rows.csv` and in `rows.json`.")
     return "\n\n".join(filter(None, blocks)) + "\n"

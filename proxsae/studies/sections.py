@@ -1,34 +1,46 @@
-"""The sections of a depth study, each from the rows of its part."""
+"""The sections of a depth study: the answer, one for each part that has rows, the claims, and what words mean."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from proxsae.report.section import Section
+from proxsae.studies.opening import opening
 from proxsae.studies.parts.apart import section as apart
 from proxsae.studies.parts.bounds import section as bounds
 from proxsae.studies.parts.claims import section as claims
 from proxsae.studies.parts.depth import section as depth
 from proxsae.studies.parts.recovery import section as recovery
 from proxsae.studies.parts.signs import section as signs
+from proxsae.studies.parts.stability import section as stability
+from proxsae.studies.statistics import pick
 from proxsae.studies.task import Row
 from proxsae.studies.words import GLOSSARY
 
+TITLE = "What more encoder steps change"
 PARTS: dict[str, Callable[[list[Row]], Section]] = {
     "depth": depth.section,
     "apart": apart.section,
     "recovery": recovery.section,
-    "stability": recovery.stability_section,
+    "stability": stability.section,
     "signs": signs.section,
     "bounds": bounds.section,
 }
 
 
-def sections(rows: Sequence[Row], command: str) -> list[Section]:
-    """One for each part that has rows; before them the claims that they test, and what words mean.
+def sections(
+    rows: Sequence[Row], command: str, packaged: bool = True, done: tuple[int, int] | None = None
+) -> list[Section]:
+    """Return the report of a study, of all of its rows or of those that there are by now: the answer comes first.
 
-    `command` is what repeats the study.
+    command    repeats the study
+    packaged   whether the rows are of the packaged data: then claims have their sources in the literature beside them
+    done       how many tasks have ended, of how many; the answer says so while some are left
     """
-    parts = {name: [row for row in rows if row["part"] == name] for name in PARTS}
-    words = Section("words", "Words", "What is meant by the names on this page?", GLOSSARY)
-    return [claims.section(rows, command), words, *(PARTS[name](part) for name, part in parts.items() if part)]
+    told = [PARTS[name](part) for name in PARTS if (part := pick(rows, part=name))]
+    words = Section("words", "Words", "What do the names on this page mean?", GLOSSARY)
+    answer, *parts = opening(rows, told, done)
+    if claims.claims(rows, packaged):
+        parts.append(claims.section(rows, command, packaged))
+    return [answer, *(replace(section, folded=True) for section in [*parts, words])]

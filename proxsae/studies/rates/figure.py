@@ -1,4 +1,4 @@
-"""What a rates study found: a table for the terminal, and a picture of every measurement against its bound."""
+"""What a study of rates found: a table for the terminal, and a picture of every measurement with its bound."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ def write_rates(rows: list[Rate], folder: str | os.PathLike[str]) -> list[str]:
 
 
 def draw(rows: list[Rate], figure: Figure) -> None:
-    """Draw measurements (markers) against their upper bounds (dashed) and floors (dotted), one panel a theorem."""
+    """Draw measurements (markers) with their upper bounds (dashed) and floors (dotted), one panel a theorem."""
     from matplotlib import ticker
 
     figure.suptitle(
-        "Measured (markers) against what is proved (dashed); each problem is scaled to the bound of its panel"
+        "Measured (markers) and proved (dashed); each problem is scaled so that its bound is that of the panel"
     )
     for (statement, (title, label)), ax in zip(_PANELS.items(), figure.subplots(2, 2).flat, strict=True):
         drawn = [row for row in rows if row.statement == statement]
@@ -106,8 +106,8 @@ def draw(rows: list[Rate], figure: Figure) -> None:
         ax.minorticks_off()
         ax.set_ylim(max(ax.get_ylim()[0], 3e-8), 2)
         ax.set_title(title, fontweight="bold")
-        ax.set_xlabel(f"steps t  ({statement})")
-        ax.set_ylabel(label)
+        ax.set_xlabel(f"steps t, log scale  ({statement})")
+        ax.set_ylabel(f"{label}  (log scale)")
         ax.grid(color="#dddddd", linewidth=0.7)
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend([named[name] for name in sorted(named, key=["bound", "floor", *problems].index)],

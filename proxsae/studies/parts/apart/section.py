@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from proxsae.report.section import Picture, Section, Table
-from proxsae.report.style import STYLES, canvas, house, legend, log_axis, means, styles
+from proxsae.report.style import canvas, house, legend, log_axis, means, styles
 from proxsae.studies.parts.apart.measure import STEPS
 from proxsae.studies.statistics import Interval, by_seed, grouped, mean_of, over_seeds, pick, ratio_over_seeds
 from proxsae.studies.task import Row
-from proxsae.studies.words import INTERVAL, TITLES, penalties_of, percent, seeds_of, steps, times
-
-if TYPE_CHECKING:
-    pass
+from proxsae.studies.words import (
+    INTERVAL,
+    LOG,
+    STYLES,
+    TITLES,
+    densities,
+    penalties_of,
+    percent,
+    seeds_of,
+    steps,
+    times,
+)  # fmt: skip
 
 CONVEX = ("relu", "soft")
-SAME_DENSITY = 1.05  # ratio of l0 up to which errors are compared
 LEAST = 1e-6  # of the gain that is possible: smaller gaps are drawn at the edge
 MANY = 16
 # Inference, from what an SAE does by itself to the best that is known: name, method, number of steps.
@@ -29,7 +36,7 @@ SEARCHES = (("1", "zero", 1), ("4", "zero", 4), ("16", "zero", 16), ("64", "zero
 
 @house()
 def section(rows: Sequence[Row]) -> Section:
-    """The part on dictionary and inference, from the rows of `studies.apart`."""
+    """The part on dictionary and inference, from the rows of `measure`."""
     frozen, small = pick(rows, kind="frozen"), pick(rows, kind="small")
     shown: list[Picture | Table] = []
     if frozen:
@@ -38,8 +45,8 @@ def section(rows: Sequence[Row]) -> Section:
         shown.append(_small(small))
     return Section(
         "apart", "Dictionary or inference",
-        "How much of the error is left by an encoder that stops early, and would go with a better code of the same "
-        "dictionary, and how much by the dictionary itself?",
+        "How much of the error would a better code of the same dictionary remove, and how much is due to the "
+        "dictionary itself?",
         findings(rows), shown,
     )  # fmt: skip
 
@@ -47,7 +54,7 @@ def section(rows: Sequence[Row]) -> Section:
 def findings(rows: Sequence[Row]) -> list[str]:
     """What encoders leave, whether that or the dictionary is more, and how good the codes are that this rests on."""
     frozen, small = pick(rows, kind="frozen"), pick(rows, kind="small")
-    return [*_gap_findings(frozen), *_bottleneck(frozen), *_small_findings(small)]
+    return [*_gap_findings(frozen), *_bottlenecks(frozen), *_small_findings(small)]
 
 
 # Gaps ----------------------------------------------------------------------------------------------------------------
@@ -61,8 +68,8 @@ def _gap_findings(rows: Sequence[Row]) -> list[str]:
         if one.n and many.n:
             said = "" if penalty in CONVEX else "at least "
             told.append(
-                f"{TITLES[penalty]}, trained with {steps(depth)}: of what a code of its dictionary can lower the "
-                f"objective by, the learned encoder leaves {said}{percent(one)}, and {steps(MANY)} leave "
+                f"{TITLES[penalty]}, trained with {steps(depth)}: of the gain that a code of its dictionary can reach "
+                f"in the objective, the learned encoder leaves {said}{percent(one)}, and {steps(MANY)} leave "
                 f"{said}{percent(many)}; {_worth(rows, which)}."
             )
     return told
@@ -103,14 +110,14 @@ def _gaps(rows: Sequence[Row]) -> Picture:
             ax.set_title(f"{start}, trained with {steps(depth)}")
             log_axis(ax, "x")
             log_axis(ax, "y")
-        line[0].set_ylabel("share of the gain left")
+        line[0].set_ylabel("share of the gain left" + LOG)
     for ax in axes[-1]:
-        ax.set_xlabel("steps")
+        ax.set_xlabel("steps" + LOG)
     legend(figure, axes, 3)
     caption = (
-        f"Amortisation gap F(z_T) - F(best), as a share of F(0) - F(best), against the number of steps; {_size(rows)}. "
-        f"For L1 the best code is optimal, up to a certificate; for the others it is the best known, so that the true "
-        f"gap is at least what is drawn. Shares below {LEAST:g} are drawn there. {INTERVAL}"
+        f"Amortisation gap F(z_T) - F(best), as a share of F(0) - F(best); {_size(rows)}. For L1 the best code is "
+        f"certified to be optimal; for the others it is the best known, and the true gap is at least the one drawn. "
+        f"Smaller shares than {LEAST:g} are drawn at {LEAST:g}. {INTERVAL}"
     )
     return Picture("apart-gaps", caption, figure, data)
 
@@ -128,59 +135,81 @@ def _gap_table(rows: Sequence[Row]) -> Table:
     starts = {"encoder": "encoder first", "zero": "from zero"}
     headings = ["SAE", "steps in training", *(f"{steps(t)}, {starts[m]}" for m, t in asked), "compared to"]
     caption = (
-        f"Share of F(0) - F(best), all that a code of the dictionary is known to gain, that is left after some steps; "
+        f"Share of F(0) - F(best), the largest gain known for a code of the dictionary, that is left after some steps; "
         f"{_size(rows)}; 95 % intervals over seeds."
     )
-    return Table("apart-gaps-table", caption, headings, lines)
+    return Table("apart-gaps-table", caption, headings, lines, folded=True)
 
 
 # Dictionary x inference ----------------------------------------------------------------------------------------------
 
 
-def _bottleneck(rows: Sequence[Row]) -> list[str]:
+class Bottleneck(NamedTuple):
+    """Errors of an SAE over its learned encoder's, or over its best code's, and which change is the larger.
+
+    code         the best code known over the learned encoder's, on one dictionary
+    dictionary   the dictionary of deeper training over this one, best code against best code
+    trained      the SAE of deeper training over this one, both as they were trained
+    difference   log(dictionary) - log(code), paired by seed: below 0 the dictionary lowers the error more
+    unfair       the densities of the three codes, where they differ too much for their errors to be compared
+    """
+
+    code: Interval
+    dictionary: Interval
+    trained: Interval
+    difference: Interval
+    unfair: list[float]
+
+    @property
+    def verdict(self) -> str:
+        """Which of the two lowers the error more."""
+        found = self.difference
+        if self.unfair:
+            return f"but their densities differ (l0 {', '.join(f'{n:.1f}' for n in self.unfair)}), and errors with them"
+        if found.n < 2:
+            return "one seed does not tell which of the two is more"
+        if found.low > 0:
+            return "a better code lowers the error more than the other dictionary"
+        if found.high < 0:
+            return "the other dictionary lowers the error more than a better code"
+        return f"{found.n} seeds do not tell which of the two lowers the error more"
+
+
+def bottleneck(rows: Sequence[Row], penalty: str, first: int, last: int) -> Bottleneck | None:
+    """Compare a better code with a dictionary of `last` steps in training, for an SAE of `first`; None without rows."""
+    same = pick(rows, kind="frozen", penalty=penalty)
+    one, best, other, deep = (
+        _cell(same, penalty, depth, name)
+        for depth, name in ((first, "one step"), (first, "best"), (last, "best"), (last, "as trained"))
+    )
+    shared = sorted(s for s in set(one) & set(best) & set(other) if min(one[s], best[s], other[s]) > 0)
+    if not shared or first == last:
+        return None
+    codes: list[dict[str, Any]] = [
+        {"train_depth": first, "method": "encoder", "steps": 1},
+        {"train_depth": first, "method": "best"},
+        {"train_depth": last, "method": "best"},
+    ]
+    return Bottleneck(
+        ratio_over_seeds(best, one), ratio_over_seeds(other, best), ratio_over_seeds(deep, one),
+        over_seeds(math.log(other[s] * one[s] / best[s] ** 2) for s in shared), densities(same, *codes),
+    )  # fmt: skip
+
+
+def _bottlenecks(rows: Sequence[Row]) -> list[str]:
     """Per penalty: what a better code does to the error, what the dictionary of deeper training, and which more."""
     depths = sorted({row["train_depth"] for row in rows})
-    if len(depths) < 2:
-        return []
-    first, last = depths[0], depths[-1]
     told = []
     for penalty in penalties_of(rows):
-        one, best, other, deep = (
-            _cell(rows, penalty, depth, name)
-            for depth, name in ((first, "one step"), (first, "best"), (last, "best"), (last, "as trained"))
-        )
-        shared = sorted(s for s in set(one) & set(best) & set(other) if min(one[s], best[s], other[s]) > 0)
-        if not shared:
-            continue
-        # log of inference's ratio, best / one, less that of the dictionary's, other / best
-        difference = over_seeds(math.log(best[s] ** 2 / (one[s] * other[s])) for s in shared)
-        l0 = [
-            over_seeds(_cell(rows, penalty, depth, name, "l0").values()).mean
-            for depth, name in ((first, "one step"), (first, "best"), (last, "best"))
-        ]
-        if max(l0) <= SAME_DENSITY * min(l0):
-            verdict = _verdict(difference)
-        else:
-            verdict = f"but their densities differ (l0 {', '.join(f'{n:.1f}' for n in l0)}), and errors with them"
-        told.append(
-            f"{TITLES[penalty]}, dictionary trained with {steps(first)}: its best code has "
-            f"{times(ratio_over_seeds(best, one))} the error of its learned encoder; the dictionary trained with "
-            f"{steps(last)} has {times(ratio_over_seeds(other, best))}, best code against best code; {verdict}. "
-            f"As they were trained, the SAE of {steps(last)} has {times(ratio_over_seeds(deep, one))} the error of "
-            f"that of {steps(first)}."
-        )
+        found = bottleneck(rows, penalty, depths[0], depths[-1])
+        if found is not None:
+            told.append(
+                f"{TITLES[penalty]}, dictionary trained with {steps(depths[0])}: its best code has {times(found.code)} "
+                f"the error of its learned encoder; the dictionary trained with {steps(depths[-1])} has "
+                f"{times(found.dictionary)}, best code against best code; {found.verdict}. As they were trained, the "
+                f"SAE of {steps(depths[-1])} has {times(found.trained)} the error of that of {steps(depths[0])}."
+            )
     return told
-
-
-def _verdict(difference: Interval) -> str:
-    """What the interval of log(inference's ratio) - log(dictionary's ratio) says about which of them lowers more."""
-    if difference.n < 2:
-        return "one seed does not tell which of the two is more"
-    if difference.high < 0:
-        return "a better code lowers the error more than the other dictionary"
-    if difference.low > 0:
-        return "the other dictionary lowers the error more than a better code"
-    return f"{difference.n} seeds do not tell which of the two lowers the error more"
 
 
 def _cell(rows: Sequence[Row], penalty: str, depth: int, inference: str, value: str = "nmse") -> dict[int, float]:
@@ -213,8 +242,8 @@ def _decomposition(rows: Sequence[Row]) -> Picture:
     legend(figure, axes, len(names))
     caption = (
         f"Error by dictionary (lines) and inference (across): where lines lie apart the dictionary matters, where they "
-        f"fall inference does; {_size(rows)}. The best code has the lowest objective, which for L1 and L0 is not the "
-        f"lowest error. {INTERVAL}"
+        f"fall inference does; {_size(rows)}. For L1 and L0 the code of the lowest objective has not the lowest error. "
+        f"{INTERVAL}"
     )
     return Picture("apart-decomposition", caption, figure, data)
 
@@ -228,7 +257,9 @@ def _two_by_two(rows: Sequence[Row]) -> Table:
             line.append(f"{error} (l0 {l0.mean:.1f})" if error.n else "-")
         lines.append(line)
     caption = f"nmse by dictionary and inference, with 95 % intervals over seeds, and the mean l0; {_size(rows)}."
-    return Table("apart-two", caption, ["SAE", "steps in training", *(name for name, _, _ in INFERENCE)], lines)
+    return Table(
+        "apart-two", caption, ["SAE", "steps in training", *(name for name, _, _ in INFERENCE)], lines, folded=True
+    )
 
 
 # Small problems ------------------------------------------------------------------------------------------------------
@@ -245,8 +276,8 @@ def _small_findings(rows: Sequence[Row]) -> list[str]:
             )
     if not told:
         return []
-    return [f"How good the best known code is shows where the optimum is known, on small random problems: "
-            f"{', and '.join(told)}. Gaps against it may be too small by as much."]  # fmt: skip
+    return [f"The best known code was compared with the optimum on small random problems: {', and '.join(told)}. Gaps "
+            "to the best known code may be too small by as much."]  # fmt: skip
 
 
 def _small(rows: Sequence[Row]) -> Picture:
@@ -267,10 +298,9 @@ def _small(rows: Sequence[Row]) -> Picture:
         ax.set_ylabel(label)
     legend(figure, axes, 2)
     caption = (
-        f"Searches for the best k-sparse code where it is known, by trying all supports: what they leave of F(0) - F* "
-        f"on average, and in how many problems they reach F*. 200 problems a seed, {seeds_of(rows)}, 3 of 16 random "
-        f"atoms in 8 dimensions, with noise. Bars are 95 % Student intervals of the mean over seeds, of all that is "
-        "random."
+        "Searches for the best k-sparse code on problems so small that all supports were tried: the share of F(0) - F* "
+        f"that they leave, and the share of problems in which they reach F*. 200 problems a seed, {seeds_of(rows)}, 3 "
+        f"of 16 random atoms in 8 dimensions, with noise. {INTERVAL}"
     )
     return Picture("apart-small", caption, figure, data)
 

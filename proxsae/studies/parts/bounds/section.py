@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from proxsae.report.section import Picture, Section, Table
-from proxsae.report.style import STYLES, band, canvas, house, legend, log_axis
+from proxsae.report.style import band, canvas, house, legend, log_axis
 from proxsae.studies.statistics import pick
 from proxsae.studies.task import Row
-from proxsae.studies.words import TITLES
+from proxsae.studies.words import LOG, STYLES, TITLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ SOURCES = {"sae": "trained SAEs", "rates": "made problems"}
 
 @house()
 def section(rows: Sequence[Row]) -> Section:
-    """The part on bounds, from the rows of `studies.bounds`."""
+    """The part on bounds, from the rows of `measure`."""
     rates = [row for row in rows if row["source"] == "sae" and row["statement"] in RATES]
     gaps = pick(rows, statement="thm-duality-gap")
     shown: list[Picture | Table] = [_verdicts(rows)]
@@ -35,8 +35,8 @@ def section(rows: Sequence[Row]) -> Section:
         shown.append(_certificates(gaps))
     return Section(
         "bounds", "Theory and measurement",
-        "Do the theorems hold on what was trained, how far from the truth are their bounds, and how much of a "
-        "certified gap is real?",
+        "Do the theorems hold on the SAEs that were trained, how loose are their bounds, and how much of a certified "
+        "gap is real?",
         findings(rows), shown,
     )  # fmt: skip
 
@@ -55,17 +55,18 @@ def findings(rows: Sequence[Row]) -> list[str]:
         if same:
             least, most = (end(1 / row["median"] for row in same) for end in (min, max))
             told.append(
-                f"On trained SAEs the bound of {method} is {_times(least)} to {_times(most)} what is measured, by the "
-                f"number of steps (medians over rows): it holds, and does not say how many steps are enough."
+                f"On trained SAEs the bound of {method} is {_times(least)} to {_times(most)} the measured value, "
+                "depending on the number of steps (medians over rows): it holds, but is too loose to say how many are "
+                "enough."
             )
     for row in rows:
         ours = row["statement"] == "thm-duality-gap" and row["method"] == "encoder" and row["steps"] in (1, 16)
         if ours and row["median"]:
             code = "the learned encoder's code" if row["steps"] == 1 else f"the code after {row['steps']} steps"
             told.append(
-                f"{_problem(row)}: {code} is certified to lack no more than {row['theory']:.3g} and lacks "
-                f"{row['measured']:.3g} (means over {row['n']} rows); in the median the certificate is "
-                f"{_times(1 / row['median'])} the truth."
+                f"{_problem(row)}: {code} is certified to lack no more than {row['theory']:.3g}; it lacks "
+                f"{row['measured']:.3g} (means over {row['n']} rows); the median certificate is "
+                f"{_times(1 / row['median'])} the true gap."
             )
     for row in rows:
         if row["source"] == "sae" and row["statement"] == "thm-linear-phase":
@@ -86,10 +87,10 @@ def _verdicts(rows: Sequence[Row]) -> Table:
         hold = f"{sum(row['holds'] for row in same)} of {len(same)}"
         lines.append([statement, SOURCES[source], kind, hold, _tightest(kind, ratios)])
     caption = (
-        "Which comparisons obey. An upper bound is tight where the largest measured / theory is near 1, a lower bound "
-        "where the smallest is, and a value that is known exactly has the ratio 1. On trained SAEs a comparison is of "
-        "all held-out rows taken, and holds if it does for every row; the made problems are those of proxsae rates. "
-        "These are not statistics: there are no intervals."
+        "How many comparisons obey each statement. An upper bound is tight where the largest measured / theory is near "
+        "1, a lower bound where the smallest is; a value that is known exactly has the ratio 1. On trained SAEs a "
+        "comparison holds if it does for every held-out row; the made problems are those of proxsae rates. A theorem "
+        "needs no intervals."
     )
     return Table("bounds-verdicts", caption, ["statement", "on", "kind", "hold", "tightest measured / theory"], lines)
 
@@ -108,12 +109,12 @@ def _rates(rows: Sequence[Row]) -> Picture:
     for ax, statement in zip(axes.flat, present, strict=True):
         _pair(ax, pick(rows, statement=statement), "bound")
         ax.set_title(RATES[statement])
-        ax.set_ylabel("shortest step$^2$" if statement == "thm-stationarity-rate" else "$F(z_t) - F^\\star$")
+        ax.set_ylabel(("shortest step$^2$" if statement == "thm-stationarity-rate" else "$F(z_t) - F^\\star$") + LOG)
     _finish(figure, axes)
     caption = (
-        f"Measured (lines with markers) against what is proved (dashed, without markers), means over "
-        f"{_counted(rows)} held-out rows, from z = 0, on one SAE each; for L1 F* is certified, and its certificate "
-        "counted against the measurement. No intervals: what is compared holds for every row, or not."
+        f"Measured (lines with markers) and proved (dashed), means over {_counted(rows)} held-out rows, from z = 0, on "
+        "one SAE each. For L1, F* is certified, and the gap of its certificate is added to the measurement. No "
+        "intervals: a theorem holds for every row."
     )
     return Picture("bounds-rates", caption, figure, _data(rows))
 
@@ -125,12 +126,12 @@ def _certificates(rows: Sequence[Row]) -> Picture:
         seen = [row for row in rows if row["method"] == method and row["measured"] > SEEN * row["theory"]]
         _pair(ax, seen, "certified")
         ax.set_title(STARTS[method])
-    axes[0, 0].set_ylabel("gap to the optimum")
+    axes[0, 0].set_ylabel("gap to the optimum" + LOG)
     _finish(figure, axes)
     caption = (
-        f"True gap F(z_t) - F* (lines with markers) and the duality gap that certifies it (dashed, without markers), "
-        f"means over {_counted(rows)} held-out rows, on one SAE each. Gaps of the size of rounding are left out. "
-        "No intervals: one SAE, and a certificate holds for every row."
+        f"True gap F(z_t) - F* (lines with markers) and the duality gap that certifies it (dashed), means over "
+        f"{_counted(rows)} held-out rows, on one SAE each. Gaps of the size of rounding are left out. No intervals: a "
+        "certificate holds for every row."
     )
     return Picture("bounds-certificates", caption, figure, _data(rows))
 
@@ -152,7 +153,7 @@ def _pair(ax: Axes, rows: Sequence[Row], name: str) -> None:
 
 def _finish(figure: Figure, axes: Any) -> None:
     for ax in axes[-1]:
-        ax.set_xlabel("steps t")
+        ax.set_xlabel("steps t" + LOG)
     legend(figure, axes, 2)
 
 

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from proxsae.report.section import Picture, Section, Table
-from proxsae.report.style import band, canvas, house, legend, log_axis, styles
+from proxsae.report.style import band, canvas, house, legend, log_axis, means, styles
 from proxsae.studies.statistics import Interval, by_seed, grouped, holm, paired_p, pick, ratio_over_seeds, ratios
 from proxsae.studies.task import Row
-from proxsae.studies.words import INTERVAL, STUDENT, TITLES, penalties_of, seeds_of, steps, times
+from proxsae.studies.words import (
+    ANEW,
+    FAMILIES,
+    INTERVAL,
+    LOG,
+    NAMES,
+    RULES,
+    STUDENT,
+    STYLES,
+    change,
+    penalties_of,
+    seeds_of,
+    steps,
+    times,
+    title,
+)  # fmt: skip
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 KEYS = ("penalty", "train_depth", "rule", "steps")
@@ -19,26 +35,17 @@ KEYS = ("penalty", "train_depth", "rule", "steps")
 
 @house()
 def section(rows: Sequence[Row]) -> Section:
-    """The part on reconstruction, from the rows of `studies.depth`."""
+    """The part on reconstruction, from the rows of `measure`."""
     depths = sorted({row["train_depth"] for row in rows})
     first, exact = pick(rows, train_depth=depths[0]), pick(rows, rule="exact")
-    said = (
-        f"{rows[0]['rows']} held-out rows, {seeds_of(rows)}. For every number of steps lam was set so that codes have "
-        "the k non-zeros a row that were asked for; how nearly is in the table of densities."
-    )
+    size = f"{rows[0]['rows']} held-out rows, {seeds_of(rows)}. {INTERVAL}"
     shown: list[Picture | Table] = [
-        _picture(
-            "depth-steps", first, "rule", "steps",
-            f"Error against inference depth, of SAEs trained with {steps(depths[0])}, by step rule; {said} {INTERVAL}",
-        ),
-        _picture(
-            "depth-cost", first, "rule", "cost",
-            "The same errors against what they cost: products with the dictionary, of which an encoder is one; "
-            f"{said} {INTERVAL}",
-        ),
+        _picture("depth-rules", first, "rule", "steps",
+                 f"Error by step rule, of SAEs trained with {steps(depths[0])}. {size}"),
+        _picture("depth-cost", first, "rule", "cost", f"The same errors against what their codes cost. {size}"),
     ]  # fmt: skip
     if len(depths) > 1:
-        caption = f"Error against inference depth (exact steps), by the number of steps in training; {said} {INTERVAL}"
+        caption = f"Error after exact line steps, by the number of steps in training. {size}"
         shown.append(_picture("depth-training", exact, "train_depth", "steps", caption))
     shown += [_changes(rows), _densities(rows)]
     return Section(
@@ -50,109 +57,168 @@ def section(rows: Sequence[Row]) -> Section:
 
 
 def findings(rows: Sequence[Row]) -> list[str]:
-    """One sentence for each penalty: errors over that of one step, by exact steps, at the last depth and the worst."""
+    """One sentence for each penalty: errors after the most exact steps, and the worst, over that after the fewest."""
     told = []
     depths = sorted({row["steps"] for row in rows})
-    last = depths[-1]
+    first, last = depths[0], depths[-1]
     for penalty in penalties_of(rows):
         parts = []
         for trained in sorted({row["train_depth"] for row in rows}):
-            changes = {t: _change(rows, penalty, trained, "exact", t) for t in depths}
+            changes = {t: error_ratio(rows, penalty, (trained, t), (trained, first)) for t in depths}
             worst = max(changes, key=lambda t: changes[t].mean)
-            if changes[last].n:
+            if changes[last].n and first < last:
                 said = f"trained with {steps(trained)}: {times(changes[last])}"
-                parts.append(said + (f", but {times(changes[worst])} after {worst}" if worst not in (1, last) else ""))
+                parts.append(
+                    said + (f", but {times(changes[worst])} after {worst}" if worst not in (first, last) else "")
+                )
         if parts:
-            told.append(f"{TITLES[penalty]}, error after {last} exact steps over that after one: {'; '.join(parts)}.")
+            before = "one" if first == 1 else first
+            told.append(
+                f"{title(penalty)}, error after {last} exact steps over that after {before}: {'; '.join(parts)}."
+            )
     return told
 
 
-def _change(rows: Sequence[Row], penalty: str, depth: int, rule: str, last: int) -> Interval:
-    which = {"penalty": penalty, "train_depth": depth, "rule": rule}
-    return ratio_over_seeds(by_seed(rows, "nmse", steps=last, **which), by_seed(rows, "nmse", steps=1, **which))
+def error_ratio(rows: Sequence[Row], penalty: str, after: tuple[int, int], before: tuple[int, int]) -> Interval:
+    """The ratio of two errors of a penalty, paired by seed: each by steps in training and exact steps at inference."""
+    late, early = (
+        by_seed(rows, "nmse", penalty=penalty, rule="exact", train_depth=depth, steps=t) for depth, t in (after, before)
+    )
+    return ratio_over_seeds(late, early)
 
 
-def _picture(name: str, rows: Sequence[Row], line: str, across: str, caption: str) -> Picture:
+@house()
+def curve(rows: Sequence[Row]) -> Figure:
+    """Draw the error of trained SAEs against the number of exact steps at inference: the picture to begin with.
+
+    rows   of the part on depth: `penalty`, `train_depth`, `seed`, `rule`, `steps`, `nmse`, and `lam_factor` where lam
+           was set anew; those of the fewest steps in training are drawn
+
+    There is one panel for each family of penalties, and the legend says how far the error falls.  A penalty that is
+    none of the study's has a panel of its own, so that the picture also serves one SAE alone.
+    """
+    rows = curve_rows(rows)
+    panels = {family: [name for name in names if pick(rows, penalty=name)] for family, names in FAMILIES.items()}
+    panels |= {name: [name] for name in penalties_of(rows) if name not in NAMES}
+    panels = {family: names for family, names in panels.items() if names}
+    looks = styles(penalties_of(rows), STYLES)
+    figure, axes = canvas(columns=len(panels), width=max(3.6, 2.4 * len(panels)), height=3.0, sharex=True, sharey=True)
+    for ax, (family, names) in zip(axes[0], panels.items(), strict=True):
+        for name in names:
+            same = pick(rows, penalty=name)
+            found = grouped(same, ("steps",), "nmse")
+            taken, depth = [t for (t,) in found], same[0]["train_depth"]
+            fall = error_ratio(same, name, (depth, max(taken)), (depth, min(taken)))
+            look = looks[name] | {"markerfacecolor": looks[name]["color"]}
+            label = f"{NAMES.get(name, name)}  {change(fall._replace(n=1))}"
+            means(ax, taken, list(found.values()), label, **look)
+        _head(ax, family, pick(rows, penalty=names[0]))
+        log_axis(ax, "x")
+        ax.set_xlabel("encoder steps" + LOG)
+    axes[0, 0].set_ylim(0, None)  # of all panels, which share it: half as high is half the error
+    axes[0, 0].set_ylabel("error (nmse)")
+    for ax in axes[0]:
+        lines, labels = ax.get_legend_handles_labels()
+        ax.legend([bars.lines[0] for bars in lines], labels, loc="lower left", borderaxespad=0.2).set_in_layout(False)
+    return figure
+
+
+def curve_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows that `curve` draws: exact steps, of the SAEs with the fewest steps in training."""
+    return pick(rows, rule="exact", train_depth=min(row["train_depth"] for row in rows))
+
+
+def _head(ax: Axes, name: str, rows: Sequence[Row]) -> None:
+    """The title of a panel, and that lam was set anew where it was: this is why an error rises from one step to two."""
+    anew = any(row.get("lam_factor", 1.0) != 1.0 for row in rows)
+    ax.set_title(name, pad=15 if anew else None)
+    if anew:
+        ax.text(0.5, 1.03, ANEW, transform=ax.transAxes, ha="center", va="bottom", fontsize=8)
+
+
+def points(rows: Sequence[Row], across: str = "steps") -> list[dict[str, Any]]:
+    """The means of the error that figures draw, with their intervals, and the mean of `across`."""
     error, place = grouped(rows, KEYS, "nmse"), grouped(rows, KEYS, across)
-    data = [
+    return [
         dict(zip(KEYS, key, strict=True))
         | {"nmse": e.mean, "low": e.low, "high": e.high, "seeds": e.n}
         | ({} if across in KEYS else {across: place[key].mean})
         for key, e in error.items()
     ]
-    return Picture(name, caption, _drawn(data, line, across), data)
 
 
-def _drawn(data: Sequence[Row], line: str, across: str) -> Figure:
-    penalties = penalties_of(data)
+def _picture(name: str, rows: Sequence[Row], line: str, across: str, caption: str) -> Picture:
+    """One panel for each penalty, and in it one line for each value of `line`."""
+    data, penalties = points(rows, across), penalties_of(rows)
     figure, axes = canvas(columns=3, rows=-(-len(penalties) // 3), width=7.0, sharex=True, sharey=True)
-    names = {
-        value: value if line == "rule" else f"trained with {steps(value)}"
+    names: Mapping[Any, str] = {
+        value: RULES.get(value, value) if line == "rule" else f"trained with {steps(value)}"
         for value in dict.fromkeys(row[line] for row in data)
     }
-    looks = styles(names.values())
+    looks = styles(names.values(), STYLES)
     for ax, penalty in zip(axes.flat, penalties, strict=False):
-        for value, name in names.items():
-            points = pick(data, penalty=penalty, **{line: value})
-            if points:
-                x, mean, low, high = ([row[key] for row in points] for key in (across, "nmse", "low", "high"))
-                band(ax, x, mean, low, high, name, **looks[name])
-        ax.set_title(TITLES[penalty])
+        for value, label in names.items():
+            of = pick(data, penalty=penalty, **{line: value})
+            if of:
+                x, mean, low, high = ([row[key] for row in of] for key in (across, "nmse", "low", "high"))
+                band(ax, x, mean, low, high, label, **looks[label])
+        _head(ax, title(penalty), pick(rows, penalty=penalty))
         log_axis(ax, "x")
         log_axis(ax, "y")
     for ax in axes.flat[len(penalties) :]:
         ax.set_visible(False)
     for ax in axes[-1]:
-        ax.set_xlabel("inference steps" if across == "steps" else "encoder products")
+        ax.set_xlabel(("inference steps" if across == "steps" else "encoder products") + LOG)
     for ax in axes[:, 0]:
-        ax.set_ylabel("error (nmse)")
+        ax.set_ylabel("nmse" + LOG)
     legend(figure, axes, len(names))
-    return figure
+    return Picture(name, caption, figure, data)
 
 
 def _changes(rows: Sequence[Row]) -> Table:
-    """For each SAE and rule: the error at one step and at the most, their ratio, and whether it differs from 1."""
-    last = max(row["steps"] for row in rows)
+    """For each SAE and rule: errors at the fewest and the most steps, their ratio, and whether it differs from 1."""
+    first, last = (end(row["steps"] for row in rows) for end in (min, max))
     lines, p_values = [], []
     for penalty, depth, rule in grouped(rows, KEYS[:3], "nmse"):
         same = pick(rows, penalty=penalty, train_depth=depth, rule=rule)
         error, cost = (grouped(same, ("steps",), value) for value in ("nmse", "cost"))
-        one, many = (by_seed(same, "nmse", steps=t) for t in (1, last))
-        p_values.append(paired_p(ratios(many, one)))
+        few, many = (by_seed(same, "nmse", steps=t) for t in (first, last))
+        p_values.append(paired_p(ratios(many, few)))
         (least,) = min(error, key=lambda t: error[t].mean)
         lines.append([
-            TITLES[penalty], str(depth), rule, str(error[(1,)]), str(error[(last,)]),
-            times(ratio_over_seeds(many, one)), str(least), f"{cost[(last,)].mean:.1f}",
+            title(penalty), str(depth), RULES.get(rule, rule), str(error[(first,)]), str(error[(last,)]),
+            times(ratio_over_seeds(many, few)), str(least), f"{cost[(last,)].mean:.1f}",
         ])  # fmt: skip
     for line, p in zip(lines, holm(p_values), strict=True):
         line.append(f"{p:.2g}")
     headings = [
-        "SAE", "steps in training", "rule", "nmse, 1 step", f"nmse, {last} steps", "ratio", "least error at",
-        "encoder products", "p (Holm)",
+        "SAE", "steps in training", "step rule", f"nmse, {steps(first)}", f"nmse, {last} steps", "ratio",
+        "least error at", "encoder products", "p (Holm)",
     ]  # fmt: skip
     caption = (
-        f"Errors at one step and at {last}, {rows[0]['rows']} held-out rows, {seeds_of(rows)}; brackets are {STUDENT}. "
-        f"The ratio is the geometric mean of each seed's own. p is of Student's paired test that the ratio is 1, "
+        f"Errors at {steps(first)} and at {last}, {rows[0]['rows']} held-out rows, {seeds_of(rows)}; brackets are "
+        f"{STUDENT}. The ratio is the geometric mean of each seed's own. p: Student's paired test that it is 1, "
         f"adjusted for all {len(lines)} rows (Holm)."
     )
-    return Table("depth-changes", caption, headings, lines)
+    return Table("depth-changes", caption, headings, lines, folded=True)
 
 
 def _densities(rows: Sequence[Row]) -> Table:
     """How dense the codes really were, and how far lam was moved for it: what makes the comparison fair."""
-    lines = []
+    lines, first = [], min(row["steps"] for row in rows)
     for (penalty, depth, rule), density in grouped(rows, KEYS[:3], "l0").items():
         same = pick(rows, penalty=penalty, train_depth=depth, rule=rule)
         l0, factor = [row["l0"] for row in same], [row["lam_factor"] for row in same]
-        dead, two = (grouped(same, ("steps",), key)[(1,)].mean for key in ("dead", "two_sided"))
+        dead, two = (grouped(same, ("steps",), key)[(first,)].mean for key in ("dead", "two_sided"))
         lines.append([
-            TITLES[penalty], str(depth), rule, f"{density.mean:.1f} ({min(l0):.1f} to {max(l0):.1f})",
+            title(penalty), str(depth), RULES.get(rule, rule), f"{density.mean:.1f} ({min(l0):.1f} to {max(l0):.1f})",
             f"{min(factor):.2f} to {max(factor):.2f}", f"{dead:.1%}", f"{two:.1%}",
         ])  # fmt: skip
-    headings = ["SAE", "steps in training", "rule", "l0 (range)", "factor of lam", "dead, 1 step", "two-sided, 1 step"]
+    headings = ["SAE", "steps in training", "step rule", "l0 (range)", "λ multiplied by", f"dead, {steps(first)}",
+                f"two-sided, {steps(first)}"]  # fmt: skip
     caption = (
-        f"Non-zeros a row, with their range over steps and {seeds_of(rows)}, on {rows[0]['rows']} held-out rows; by "
-        "how much lam was multiplied for it; and at one step the share of latents that never fire, and of the others "
-        "that fire with both signs."
+        f"Non-zeros a row, with their range over steps and {seeds_of(rows)}, on {rows[0]['rows']} held-out rows; the "
+        f"factor of λ that keeps them; at {steps(first)} the share of latents that never fire, and of the others the "
+        "share that fires with both signs."
     )
-    return Table("depth-densities", caption, headings, lines)
+    return Table("depth-densities", caption, headings, lines, folded=True)

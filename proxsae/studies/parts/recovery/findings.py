@@ -1,4 +1,4 @@
-"""What the parts on recovery and stability found, in sentences; and names and means that figures share with them."""
+"""What the part on recovery found, in sentences."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 from proxsae.studies.parts.recovery.measure import holds
 from proxsae.studies.statistics import Interval, by_seed, grouped, over_seeds, pick
 from proxsae.studies.task import Row
-from proxsae.studies.words import TITLES, steps
+from proxsae.studies.words import NAMES, steps
 
-NAMES = {"abstopk": "AbsTopK", "topk": "TopK"}
 PROBLEM = ("data", "signs", "range", "sae")
 NAMED = 3  # problems that go the other way are named, where they are no more than this
 
@@ -116,36 +115,3 @@ def _counted(changes: dict[str, Interval]) -> str:
         f"rises in {len(up)} and falls in {len(down)} of {len(changes)} problems {beyond}(mean changes from "
         f"{min(means):+.3f} to {max(means):+.3f}{names})"
     )
-
-
-def about_stability(rows: Sequence[Row]) -> list[str]:
-    """How alike the codes and atoms of two seeds are, and what more steps change in that."""
-    first, last = min(row["steps"] for row in rows), max(row["steps"] for row in rows)
-    cosine, iou = spans(rows, "cosine"), spans(rows, "iou")
-    said = []
-    for penalty, depth in dict.fromkeys((row["penalty"], row["train_depth"]) for row in rows):
-        before, after, atoms = (
-            found.get((penalty, depth, t)) for found, t in ((iou, first), (iou, last), (cosine, first))
-        )
-        if before and after and atoms:
-            change = "rises" if after.mean > before.mean else "falls" if after.mean < before.mean else "stays,"
-            overlap = "" if before.high < after.low or after.high < before.low else ", ranges that overlap"
-            said.append(
-                f"{TITLES[penalty]}, trained with {steps(depth)}: from {steps(first)} to {last} the code IoU {change} "
-                f"from {_span(before)} to {_span(after)}{overlap}; the matched cosine at {steps(first)} is "
-                f"{_span(atoms)}."
-            )
-    return [*said, "Brackets are the least and the largest pair of seeds, not confidence intervals: pairs share seeds."]
-
-
-def spans(rows: Sequence[Row], value: str) -> dict[tuple[Any, ...], Interval]:
-    """For each penalty, training depth and number of steps the mean over pairs, between the least and the largest."""
-    found: dict[tuple[Any, ...], list[float]] = {}
-    for row in rows:
-        if row[value] is not None:  # a pair without a live latent
-            found.setdefault((row["penalty"], row["train_depth"], row["steps"]), []).append(row[value])
-    return {key: Interval(sum(v) / len(v), min(v), max(v), len(v)) for key, v in found.items()}
-
-
-def _span(found: Interval) -> str:
-    return f"{found.mean:.3f}" if found.n < 2 else f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"

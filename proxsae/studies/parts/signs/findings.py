@@ -10,11 +10,11 @@ import numpy as np
 from proxsae.studies.parts.signs.measure import DEPTH, OPPOSED, PEERS
 from proxsae.studies.statistics import Interval, mean_of, over_seeds, pick
 from proxsae.studies.task import Row
-from proxsae.studies.words import percent
+from proxsae.studies.words import NAMES, percent
 
 TITLES = {
-    "abstopk": "AbsTopK", f"abstopk{DEPTH}": f"AbsTopK ({DEPTH} steps)", "topk": "TopK", "topk2": "TopK (2P)",
-    "jumprelu": "JumpReLU", "dim": "difference in means", "ridge": "ridge probe",
+    "abstopk": NAMES["abstopk"], f"abstopk{DEPTH}": f"AbsTopK ({DEPTH} steps)", "topk": NAMES["topk"],
+    "topk2": "TopK (2P)", "jumprelu": NAMES["jumprelu"], "dim": "difference in means", "ridge": "ridge probe",
 }  # fmt: skip
 SAES = ("abstopk", "topk", "topk2", "jumprelu")
 
@@ -23,8 +23,8 @@ def findings(rows: Sequence[Row]) -> list[str]:
     """What the rows say, in sentences; nothing for what was not measured."""
     said = _about_latents(rows)
     if not pick(rows, kind="concept"):
-        return [*said, "The contrast pairs are states of the packaged model, so they say nothing about other data: "
-                       "concepts and steering are left out."]  # fmt: skip
+        return [*said, "The contrast pairs are states of the packaged model, so that concepts and steering cannot be "
+                       "measured on other data."]  # fmt: skip
     return said + _about_concepts(rows) + _about_comparisons(rows) + _about_sides(rows) + _about_steering(rows)
 
 
@@ -73,7 +73,7 @@ def _about_comparisons(rows: Sequence[Row]) -> list[str]:
         two = pick(found, two_sided=1)
         higher, lower = (sum(sign * row["difference"] > 0 for row in two) for sign in (1, -1))
         said.append(
-            f"AbsTopK against {TITLES[peer]}: its AUC is higher on {higher} of {len(two)} two-sided concepts and "
+            f"AbsTopK compared with {TITLES[peer]}: its AUC is higher on {higher} of {len(two)} two-sided concepts and "
             f"lower on {lower}. Beyond chance, by Holm's correction over all {len(pick(rows, kind='comparison'))} "
             f"comparisons (with controls), it is higher for {_list(above)} and lower for {_list(below)}."
         )

@@ -1,4 +1,4 @@
-"""The question of the founding paper: does a signed latent carry a concept and its opposite?"""
+"""The question about signs: does a signed latent carry a concept and its opposite?"""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from proxsae.studies.parts.signs.findings import SAES, TITLES, findings, names_o
 from proxsae.studies.parts.signs.measure import OPPOSED, TWO_SIDED
 from proxsae.studies.statistics import Interval, mean_of, pick
 from proxsae.studies.task import Row
-from proxsae.studies.words import SEED, STUDENT, seeds_of
+from proxsae.studies.words import STUDENT, STYLES, seeds_of
 
-LOOKS = styles(("abstopk", "topk", "jumprelu", "dim", "topk2"))
-SEEDS = f"intervals are {STUDENT}; {SEED}"
+LOOKS = styles(("abstopk", "topk", "jumprelu", "dim", "topk2"), STYLES)
+SEEDS = f"intervals are {STUDENT}"
 SLANTED = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
 WORDS = "intervals are 95 % bootstrap over held-out words, the SAEs held fixed"
 
 
 @house()
 def section(rows: Sequence[Row]) -> Section:
-    """The part on signs, from the rows of `studies.signs`."""
+    """The part on signs, from the rows of `measure`."""
     shown: list[Picture | Table] = []
     for kind, makers in _MAKERS.items():
         if pick(rows, kind=kind):
@@ -58,11 +58,9 @@ def _latents(rows: Sequence[Row]) -> Picture:
     return Picture(
         "signs-latents",
         f"Signs of the codes of {pick(rows, kind='latents')[0]['rows']} held-out rows, and directions of the atoms, by "
-        f"SAE; {seeds_of(rows)}; {SEEDS}. "
-        "The sign balance of a latent is how often its rarer sign fires, over how often the other does. A live latent "
-        f"is two-sided if that is at least {TWO_SIDED:g}, and has an opposite partner if the cosine of its atom with "
-        f"that of another live one is below {OPPOSED:g}. TopK and JumpReLU have no negative codes: their balance is 0 "
-        "by construction, and only a partner gives them the other side. TopK (2P) has twice as many latents.",
+        f"SAE; {seeds_of(rows)}; {SEEDS}. Sign balance: how often the rarer sign of a latent fires, over how often the "
+        f"other does; two-sided: a balance of at least {TWO_SIDED:g}; opposite partner: another live atom with a "
+        f"cosine below {OPPOSED:g}. TopK and JumpReLU have no negative codes, so that their balance is 0.",
         figure, data,
     )  # fmt: skip
 
@@ -89,13 +87,10 @@ def _concepts(rows: Sequence[Row]) -> Picture:
     words = sorted(row["words"] for row in means)
     return Picture(
         "signs-concepts",
-        "How well the best single latent tells the two sides of a concept apart, on pairs whose marked words were "
-        "held out, beside the supervised difference in means; right of the dotted line are one-sided controls. Means "
-        f"over {seeds_of(rows)}; {WORDS}, {words[0]} to {words[-1]} of them. The latent and its sign were chosen on "
-        "the training side, so no number here is better because of the choice. The SAEs were trained on the training "
-        "rows and on both sides of the training-side pairs, without labels. Held-out words stand in the sentence "
-        "frames of the training side. A latent that fires on one side only can have an AUC of 1 too: the AUC asks for "
-        "no signs.",
+        "How well the best single latent tells the two sides of a concept apart on held-out words, beside the "
+        "supervised difference in means; right of the dotted line are one-sided controls. Means over "
+        f"{seeds_of(rows)}; {WORDS}, {words[0]} to {words[-1]} of them. Latents and signs were chosen on other words "
+        "in the same sentence frames. A latent that fires on one side only can have an AUC of 1 too.",
         figure, [{key: row[key] for key in ("concept", "two_sided", "sae", "auc", "low", "high", "words")}
                  for row in means if row["sae"] in names],
     )  # fmt: skip
@@ -131,17 +126,15 @@ def _steering(rows: Sequence[Row]) -> Picture:
         ax.set_yticks([-1, -0.1, 0, 0.1, 1], ["-1", "-0.1", "0", "0.1", "1"])
         ax.set_title(TITLES[name])
         ax.set_xlabel("damage")
-    axes[0, 0].set_ylabel("shift of the concept")
+    axes[0, 0].set_ylabel("shift of the concept\n(log scale beyond ±0.1)")
     legend(figure, axes, 2, handlelength=1)
     return Picture(
         "signs-steering",
         "Clamping the best latent of each two-sided concept to +q or -q (0 where codes are non-negative) on its "
-        f"held-out pairs{_pairs(rows)}, q its mean |z| where it fires on the training side: the shift of the concept's "
-        "linear probe, in units of its distance between the sides, against the damage, the root mean square shift of "
-        f"the probes of all other concepts. A point is a concept, the mean over {seeds_of(found)}; its interval is in "
-        f"the data; {SEEDS}. Probes are ridge regressions, fitted on the training side. The difference in means takes "
-        "steps of the same norm. What the SAE leaves over is kept, so a shift of 1 would carry a row from one side to "
-        "the other.",
+        f"held-out pairs{_pairs(rows)}, q its mean |z| on the training side. Shift: how far the concept's linear probe "
+        "moves, 1 being the distance between the sides. Damage: the root mean square shift of the probes of all other "
+        f"concepts. A point is a concept, the mean over {seeds_of(found)}; {SEEDS}, and are in the data. The "
+        "difference in means takes steps of the same norm.",
         figure, data,
     )  # fmt: skip
 
@@ -162,9 +155,9 @@ def _comparisons(rows: Sequence[Row]) -> Table:
     return Table(
         "signs-comparisons",
         f"AUC of the best AbsTopK latent less that of the best latent of a peer, on held-out words, means over "
-        f"{seeds_of(rows)}; {WORDS}. p: two-sided, by flipping the signs of the words' jackknife pseudo-values, so it "
-        f"speaks of other words and not of other seeds; Holm: adjusted over all {len(found)} comparisons.",
-        ["concept", "sides", "peer", "difference", "interval", "p", "Holm"], lines,
+        f"{seeds_of(rows)}; {WORDS}. p: two-sided, by flipping the signs of the words' jackknife pseudo-values, so "
+        f"that it holds for other words, not for other seeds; Holm: adjusted over all {len(found)} comparisons.",
+        ["concept", "sides", "peer", "difference", "interval", "p", "Holm"], lines, folded=True,
     )  # fmt: skip
 
 
