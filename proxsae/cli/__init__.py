@@ -89,13 +89,8 @@ class _Commands(Parser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Commands(prog="proxsae")
     parser.add_argument("--version", action="version", version=f"proxsae {__version__}")
-    parser.set_defaults(run=lambda arguments: _no_command(parser))
+    parser.set_defaults(run=lambda arguments: parser.exit(2, parser.format_help()))
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
     for file in FILES:
         file.add(commands)
     return parser
-
-
-def _no_command(parser: argparse.ArgumentParser) -> int:
-    parser.print_help(sys.stderr)
-    return 2
