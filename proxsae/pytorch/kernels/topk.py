@@ -55,7 +55,7 @@ def plan(P: int, k: int) -> Plan | None:
 def unsupported(u: Tensor, k: int) -> str:
     """Why `top_k(u, k)` has no kernel, in words; "" if it has one."""
     if u.dtype not in FLOATS:
-        return f"u has dtype {u.dtype}, and the kernels hold float32, bfloat16 and float16"
+        return f"u has dtype {u.dtype}, and the kernels take float32, bfloat16 and float16"
     if k < 1 or k > -(-u.shape[-1] // GROUPS[0]):
         return f"k={k} of P={u.shape[-1]}: groups of {GROUPS[0]} entries save work only for 1 <= k <= P/{GROUPS[0]}"
     if plan(u.shape[-1], k) is None:
