@@ -82,7 +82,7 @@ def test_help_lists_every_command_once_in_a_group(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 105
+    assert max(map(len, lines)) <= 80
     for name in COMMANDS:
         assert sum(line.startswith(f"  {name} ") for line in lines) == 1
 

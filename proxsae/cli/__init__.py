@@ -21,18 +21,18 @@ FILES = (depth, studies, training, saes, exports, checks)
 # What `proxsae --help` lists.  The long description of a command is in its own --help.
 GROUPS = {
     "studies": {
-        "depth": "what more encoder steps change, on packaged or on your own activations: one report",
-        "rates": "ISTA, FISTA and IHT beside their proved rates: a table and a picture",
+        "depth": "what more encoder steps change, on packaged data or your own",
+        "rates": "ISTA, FISTA and IHT beside their proved rates",
     },
     "sparse autoencoders": {
         "train": "train an SAE on rows that need not fit in memory",
-        "eval": "error, sparsity and dead latents of an SAE at 1, 2, 4, ... encoder steps",
+        "eval": "error, sparsity and dead latents at 1, 2, 4, ... encoder steps",
         "encode": "write the sparse codes of all rows",
-        "inspect": "what the file of an SAE implies: operator, safe steps, normalisation",
+        "inspect": "what the file of an SAE implies: operator, steps, normalisation",
         "convert": "write an SAE in another format",
     },
     "checks": {
-        "laws": "check operators and statements, and that planted errors are caught",
+        "laws": "check operators and statements; planted errors must be caught",
         "statements": "list the citable statements: claim, code, check, proof",
     },
     "speed": {"bench": "how a k-sparse encoder would run on this machine, and how fast"},
@@ -40,13 +40,15 @@ GROUPS = {
 HEAD = """\
 usage: proxsae COMMAND [options]
 
-The encoder of a sparse autoencoder is one step of proximal gradient; proxsae takes more steps.
+The encoder of a sparse autoencoder is one step of proximal gradient.
+proxsae takes more steps, and measures what they change.
 """
 TAIL = """
-start with:  proxsae depth                                      (a study on packaged activations)
-        or:  proxsae eval runs/my-sae activations.npy           (more steps for an SAE of yours)
+start with:  proxsae depth                             (on packaged activations)
+        or:  proxsae eval runs/my-sae activations.npy  (on an SAE of yours)
 
-`proxsae COMMAND --help` explains a command, with an example; `proxsae --version` prints the version.
+`proxsae COMMAND --help` explains a command, with an example.
+`proxsae --version` prints the version.
 """
 
 
