@@ -5,7 +5,6 @@ python benchmarks/encode.py --rows 1024 --d-in 768 --d-sae 16384 --k 32 --thread
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from functools import partial
 
@@ -15,7 +14,6 @@ from timing import begin, parser, ratios, rows, show
 from torch import Tensor
 
 from proxsae import SAE, KSparse
-from proxsae.pytorch.cost_model import has_kernels
 
 
 def main() -> None:
@@ -31,7 +29,6 @@ def main() -> None:
             "product x W_enc": lambda x=x, W=W: x @ W,
             "proxsae AbsTopK": lambda x=x, sae=signed: sae.encode_sparse(x),
             "proxsae TopK": lambda x=x, sae=positive: sae.encode_sparse(x),
-            **fused(x, W, b, given.k),
             "torch: linear, abs, topk, gather": dense,
             "torch: the same, dense codes": lambda dense=dense, P=given.d_sae: scatter(*dense(), P),
             "torch.compile of linear, abs, topk, gather": compiled(dense),
@@ -39,14 +36,6 @@ def main() -> None:
         }
         with torch.no_grad():
             show(f"{kind} rows", ratios(calls, given))
-
-
-def fused(x: Tensor, W: Tensor, b: Tensor, k: int) -> dict[str, Callable[[], object]]:
-    """On a GPU, the kernel whose product keeps group maxima: what this prints says where the encoder should call it."""
-    if not has_kernels(x.device.type):
-        return {}
-    kernel = importlib.import_module("proxsae.pytorch.kernels.encode")
-    return {"proxsae AbsTopK, fused kernel": lambda: kernel.encode(x, W.T, b, k)}
 
 
 def scatter(indices: Tensor, values: Tensor, d_sae: int) -> Tensor:

@@ -1,4 +1,8 @@
-"""Options and fixtures: `pytest --device cuda` runs the same tests on a GPU."""
+"""Options and fixtures: `pytest --device cuda` runs the same tests on a GPU.
+
+Two workers run the tests, with one thread each: more threads only wait for each other on problems this small.
+`pytest -n 0` runs all in one process, as a debugger needs it; `pytest tests/long` runs the tests that take minutes.
+"""
 
 import os
 import shutil
@@ -17,7 +21,9 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("--device") == "cpu":  # read when Triton is imported: its kernels run in its interpreter
         os.environ["TRITON_INTERPRET"] = "1"
-    torch.set_num_threads(1)  # small problems: more threads only wait for each other
+    torch.set_num_threads(1)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # of the workers, which start later
+        os.environ.setdefault(name, "1")
     torch.zeros(1, device=config.getoption("--device"))  # a device that was asked for and is absent is a failure
     browser = config.getoption("--browser")
     if browser is not None and shutil.which(browser) is None:  # likewise

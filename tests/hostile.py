@@ -1,6 +1,6 @@
 """Hostile files: every format that proxsae reads, changed copies of each, and a judge of what is made of them.
 
-`test_hostile.py` takes some of these mutants, `scripts/fuzz.py` as many as one likes.  The judge knows two right
+`test_hostile.py` takes some of these mutants, `long/fuzz.py` as many as one likes.  The judge knows two right
 answers: an `Error` of one printable line that names the path, and a result that is right.  What is right depends on
 what was changed, so every mutant comes with a claim:
 

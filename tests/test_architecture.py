@@ -25,6 +25,8 @@ RUN_TIME = {"numpy", "scipy", "torch", "proxsae", *sys.stdlib_module_names}
 
 def rooms():
     for file in sorted(PACKAGE.rglob("*.py")):
+        if file.parent.name == "provenance":  # builders of the packaged data, which are no part of the package
+            continue
         room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
         if room != "__init__":
             yield room, file

@@ -1,15 +1,18 @@
 """The command line: what it prints and writes, exit status 2 and one sentence for what users get wrong, 130 for ^C."""
 
 import dataclasses
+import io
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import proxsae as px
+from proxsae import cli, testing
 from proxsae.cli import main
 
 ROWS = np.random.default_rng(0).standard_normal((60, 8)).astype(np.float32)
@@ -45,7 +48,72 @@ def test_what_argparse_refuses_exits_with_2(arguments, capsys):
     assert "proxsae" in capsys.readouterr().err
 
 
-def test_laws_of_one_family_hold_and_leave_no_survivor(capsys, device):
+UNKNOWN = {
+    "command": (["dept"], "no command is called 'dept': did you mean depth? (see `proxsae --help`)"),
+    "command like none": (["xyzzy"], "no command is called 'xyzzy' (see `proxsae --help`)"),
+    "choice": (
+        ["train", "x", "--out", "y", "--kind", "abstopK"],
+        ": did you mean abstopk? (see `proxsae train --help`)",
+    ),
+    "option": (["eval", "a", "b", "--stepz", "3"], "no option is called '--stepz': did you mean --step? "
+                                                   "(see `proxsae eval --help`)"),
+    "argument": (["rates", "more"], "there is one argument too many: 'more' (see `proxsae rates --help`)"),
+    "nothing": (["inspect"], "the following arguments are required: SAE (see `proxsae inspect --help`)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_an_unknown_name_ends_in_one_sentence_with_the_nearest_name(case, capsys):
+    arguments, says = UNKNOWN[case]
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    printed, told = capsys.readouterr()
+    assert printed == ""
+    assert told.startswith("proxsae: ")
+    assert told.endswith(f"{says}\n")
+    assert told.count("\n") == 1
+
+
+def test_help_lists_every_command_once_in_a_group(capsys):
+    (commands,) = (action.choices for action in cli._parser()._actions if isinstance(action.choices, dict))
+    listed = [name for group in cli.GROUPS.values() for name in group]
+    assert sorted(listed) == sorted(commands) == sorted(COMMANDS)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    for name in COMMANDS:
+        assert sum(line.startswith(f"  {name} ") for line in lines) == 1
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"proxsae {px.__version__}\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_what_the_encoding_of_a_pipe_lacks_is_printed_as_a_question_mark(encoding, monkeypatch):
+    pipe = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+    monkeypatch.setattr(sys, "stdout", pipe)
+    command = types.SimpleNamespace(run=lambda arguments: print("λ ≤ 1"))
+    monkeypatch.setattr(cli, "_parser", lambda: types.SimpleNamespace(parse_args=lambda arguments: command))
+    main([])
+    assert pipe.buffer.getvalue() == f"? ? 1{os.linesep}".encode()
+
+
+def test_laws_of_one_family_hold_and_leave_no_survivor(capsys, device, monkeypatch):
+    """Of two operators and four wrong ones: test_laws.py has all of them, `tests/long` all of this family."""
+    kept = {name: testing.OPERATORS[name] for name in ("L1", "KSparse k=2", "KSparse k=2 nonneg")}
+    wrong = [mutant for mutant in testing.MUTANTS if isinstance(mutant.R, px.KSparse)]
+    monkeypatch.setattr(testing, "OPERATORS", kept)
+    monkeypatch.setattr(testing, "MUTANTS", wrong[:4])
+    laws_of_ksparse(capsys, device)
+
+
+def laws_of_ksparse(capsys, device):
     assert main(["laws", "KSparse", "--device", device]) == 0
     printed = capsys.readouterr().out
     assert "0 broken" in printed.splitlines()[-1]
@@ -56,8 +124,6 @@ def test_laws_of_one_family_hold_and_leave_no_survivor(capsys, device):
 
 
 def test_laws_that_are_broken_exit_with_1(capsys, monkeypatch):
-    from proxsae import testing
-
     class Keeps(px.KSparse):
         def _prox(self, u, step):
             return u.copy()

@@ -1,6 +1,6 @@
 """Whatever lies in a file: one sentence that names it, or a right answer; nothing runs, hangs, or takes memory.
 
-`hostile.py` has the good files, their changed copies and the judge, and `scripts/fuzz.py` the long campaign of them.
+`hostile.py` has the good files, their changed copies and the judge, and `long/fuzz.py` the long campaign.
 """
 
 import json

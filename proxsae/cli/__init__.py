@@ -1,26 +1,66 @@
 """The command line: `proxsae COMMAND`, the same as `python -m proxsae COMMAND`.
 
-Every problem that a user can cause ends in one sentence and exit status 2, Ctrl-C in 130; nothing is left half-written.
+A mistake of the user ends in one sentence and exit status 2, Ctrl-C in 130; no file is left half-written.
 A file here holds the commands of one kind, and adds them to the parser by its `add`.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 
+from proxsae import __version__
 from proxsae.cli import checks, depth, exports, saes, studies, training
+from proxsae.cli.common import Parser
 from proxsae.conventions import Error
 
-GROUPS = (depth, studies, training, saes, exports, checks)  # in the order of `proxsae --help`
+FILES = (depth, studies, training, saes, exports, checks)
+
+# What `proxsae --help` lists.  The long description of a command is in its own --help.
+GROUPS = {
+    "studies": {
+        "depth": "what more encoder steps change, on packaged data or your own",
+        "rates": "ISTA, FISTA and IHT beside their proved rates",
+    },
+    "sparse autoencoders": {
+        "train": "train an SAE on rows that need not fit in memory",
+        "eval": "error, sparsity and dead latents at 1, 2, 4, ... encoder steps",
+        "encode": "write the sparse codes of all rows",
+        "inspect": "what the file of an SAE implies: operator, steps, normalisation",
+        "convert": "write an SAE in another format",
+    },
+    "checks": {
+        "laws": "check operators and statements; planted errors must be caught",
+        "statements": "list the citable statements: claim, code, check, proof",
+    },
+    "speed": {"bench": "how a k-sparse encoder would run on this machine, and how fast"},
+}
+HEAD = """\
+usage: proxsae COMMAND [options]
+
+The encoder of a sparse autoencoder is one step of proximal gradient.
+proxsae takes more steps, and measures what they change.
+"""
+TAIL = """
+start with:  proxsae depth                             (on packaged activations)
+        or:  proxsae eval runs/my-sae activations.npy  (on an SAE of yours)
+
+`proxsae COMMAND --help` explains a command, with an example.
+`proxsae --version` prints the version.
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    arguments = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the encoding of a pipe lacks is printed as "?"
+            stream.reconfigure(errors="replace")
     try:
+        arguments = _parser().parse_args(argv)
         status: int = arguments.run(arguments)
+        sys.stdout.flush()
     except Error as problem:
         print(f"proxsae: {problem}", file=sys.stderr)
         return 2
@@ -38,11 +78,21 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
+class _Commands(Parser):
+    """The parser of `proxsae` itself, whose help lists the commands in groups."""
+
+    def format_help(self) -> str:
+        lines = [HEAD]
+        for group, commands in GROUPS.items():
+            lines += [f"{group}:", *(f"  {name:12}{summary}" for name, summary in commands.items()), ""]
+        return "\n".join(lines).rstrip() + "\n" + TAIL
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="proxsae", description="A sparse autoencoder is one step of proximal gradient; this takes more steps."
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in GROUPS:
-        group.add(commands)
+    parser = _Commands(prog="proxsae")
+    parser.add_argument("--version", action="version", version=f"proxsae {__version__}")
+    parser.set_defaults(run=lambda arguments: parser.exit(2, parser.format_help()))
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
+    for file in FILES:
+        file.add(commands)
     return parser

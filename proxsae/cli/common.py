@@ -1,27 +1,60 @@
-"""What commands share: how one is declared, checks of paths and devices, and what a run is described by.
+"""What commands share: their parser, checks of paths and devices, and the description of a run.
 
-No torch here before a command asks for it: `proxsae --help` must not wait for it.
+Torch is imported inside functions only, so that `proxsae --help` need not wait for it.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import platform
 import re
 import sys
 import textwrap
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from proxsae.conventions import Error
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence; for an unknown command, option or choice it names the nearest one."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the sentence without the usage, and exit with status 2."""
+        self.exit(2, f"proxsae: {message.removeprefix('argument ')} (see `{self.prog} --help`)\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        near = nearest(value, action.choices)
+        if isinstance(action.choices, dict):  # the commands
+            self.error(f"no command is called {value!r}{near}")
+        name = "/".join(action.option_strings) or action.dest
+        self.error(f"{name} {value!r} must be one of {', '.join(action.choices)}{near}")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse unknown arguments here: the parser of `proxsae` does not know the options of a command."""
+        found, left = super().parse_known_args(args, namespace)
+        if left:
+            what = "no option is called" if left[0].startswith("-") else "there is one argument too many:"
+            self.error(f"{what} {left[0]!r}{nearest(left[0], self._option_string_actions)}")
+        return found, left
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """Text to put behind an unknown `word`: ": did you mean NAME?" with the name most like it, or nothing."""
+    found = difflib.get_close_matches(word.lower(), list(names), 1)
+    return f": did you mean {found[0]}?" if found else ""
+
+
 def command(commands: Any, name: str, run: Any, description: str, example: str) -> argparse.ArgumentParser:
-    """Add one command, with an example below its help; `run` gets the parsed arguments and returns the status."""
+    """Add one command, with an example below its help; `run` takes the parsed arguments and returns the status."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=description, description=description[0].upper() + description[1:] + ".", epilog=f"example: {example}"
+        name, description=description[0].upper() + description[1:] + ".", epilog=f"example: {example}"
     )
     parser.set_defaults(run=run)
     return parser
@@ -35,9 +68,9 @@ def check_path(name: str, path: str | None) -> None:
 
 
 def check_apart(name: str, out: str, **inputs: str) -> None:
-    """Raise `Error` for an empty path among `inputs`, and where `out` is one of them or lies in the folder that one is.
+    """Raise `Error` if an input is the empty path, or if `out` is an input or lies in an input folder.
 
-    Links are followed, and a link in such a folder lies there all the same.
+    Links are followed on both sides; a link that stands in an input folder lies in it, wherever it points.
     """
     home = Path(os.path.realpath(Path(out).parent), Path(out).name)
     behind = Path(os.path.realpath(out))
@@ -49,7 +82,7 @@ def check_apart(name: str, out: str, **inputs: str) -> None:
 
 
 def numbers(name: str, text: str | None) -> tuple[int, ...]:
-    """The whole numbers of "1,2,4", or none where nothing is given."""
+    """The whole numbers of "1,2,4"; none if `text` is None."""
     try:
         found = tuple(int(part) for part in text.split(",")) if text is not None else ()
     except ValueError:
@@ -86,7 +119,7 @@ def machine() -> str:
 
 
 def versions() -> str:
-    """The versions of what computes."""
+    """The versions of proxsae, torch and Python."""
     import torch
 
     from proxsae import __version__
@@ -100,7 +133,7 @@ def paragraph(name: str, text: str) -> str:
 
 
 class Progress:
-    """A bar on a terminal, where tqdm is there; called with what is done and the whole."""
+    """A progress bar, if stderr is a terminal and tqdm is installed; call it with what is done and the total."""
 
     def __init__(self, unit: str) -> None:
         self.unit = unit

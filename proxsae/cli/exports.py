@@ -1,4 +1,4 @@
-"""Commands that write for others: `encode` the codes of an SAE, `convert` the SAE itself into another format."""
+"""Commands that write files for other programs: `encode` writes codes, `convert` an SAE in another format."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def add(commands: Any) -> None:
         "--steps",
         type=int,
         metavar="N",
-        help="encoder steps (default: as saved; with no other number, and none of the next three options, the SAE is "
-        "used as it was saved, its rule included)",
+        help="encoder steps (default: as saved); another number, or any of the next three options, replaces the rule "
+        "with which the SAE was saved",
     )
     encoder_options(encode)
     encode.add_argument("--out", required=True, metavar="FILE.npz", help="the file to write")
@@ -142,7 +142,7 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _one_step(source: str, sae: Any) -> tuple[Any, list[str]]:
-    """What SAELens can hold of `sae`, and a note where that is another selection; `Error` for several steps."""
+    """`sae` as SAELens can represent it, and a note if its selection changes; `Error` if it has several steps."""
     from proxsae.penalties import BatchKSparse
 
     if sae.steps > 1:

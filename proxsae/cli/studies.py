@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
         commands,
         "rates",
         _rates,
-        "hold ISTA, FISTA and IHT against their proved rates, on random and on adversarial problems: table and picture",
+        "measure ISTA, FISTA and IHT on random and adversarial problems, beside their proved rates: table and picture",
         "proxsae rates --seed 1 --out runs/rates",
     )
     rates.add_argument("--seed", type=int, default=0, help="seed of the random problems (default: 0)")
@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
         commands,
         "bench",
         _bench,
-        "say how a k-sparse encoder would be run here and why, and time it: ratios to the product x W_enc",
+        "explain how a k-sparse encoder would run on this machine, and time it: ratios to the product x W_enc",
         "proxsae bench --d-in 2304 --d-sae 65536 --k 64 --rows 1000000 --steps 16 --explain",
     )
     sizes = (("d-in", 768), ("d-sae", 16384), ("k", 32), ("rows", 1024), ("steps", 4))

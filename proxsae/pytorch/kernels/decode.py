@@ -22,10 +22,8 @@ GATHER = 8
 REGISTERS = 128  # the budget a thread: at least 16 programs of one warp share a multiprocessor
 
 
-def decode(
-    indices: Tensor, values: Tensor, W: Tensor, minus: Tensor | None = None, out_dtype: torch.dtype | None = None
-) -> Tensor:
-    """sum_j values_j W[indices_j] - minus: codes (n, k), W (P, d) and minus (n, d) give (n, d).
+def decode(indices: Tensor, values: Tensor, W: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+    """sum_j values_j W[indices_j]: codes (n, k) and W (P, d) give (n, d).
 
     Sums in float32 in one fixed order, rounded once to `out_dtype`, by default that of W.  Indices must lie in [0, P):
     no check is made on the device.  Raises `Error` for other shapes and dtypes, and for tensors on several devices.
@@ -34,15 +32,13 @@ def decode(
     W = rows_of("W", W)
     indices, values = codes_of(indices, values)
     (n, k), d = indices.shape, W.shape[1]
-    given = None if minus is None else rows_of("minus", minus, d, n)
-    check_together(indices, values, W, *([] if given is None else [given]))
+    check_together(indices, values, W)
     out = torch.empty(n, d, dtype=out_dtype or W.dtype, device=W.device)
     block = BLOCKS[W.element_size()]
     if out.numel():
         with on(W):
             _decode[(n * triton.cdiv(d, block),)](
-                indices, values, W, given, out, n, d, k, W.stride(0), 0 if given is None else given.stride(0),
-                GATHER=GATHER, BLOCK=block, num_warps=1,
+                indices, values, W, out, n, d, k, W.stride(0), GATHER=GATHER, BLOCK=block, num_warps=1
             )  # fmt: skip
     return out
 
@@ -71,7 +67,7 @@ def gather_dot(indices: Tensor, W: Tensor, g: Tensor) -> Tensor:
 
 
 @triton.jit
-def _decode(indices, values, W, minus, out, n, d, k, W_stride, minus_stride, GATHER: tl.constexpr, BLOCK: tl.constexpr):
+def _decode(indices, values, W, out, n, d, k, W_stride, GATHER: tl.constexpr, BLOCK: tl.constexpr):
     """One row and one block of columns a program."""
     row = (tl.program_id(0) % n).to(tl.int64)
     column = tl.program_id(0) // n * BLOCK + tl.arange(0, BLOCK)
@@ -84,8 +80,6 @@ def _decode(indices, values, W, minus, out, n, d, k, W_stride, minus_stride, GAT
         at = atom[:, None] * W_stride + column[None, :]
         part = tl.load(W + at, mask=there[:, None] & (column < d)[None, :], other=0.0).to(tl.float32)
         total += tl.sum(value[:, None] * part, axis=0)
-    if minus is not None:
-        total -= tl.load(minus + row * minus_stride + column, mask=column < d, other=0.0).to(tl.float32)
     tl.store(out + row * d + column, total, mask=column < d)
 
 

@@ -1,4 +1,4 @@
-"""What every kernel's wrapper needs: the device to launch on, and the same refusals in the same words."""
+"""What the wrappers of all kernels share: the device to launch on, and the checks of shapes, dtypes and devices."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rows_of(name: str, a: Tensor, width: int | None = None, n: int | None = None
 def check_dtype(name: str, a: Tensor) -> None:
     """Raise `Error` unless the kernels know the dtype of `a`."""
     if a.dtype not in FLOATS:
-        msg = f"{name} has dtype {a.dtype}, but the kernels hold float32, bfloat16 and float16"
+        msg = f"{name} has dtype {a.dtype}, but the kernels take float32, bfloat16 and float16"
         raise Error(msg)
 
 

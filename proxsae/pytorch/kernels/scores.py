@@ -1,4 +1,4 @@
-"""Exact scores of chosen latents in one pass over their weights: what `certified.exact_scores` defines, bit for bit.
+"""Exact scores of chosen latents in one pass over their weights: the bits of `certified_topk.exact_scores`.
 
 Products of float32 numbers are exact in float64, so that a fused multiply-add changes nothing; lane l of 128 adds the
 products l, l + 128, ... in order, the lanes are folded in halves, and the bias comes last.

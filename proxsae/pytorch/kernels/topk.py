@@ -41,11 +41,11 @@ class Plan:
 
 
 @cache
-def plan(P: int, k: int, group: int | None = None) -> Plan | None:
+def plan(P: int, k: int) -> Plan | None:
     """The plan with the smallest tile that holds both the ceil(P / group) maxima and k groups; None if none does."""
     wide = triton.next_power_of_2(k)
     sizes = [(max(triton.next_power_of_2(-(-P // g)), wide * g), g) for g in GROUPS if k <= -(-P // g)]
-    fits = [(tile, -(-P // g), g) for need, g in sizes if group in (None, g) for tile in TILES if need <= tile]
+    fits = [(tile, -(-P // g), g) for need, g in sizes for tile in TILES if need <= tile]
     if not fits:
         return None
     tile, _, g = min(fits)  # of the groups that need the same tile, the largest: the fewest maxima
@@ -55,7 +55,7 @@ def plan(P: int, k: int, group: int | None = None) -> Plan | None:
 def unsupported(u: Tensor, k: int) -> str:
     """Why `top_k(u, k)` has no kernel, in words; "" if it has one."""
     if u.dtype not in FLOATS:
-        return f"u has dtype {u.dtype}, and the kernels hold float32, bfloat16 and float16"
+        return f"u has dtype {u.dtype}, and the kernels take float32, bfloat16 and float16"
     if k < 1 or k > -(-u.shape[-1] // GROUPS[0]):
         return f"k={k} of P={u.shape[-1]}: groups of {GROUPS[0]} entries save work only for 1 <= k <= P/{GROUPS[0]}"
     if plan(u.shape[-1], k) is None:
@@ -64,7 +64,7 @@ def unsupported(u: Tensor, k: int) -> str:
 
 
 def supports(u: Tensor, k: int) -> bool:
-    """Whether `top_k(u, k)` has a kernel: three dtypes, 1 <= k <= P/8, and a `plan`, which says no for huge P or k."""
+    """Whether `top_k(u, k)` has a kernel: three dtypes, 1 <= k <= P/8, and a `plan`, which huge P and k have not."""
     return not unsupported(u, k)
 
 
@@ -72,41 +72,24 @@ def top_k(u: Tensor, k: int, *, positive: bool = False) -> Tensor:
     """Indices (n, k), int64, ascending, of the k largest |u| in each row of u (n, P).
 
     Ties go to the lowest index, NaN ranks above infinity.  With `positive` the entries are those of max(u, 0): entries
-    <= 0 all tie at 0.  The same contract as `proxsae.pytorch.prox.top_k`.  Raises `Error` where `supports` says no.
+    <= 0 all tie at 0.  `proxsae.pytorch.topk.top_k` has the same contract, for every k and dtype.  Raises `Error` where
+    `supports` is false.
     """
     u = rows_of("u", u)
     if why := unsupported(u, k):
         raise Error(why)
     chosen = plan(u.shape[1], k)
     assert chosen is not None  # `unsupported` said so
-    return _select(u, maxima_for(u, chosen.group), k, chosen, positive, read=True)
-
-
-def select(u: Tensor, maxima: Tensor, k: int, group: int, *, positive: bool = False) -> Tensor:
-    """`top_k(u, k)`, given the largest key of each group of `group` entries: maxima (n, ceil(P / group))."""
-    u, maxima = rows_of("u", u), rows_of("maxima", maxima, -(-u.shape[1] // group))
-    chosen = plan(u.shape[1], k, group)
-    if chosen is None:
-        msg = f"k={k} of P={u.shape[1]} in groups of {group}: no selection of {max(TILES)} entries holds these"
-        raise Error(msg)
-    return _select(u, maxima, k, chosen, positive, read=False)
-
-
-def maxima_for(u: Tensor, group: int) -> Tensor:
-    """An unfilled array for the largest keys of the groups of u (n, P): (n, ceil(P / group)) integers."""
-    dtype = torch.int16 if u.dtype == torch.bfloat16 else torch.int32
-    return torch.empty(u.shape[0], -(-u.shape[1] // group), dtype=dtype, device=u.device)
-
-
-def _select(u: Tensor, maxima: Tensor, k: int, plan: Plan, positive: bool, *, read: bool) -> Tensor:
     n, P = u.shape
+    dtype = torch.int16 if u.dtype == torch.bfloat16 else torch.int32  # of keys
+    maxima = torch.empty(n, -(-P // chosen.group), dtype=dtype, device=u.device)
     groups = torch.empty(n, k, dtype=torch.int32, device=u.device)
     indices = torch.empty(n, k, dtype=torch.int64, device=u.device)
     if n:
         with on(u):
             _top_k[(n,)](
-                u, maxima, groups, indices, P, k, u.stride(0), maxima.stride(0), POSITIVE=positive, READ=read,
-                GROUP=plan.group, TILE=plan.tile, CHUNK=CHUNKS[u.element_size()], num_warps=plan.warps,
+                u, maxima, groups, indices, P, k, u.stride(0), maxima.stride(0), POSITIVE=positive,
+                GROUP=chosen.group, TILE=chosen.tile, CHUNK=CHUNKS[u.element_size()], num_warps=chosen.warps,
             )  # fmt: skip
     return indices
 
@@ -175,9 +158,9 @@ def _first(keys, k, low):
 @triton.jit
 def _top_k(
     u, maxima, groups, indices, P, k, u_stride, maxima_stride,
-    POSITIVE: tl.constexpr, READ: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
+    POSITIVE: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """One row a program.  READ: the maxima are computed here; otherwise they are given."""
+    """One row a program."""
     row = tl.program_id(0).to(tl.int64)
     u += row * u_stride
     maxima += row * maxima_stride
@@ -185,14 +168,13 @@ def _top_k(
     indices += row * k
     dtype: tl.constexpr = u.dtype.element_ty
     count = tl.cdiv(P, GROUP)
-    if READ:
-        part = tl.arange(0, CHUNK // GROUP)
-        inside = part[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-        for start in range(0, P, CHUNK):
-            entries = tl.load(u + start + inside, mask=start + inside < P, other=0.0)
-            largest = keys_of(tl.max(bits_of(entries, POSITIVE), axis=1), dtype)
-            tl.store(maxima + start // GROUP + part, largest, mask=start // GROUP + part < count)
-        tl.debug_barrier()  # the maxima were stored by other threads of this row
+    part = tl.arange(0, CHUNK // GROUP)
+    inside = part[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    for start in range(0, P, CHUNK):
+        entries = tl.load(u + start + inside, mask=start + inside < P, other=0.0)
+        largest = keys_of(tl.max(bits_of(entries, POSITIVE), axis=1), dtype)
+        tl.store(maxima + start // GROUP + part, largest, mask=start // GROUP + part < count)
+    tl.debug_barrier()  # the maxima were stored by other threads of this row
     slot = tl.arange(0, TILE)
     keys = tl.load(maxima + slot, mask=slot < count, other=-1).to(tl.int32)
     first, low = _first(keys, k, tl.min(tl.where(keys < 0, 0x7FFFFFFF, keys), axis=0))

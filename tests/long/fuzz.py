@@ -1,13 +1,12 @@
-"""The long campaign against hostile files: what `tests/test_hostile.py` tries some hundred times, as often as asked.
+"""The long campaign against hostile files; `tests/test_hostile.py` is the short one.
 
-    python scripts/fuzz.py --count 100000 --seed 0 [--format NAME]
+    python -m tests.long.fuzz --count 100000 --seed 0 [--format NAME]
 
-Files that other people made are read by parsers that other people wrote, and a test of some hundred changed files does
-not reach far into either.  This makes `count` changed copies of good files of every format, reads each, and judges what
-came of it (`tests/hostile.py` has the edits and the judge).  Files are judged in processes that may be killed and that
-get little more memory than they begin with, so that a crash, an endless read and an allocation by a forged size are
-seen too.  A file that is judged wrong is kept in --keep, with what was wrong; then the exit status is 1.  A mutant
-depends on seed, file and number alone: a campaign can be repeated, and with another seed it is another one.
+The campaign makes `count` changed copies of good files of every format, reads each, and judges the result
+(`tests/hostile.py` has the edits and the judge).  Files are judged in processes that may be killed and that get little
+more memory than they begin with, so that a crash, an endless read and an allocation by a forged size are seen too.
+A file that is judged wrong is kept in the folder --keep, with the reason; then the exit status is 1.  A changed copy
+depends on seed, file and number alone, so that a campaign can be repeated.
 """
 
 import argparse
@@ -26,8 +25,6 @@ import tracemalloc
 import warnings
 from collections import Counter, defaultdict
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
@@ -60,7 +57,7 @@ def main():
 
 
 def warm(chosen, scratch):
-    """Whatever is imported or kept on first use, before memory is counted; and the good files, once."""
+    """Import and cache everything before memory is counted, and read the good files once."""
     (scratch / "warm").mkdir()
     judge = hostile.Judge(scratch / "warm")
     hostile.results_of_all(judge, chosen)
@@ -83,7 +80,7 @@ def pieces(chosen, count):
 
 
 def campaign(chosen, pool, given, scratch):
-    """Judge all pieces, several at a time, and print the table; of those so far, when it is interrupted."""
+    """Judge all pieces, several at a time, and print the table; after Ctrl-C, the table of the pieces so far."""
     queue, running = pieces(chosen, given.count)[::-1], {}
     table = defaultdict(lambda: {"tried": 0, "refused": 0, "read": 0, "bad": 0, "slowest": 0.0, "peak": 0})
     total, begun, wrong = sum(count for *_, count in queue), time.monotonic(), Counter()
@@ -115,7 +112,7 @@ def start_piece(piece, pool, given, folder, running):
 
 
 def end_piece(process, piece, folder, given, queue, table, wrong):
-    """Count what came of a piece; of one that died or hangs the rest goes back to the queue."""
+    """Count the outcomes of a piece; if its process died or hangs, the rest of the piece goes back to the queue."""
     target, start, count = piece
     process.kill()
     process.join()
@@ -168,7 +165,7 @@ def outcomes(folder):
 
 
 def work(piece, pool, given, folder):
-    """Judge a piece; what came of each mutant goes to a file at once, so that nothing is lost when this dies."""
+    """Judge a piece; each outcome is written to a file at once, so that none is lost when this process dies."""
     target, start, count = piece
     judge = hostile.Judge(folder)
     judge.truths = TRUTHS
@@ -204,7 +201,7 @@ def work(piece, pool, given, folder):
 
 
 def status(name):
-    """Bytes of this process, as the kernel counts them; 0 where it does not say."""
+    """Bytes of this process as the kernel counts them; 0 if /proc cannot be read."""
     try:
         text = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:

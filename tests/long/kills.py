@@ -1,9 +1,9 @@
-"""Kill training runs at random moments, continue each until it ends, and compare the weights with an undisturbed run's.
+"""Kill training runs at random moments, resume each until it ends, and compare the weights with an undisturbed run's.
 
-    python scripts/kills.py --kills 1000 --seed 0
+    python -m tests.long.kills --kills 1000 --seed 0
 
-A kill is SIGKILL, which no process can prepare for.  Checkpoints are written after every step, so that many kills hit
-the writing itself: those leave a draft beside the checkpoint, and are counted.  Exit status 1 if one bit differs.
+A kill is SIGKILL, which no process can catch.  A checkpoint is written after every step, so that many kills hit the
+writing itself: those leave a draft beside the checkpoint, and are counted.  Exit status 1 if one bit differs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def child(kind: str, folder: Path) -> int:
 
 
 def result(folder: Path) -> list[bytes]:
-    """What must be the same."""
+    """The files that must be the same: weights, checkpoint and metrics."""
     return [(folder / name).read_bytes() for name in ("sae/sae.safetensors", files.CHECKPOINT, files.METRICS)]
 
 

@@ -1,0 +1,37 @@
+"""The campaigns `fuzz.py` and `kills.py` find nothing; PROXSAE_FUZZ and PROXSAE_KILLS, if set, are their sizes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if not hasattr(os, "fork") or not Path("/proc/self/status").exists():
+    pytest.skip("needs fork and /proc", allow_module_level=True)
+
+ROOT = Path(__file__).parents[2]
+
+
+def campaign(name, *options, cwd):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", f"tests.long.{name}", *options]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_no_hostile_file_is_judged_wrong(tmp_path):
+    count = os.environ.get("PROXSAE_FUZZ", "2000")
+    table = campaign("fuzz", "--count", count, "--keep", str(tmp_path / "violations"), cwd=tmp_path)
+    all_formats = table.splitlines()[-1].split()
+    assert all_formats[0] == "all"
+    assert int(all_formats[1]) >= int(count)
+    assert int(all_formats[4]) == 0
+
+
+def test_killed_runs_end_in_the_bits_of_undisturbed_ones(tmp_path):
+    kills = os.environ.get("PROXSAE_KILLS", "20")
+    printed = campaign("kills", "--kills", kills, cwd=tmp_path)
+    assert int(printed.split()[0]) >= int(kills)
+    assert "; 0 ended in other bits" in printed
