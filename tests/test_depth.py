@@ -101,7 +101,7 @@ def test_depth_prints_findings_and_writes_the_report(place, capsys, device):
 @pytest.mark.usefixtures("few")
 def test_the_page_of_the_docs_is_written_from_a_study(place, capsys, monkeypatch):
     assert depth() == 0
-    file = Path(__file__).parent.parent / "scripts" / "write_study.py"
+    file = Path(__file__).parent.parent / "docs" / "write_study.py"
     spec = importlib.util.spec_from_file_location("write_study", file)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

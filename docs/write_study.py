@@ -1,7 +1,7 @@
 """Write docs/study.md, what a depth study found, and the figures that the docs show, from the folder of a study.
 
     proxsae depth --budget 20 --out runs/docs
-    python scripts/write_study.py runs/docs
+    python docs/write_study.py runs/docs
 
 The page has the answer with its picture and table, every sentence of the report, folded by part, and the table of
 claims; the other pictures and tables stay in the report of the study.
@@ -17,7 +17,7 @@ from proxsae.report.style import image
 from proxsae.report.summary import markdown
 from proxsae.studies.sections import sections
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parent
 FIGURES = ("depth-steps", "apart-gaps", "recovery-separation", "signs-concepts")
 TITLE = "What a depth study found"
 COMMAND = re.compile(r"proxsae depth(?: --[a-z-]+ [\w,./-]+)+")
