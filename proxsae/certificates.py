@@ -1,7 +1,7 @@
-"""What is measured, and can be trusted: duality gap, fixed-point residual, ||D||^2, coherence, lambda_max.
+"""Certificates and constants of both iterations: duality gap, fixed-point residual, ||D||^2, coherence, lambda_max.
 
-NumPy in, NumPy out; torch in, torch out, on its device.  All are worked out in float64 whatever comes in, since a
-certificate that is itself rounded to float32 certifies nothing at 1e-6.
+NumPy in, NumPy out; torch in, torch out, on its device.  All are computed in float64 for inputs of any dtype, since a
+certificate that is itself rounded to float32 proves nothing at 1e-6.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def duality_gap(x: Any, D: Any, z: Any, R: Penalty, bias: Any = None) -> Any:
 
     With r = x - b - D z, scale r to the dual-feasible  theta = r min(1, min_j lam_j / |d_j^T r|)  (d_j^T r clipped at 0
     from below when `nonneg`); then  gap = F(z) - (1/2 ||x - b||^2 - 1/2 ||theta - (x - b)||^2),  worked out as
-    1/2 ||r - theta||^2 + sum_j (lam_j |z_j| - z_j d_j^T theta),  a sum of terms >= 0.  A lam_j of 0 asks for a residual
-    orthogonal to d_j: short of that theta is 0 and the gap no use.
+    1/2 ||r - theta||^2 + sum_j (lam_j |z_j| - z_j d_j^T theta),  a sum of terms >= 0.  Where a lam_j is 0 and the
+    residual is not orthogonal to d_j, theta is 0 and the gap says nothing.
 
     Statement: thm-duality-gap (Mairal 2010, appendix D; Fenchel duality); it bounds what a deeper encoder could still
     gain (prop-amortisation-gap).  Shapes: x (..., d), D (P, d), z (..., P).
@@ -40,9 +40,9 @@ def duality_gap(x: Any, D: Any, z: Any, R: Penalty, bias: Any = None) -> Any:
 
 
 def l1_gap(c: Any, D: Any, z: Any, R: L1, sure: bool = False) -> tuple[Any, Any]:
-    """`duality_gap` and objective of centred float64 rows; the gap is infinite where it is no number.
+    """`duality_gap` and objective of centred float64 rows; a gap that is NaN counts as infinite.
 
-    With `sure` it is raised by all that rounding may hide (lem-sure-gap).
+    With `sure` the gap is raised by the bound on its own rounding error (lem-sure-gap).
     """
     xp = namespace(c)
     r = c - z @ D
@@ -65,7 +65,7 @@ def l1_gap(c: Any, D: Any, z: Any, R: L1, sure: bool = False) -> tuple[Any, Any]
 
 
 def _norm(a: Any) -> Any:
-    """Lengths of rows (..., d), whose squares need not be floats."""
+    """Lengths of rows (..., d), also where their squares overflow or underflow."""
     xp = namespace(a)
     largest = xp.amax(abs(a), -1)
     return xp.sqrt(((a / xp.where(largest > 0, largest, 1.0)[..., None]) ** 2).sum(-1)) * largest
@@ -155,10 +155,10 @@ def _dictionary(D: Any) -> Any:
 def certify(x: Any, D: Any, z: Any, before: Any, R: Penalty, tol: float, L: float) -> tuple[Any, Any, Any]:
     """The certificate of z, whether it is good enough, and whether it is settled: three arrays of shape (...).
 
-    Settled is what is within a tenth of tol, rounding left aside: what rounding costs, more steps cannot mend.  Good
-    enough for L1 is a gap that is small with all that rounding may hide (lem-sure-gap).  For L0 and KSparse a fixed
-    point at step 1/L is a weak thing, so the last `Refit` step, which is longer, must have left its code `before` in
-    place as well.
+    A code is settled if it is within a tenth of tol before the rounding of its certificate is counted: then more steps
+    cannot help.  For L1 it is good enough if the gap, raised by the bound on its rounding error, is within tol
+    (lem-sure-gap).  For L0 and KSparse a fixed point at step 1/L says little, so the last `Refit` step, which is
+    longer, must have left the code `before` it in place as well.
     """
     if runs(R, L1):
         gap, objective = l1_gap(x, D, z, R)

@@ -1,4 +1,4 @@
-"""The ground floor, NumPy only: one family a file, which is its definition: formula, domain, flags, value, prox."""
+"""Penalties, in NumPy only.  Each file defines its family: formula, domain of the parameters, flags, value, prox."""
 
 from proxsae.penalties.base import Penalty
 from proxsae.penalties.elastic import ElasticNet

@@ -24,7 +24,7 @@ P = TypeVar("P", bound="Penalty")
 
 
 class Penalty(ABC):
-    """R(z), with `value` and `prox`.  Flags are data, and choose the laws that an operator must obey.
+    """R(z), with `value` and `prox`.  Flags are data, and choose the laws that are checked.
 
     convex     the prox is single-valued and firmly nonexpansive (thm-firmly-nonexpansive)
     separable  R(z) is a sum over entries, so that one dimension at a time suffices
@@ -35,7 +35,7 @@ class Penalty(ABC):
     domain     what each parameter may be, checked when a penalty is made: {"lam": ">= 0 per latent", "gamma": "> 0"}
 
     A penalty of your own is a subclass with `_value` and `_prox` for NumPy rows, signed; give `_torch_value` and
-    `_torch_prox` too, with the same arguments, if it shall take tensors.  A sum over entries is shorter: `Separable`.
+    `_torch_prox` with the same arguments if it is to take tensors.  For a sum over entries `Separable` is shorter.
     """
 
     convex: ClassVar[bool] = False

@@ -5,7 +5,7 @@
     BatchKSparse  R(Z) = 0 if all B rows together have at most k B non-zeros, else infinity
                   prox_{mu R}(U) = U on its k B largest magnitudes, 0 elsewhere                  (thm-prox-batch)
 
-Where magnitudes tie at the boundary every choice is a minimiser; the lowest index is the one named here.
+Where magnitudes tie at the boundary every choice is a minimiser; by convention the lowest index is kept.
 """
 
 from __future__ import annotations

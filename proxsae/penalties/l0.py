@@ -3,7 +3,7 @@
     R(z) = sum_i lam_i 1[z_i != 0],   lam_i >= 0
     prox_{mu R}(u)_i = u_i if |u_i| > sqrt(2 mu lam_i), else 0                                   (thm-prox-l0)
 
-At |u_i| = sqrt(2 mu lam_i) both 0 and u_i are minimisers; 0 is the one named here.
+At |u_i| = sqrt(2 mu lam_i) both 0 and u_i are minimisers; by convention the prox is 0.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ class Separable(Penalty):
     A family gives `entry_value` and `entry_prox`, once, in an arithmetic o: NumPy, torch (with gradients) and the
     solver all run these lines.  Their last arguments are the parameters in the order of `domain`.
 
-    So that special values come out as named, place comparisons such that a NaN, for which each of them is false, ends
-    in a branch that hands it on; so that gradients are finite, keep divisors away from 0 in branches not taken.
+    A comparison with NaN is false: place comparisons so that a NaN ends in a branch that keeps it.  Gradients flow
+    through both branches of `o.where`: keep divisors away from 0 in the branch that is not taken.
 
     >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True, eq=False)

@@ -42,7 +42,7 @@ from proxsae.steps import (
     how_to_solve,
 )
 
-LEFT_ENTRIES = 2**24  # codes iterated together where working sets failed: 128 MiB each of a few copies
+LEFT_ENTRIES = 2**24  # entries of codes that are iterated together where working sets fail: 128 MiB a copy
 CHECK_EVERY = 5  # steps of `solve` between certificates, each of which costs about one step
 
 
@@ -99,7 +99,7 @@ def _solve(
     if not runs(R, L1):
         return _iterate_to_certificate(c, D, R, tol, max_steps, dtype)
     codes, gap, taken, converged, left = lasso_working_sets.solve(c, D, R, tol, max_steps, dtype)
-    # rows too degenerate for working sets start anew; a step is one more product with D either way
+    # rows that are too degenerate for working sets start anew by FISTA; a step costs one product with D in both
     for rows in left.nonzero()[:, 0].split(max(1, LEFT_ENTRIES // len(D))):
         if not len(rows):
             break
@@ -124,7 +124,7 @@ def _iterate_to_certificate(
     for t, point in enumerate(iterate(c, D, R, rule, momentum, torch.zeros_like(codes), L)):
         if t % every == 0 or t == max_steps:
             z = point.z[open_rows]
-            rounded, before = z.to(dtype).double(), codes[open_rows]  # judged is what will be returned
+            rounded, before = z.to(dtype).double(), codes[open_rows]  # the certificate is that of codes as returned
             _, good, settled = certify(c[open_rows], D, rounded, before, R, tol, L)
             if dtype != torch.float64:
                 settled = certify(c[open_rows], D, z, before, R, tol, L)[2]
@@ -138,10 +138,10 @@ def _iterate_to_certificate(
 
 
 class Point:
-    """One iterate: the code z (B, P), the products spent per row, and its residual D z - c, computed once if asked.
+    """One iterate: the code z (B, P), the products spent per row, and its residual D z - c, computed when first used.
 
-    `width` is a number of non-zeros that no row exceeds, where the penalty sets one; `tilt` (P,) a linear term
-    -<tilt, z> of the objective.
+    `width` is the largest number of non-zeros in a row, if the penalty bounds it; `tilt` (P,) adds the linear term
+    -<tilt, z> to the objective.
     """
 
     def __init__(

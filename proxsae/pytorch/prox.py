@@ -257,7 +257,7 @@ def _pools(rows: Tensor) -> Tensor:
     """For rows (n, P), the pools (n, P) whose means are the closest non-increasing row: numbered from 0 in each row.
 
     All neighbouring pools that increase are merged at once, until none does: every such merger belongs to the solution,
-    whatever the order (thm-prox-sorted).
+    in any order (thm-prox-sorted).
     """
     pool = torch.arange(rows.shape[-1], device=rows.device).expand(rows.shape).clone()
     counts, sums = torch.ones_like(rows), rows.clone()

@@ -104,13 +104,13 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
     Atoms are rows of D in code, so D z is `z @ D`: x (..., d), D (P, d), bias b (d,).  The codes of the `Solution` that
     is returned are `.codes`.  The certificate is a duality gap <= tol * F for L1, else ||z - T(z)|| <= tol ||z||.
 
-    A convex R runs FISTA with restarts; torch takes L1 by working sets instead, many rows at once, where `steps` counts
-    products with D^T and a row leaves when it is certified.  L0 and KSparse run `Refit` steps from z = 0 until they
-    move nothing, other non-convex R plain steps of 1/L; their limit depends on that start (the best k-sparse code is
+    A convex R is solved by FISTA with restarts, and L1 in torch by working sets, many rows at once, where `steps`
+    counts products with D^T and a row leaves when it is certified.  L0 and KSparse take `Refit` steps from z = 0 until
+    the code stays, other non-convex R plain steps of 1/L; their limit depends on that start (the best k-sparse code is
     NP-hard to find).
-    Work is in float64, codes come back in the dtype of x; the certificate is of the codes that are returned, rounding
-    allowed for (lem-sure-gap), and a row that did not reach it has converged = False.  Rounding codes to float32 alone
-    can cost a gap of some 1e-7 of the objective, and of far more where lam is tiny.
+    Iterates are in float64, codes are returned in the dtype of x.  The certificate is that of the codes as returned and
+    allows for rounding (lem-sure-gap); a row that did not reach it has converged = False.  Rounding codes to float32
+    alone can cost a gap of some 1e-7 of the objective, and far more where lam is tiny.
     For L1, L0 and KSparse torch codes are differentiable in x, D, bias and a tensor lam by the implicit function
     theorem on the support (thm-implicit-gradient); F at the solution needs no such thing (thm-envelope).
     Raises `Error` as `ista` does, and for tol not finite and > 0.
@@ -129,7 +129,7 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
     taken, converged = np.zeros(len(rows), dtype=int), np.zeros(len(rows), dtype=bool)
     for i, row in enumerate(rows):
         for t, (z, _) in enumerate(iterate(row, D, R, rule, momentum, np.zeros(len(D)), L)):
-            rounded = z.astype(dtype).astype(np.float64)  # judged is what will be returned
+            rounded = z.astype(dtype).astype(np.float64)  # the certificate is that of the code as returned
             _, good, settled = certify(row, D, rounded, codes[i], R, tol, L)
             if dtype != np.float64 and not good:
                 settled = certify(row, D, z, codes[i], R, tol, L)[2]

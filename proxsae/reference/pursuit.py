@@ -1,9 +1,8 @@
-"""k-sparse codes by search: greedily, to have something to hold iterations against, and over all supports, to be sure.
+"""k-sparse codes by search: greedily, as a baseline for iterations, and over all supports, for the optimum.
 
     min ||x - D z||^2   subject to   ||z||_0 <= k,   and z >= 0 with `nonneg`
 
-Nobody solves this in general (Natarajan 1995): `omp` gives an upper bound, `best_k_sparse` the optimum where d_sae is
-tiny.
+The problem is NP-hard (Natarajan 1995): `omp` gives an upper bound, `best_k_sparse` the optimum where d_sae is tiny.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ def omp(x: Any, D: Any, k: int, nonneg: bool = False) -> Any:
     index, zero atoms are never chosen, and a row stops early once no atom correlates with its residual.  A bias is the
     caller's to subtract.  Work is in float64, codes come back in the dtype of x.
 
-    If unit-norm atoms have the coherence m and x = D z with k < (1 + 1/m) / 2 non-zeros, it finds z: whatever the
-    dynamic range of z, which one step of thresholding does not survive (prop-dynamic-range; Tropp 2004).
+    If unit-norm atoms have the coherence m and x = D z with k < (1 + 1/m) / 2 non-zeros, it finds z, for any
+    dynamic range of z, where one step of thresholding may fail (prop-dynamic-range; Tropp 2004).
     Raises `Error` for k < 0, and for data that does not fit or is not finite.
 
     >>> D = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
@@ -50,7 +49,7 @@ def omp(x: Any, D: Any, k: int, nonneg: bool = False) -> Any:
         scores = r[left] @ U.T
         scores = scores if nonneg else np.abs(scores)
         for score, i in zip(scores, left, strict=True):
-            score[supports[i]] = 0  # it is, but for the rounding of large coefficients
+            score[supports[i]] = 0  # as it is in exact arithmetic; rounding of large coefficients hides that
         best = scores.argmax(axis=1)
         going = scores[np.arange(len(left)), best] > floor[left]
         left, best = left[going], best[going]

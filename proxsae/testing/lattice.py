@@ -29,7 +29,7 @@ def widths(R: Any) -> tuple[int, ...]:
 
 
 def thresholds(R: Any, step: float, dtype: Any) -> list[float]:
-    """Magnitudes at which prox_{step R} may change its mind, by theory, rounded to dtype: for each lam of R, and 1."""
+    """Magnitudes at which prox_{step R} may jump or change its slope, rounded to dtype: for each lam of R, and 1."""
     found = {1.0}
     for lam in {*_lam(R).ravel().tolist(), *((1.0,) if ours(R) is None else ())}:
         found |= {step * lam, math.sqrt(2 * (step * lam))}
@@ -41,7 +41,7 @@ def thresholds(R: Any, step: float, dtype: Any) -> list[float]:
 
 
 def _lam(R: Any) -> np.ndarray[Any, Any]:
-    """The lam of R as one number or a vector; what somebody else calls lam and is neither counts as 1."""
+    """The lam of R as one number or a vector, and 1 for an operator whose `lam` is neither."""
     try:
         lam = numpy_of(getattr(R, "lam", 1.0)).astype(np.float64)
     except (TypeError, ValueError):
@@ -99,8 +99,8 @@ def rows(
 ) -> Iterator[np.ndarray[Any, Any]]:
     """Yield arrays (about 7n/4, P) of each width P: half lattice points, half bounded floats, with many exact ties.
 
-    `specials` mixes in NaN and infinities.  Given `apply`, the operator on NumPy rows, its own thresholds are looked
-    for and join the lattice: of somebody else's operator the parameters are not known.
+    `specials` mixes in NaN and infinities.  Given `apply`, the operator on NumPy rows, the thresholds at which
+    its output leaves 0 join the lattice: of an operator from elsewhere the parameters are not known.
     """
     rng = np.random.default_rng(seed)
     seen = watched(apply, step, dtype, max(1, min(filter(None, widths(R)), default=1))) if apply else []

@@ -1,7 +1,7 @@
-"""Laws that an operator must obey, as a registry: what is claimed, for which operators, and the check.
+"""Laws of proximal operators, as a registry: what is claimed, for which operators, and the check.
 
 A law gets an operator (flags, `value`, `prox`), a backend and rows (n, P), and raises AssertionError.  Flags choose the
-laws; what judges is in `oracles.py`.
+laws; the answers are judged by `oracles.py`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def law(
 
 
 def flag(R: Any, name: str) -> bool:
-    """A flag of an operator, False where a third party's has none."""
+    """A flag of an operator, False where the operator has none."""
     return bool(getattr(R, name, False))
 
 
@@ -221,7 +221,7 @@ def _none_better(R: Any, value: oracles.Value, z: Array, u: Array, step: float, 
         raise AssertionError(msg)
 
 
-@law("convention", "ties, NaN, infinities and signed zeros come out as named, bit for bit", ours, specials=True)
+@law("convention", "ties, NaN, infinities and signed zeros follow the conventions, bit for bit", ours, specials=True)
 def convention(R: Any, backend: Backend, u: Array, step: float) -> None:
     want = oracles.plain_prox(ours(R), u, step)
     assert_agrees(R, backend, R.prox(backend.make(u), step), want, f"prox at step {step}")
@@ -346,7 +346,7 @@ def gradient(R: Any, backend: Backend, u: Array, step: float) -> None:
         nudge = h * np.eye(u.shape[1])[i]
         below, at, above = (applied(R, backend, wide + s * nudge, step) @ weight for s in (-1, 0, 1))
         left, right = (at - below) / h, (above - at) / h
-        smooth = (np.abs(left - right) <= 1e-4 * scale) & (u[:, i] != 0)  # elsewhere a kink is near, or at 0 named
+        smooth = (np.abs(left - right) <= 1e-4 * scale) & (u[:, i] != 0)  # elsewhere a kink is near, or u is 0
         far = smooth & (np.abs(slope[:, i] - (left + right) / 2) > 2e-3 * scale)
         if far.any():
             row = int(np.flatnonzero(far)[0])

@@ -1,6 +1,6 @@
-"""Wrong operators, each a mistake that somebody made or may make, and the law that must see it.
+"""Wrong operators, each a plausible mistake, and the law that must reject it.
 
-A mutant is the right penalty with one part replaced; a law that lets its own mutant through fails the suite.
+A mutant is the right penalty with one part replaced.  If its law accepts it, the tests fail.
 """
 
 from __future__ import annotations

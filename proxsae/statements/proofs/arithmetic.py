@@ -48,7 +48,7 @@ class AtPoint(FloatArithmetic):
 class RealArithmetic:
     """The operations of a goal on symbols that stand for all reals; + - * / and comparisons are z3's own.
 
-    z3 lets x / 0 be any number, so what is proved holds whatever a branch that is not taken divides by.
+    In z3 x / 0 is an arbitrary number, so a proof also covers divisions by 0 in branches that are not taken.
     """
 
     def __init__(self) -> None:
