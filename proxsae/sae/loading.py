@@ -82,7 +82,7 @@ def rebuild(config: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
         raise Error(msg)
     notes = metadata.get("notes", [])
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in [*notes, metadata.get("format", "")]):
-        msg = "metadata has other notes than a list of text, or another format than text"
+        msg = "notes of metadata must be a list of texts, and its format a text"
         raise Error(msg)
     learned = isinstance(step, LearnedSteps)
     if learned and tensors["log_step"].shape != (config["steps"] - 1,):
@@ -92,7 +92,7 @@ def rebuild(config: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
     sizes, normalize = (config["d_in"], config["d_sae"]), config.get("normalize", "none")
     sae = _assemble(sizes, penalty, tensors, normalize, encoding if learned else Encoding())
     sae.metadata = metadata
-    return sae if learned else sae.twin(encoding=encoding)  # judged by the weights, which had to be there
+    return sae if learned else sae.twin(encoding=encoding)  # after the weights, by which its rule is checked
 
 
 def _assemble(
@@ -102,7 +102,7 @@ def _assemble(
     normalize: str,
     encoding: Encoding,
 ) -> SAE:
-    """An SAE with these weights: no more memory is asked for than they take."""
+    """An SAE with these weights, made without allocating more memory than they take."""
     d_in, d_sae = sizes
     if tuple(tensors["W_dec"].shape) != (d_sae, d_in):
         msg = f"W_dec has shape {tuple(tensors['W_dec'].shape)}, not ({d_sae}, {d_in})"
@@ -115,7 +115,7 @@ def _assemble(
         raise Error(msg)
     if not penalty.rowwise:
         tensors = {"batch_threshold": tensors["W_dec"].new_full((), torch.nan), **tensors}
-    # Copies, in memory of torch's own: no file stays mapped, and how a sum is rounded hangs on the alignment.
+    # Copies, in memory of torch's own: no file stays mapped, and the alignment, on which rounding depends, is torch's.
     own = {name: a.clone(memory_format=torch.contiguous_format) for name, a in tensors.items()}
     if tensors["W_enc"].ndim > 1:  # one latent a row
         own["W_enc"] = tensors["W_enc"].mT.clone(memory_format=torch.contiguous_format).mT

@@ -52,7 +52,7 @@ class Parameters(nn.Module):
             raise Error(msg)
         atoms = nn.functional.normalize(torch.randn(self.d_sae, self.d_in), dim=1)
         self.W_dec = nn.Parameter(atoms)
-        self.W_enc = nn.Parameter(atoms.clone().T)  # in memory one latent a row, as W_dec: what supports gather
+        self.W_enc = nn.Parameter(atoms.clone().T)  # stored one latent a row, as W_dec: supports gather latents
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(self.d_in))
         self.common = Common(penalty)
@@ -63,7 +63,7 @@ class Parameters(nn.Module):
         """Take R, and make the weight that goes with it: `threshold` of an L0, `batch_threshold` of a BatchKSparse."""
         W, lam = self.W_dec, getattr(penalty, "lam", None)
         penalty.check_fits("penalty", W, self.d_sae)
-        if isinstance(lam, Tensor):  # an SAE trains its threshold or nothing: a lam of the caller's stays outside
+        if isinstance(lam, Tensor):  # lam is not trained here: a tensor of the caller gets no gradient
             penalty = replace(cast(Any, penalty), lam=lam.detach().cpu().double().numpy())
         self.common.penalty = penalty
         if isinstance(penalty, L0):
