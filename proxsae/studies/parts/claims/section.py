@@ -43,9 +43,10 @@ def section(rows: Sequence[Row], command: str, packaged: bool = True) -> Section
     lines = [[str(getattr(claim, field)) for field in columns.values()]
              for verdict in VERDICTS for claim in found if claim.verdict == verdict]  # fmt: skip
     counts = {each: sum(claim.verdict == each for claim in found) for each in VERDICTS}
-    cannot = f", and {counts[CANNOT]} cannot be tested here" if packaged else ""
+    rest = f"{counts[OPEN]} are undecided here"
+    rest += f", and {counts[CANNOT]} cannot be tested here" if packaged else ""
     told = [
-        f"Of {len(found)} claims {counts[YES]} hold, {counts[NO]} do not, {counts[OPEN]} are undecided here{cannot}.",
+        f"Of {len(found)} claims {counts[YES]} hold, {counts[NO]} do not, {'' if packaged else 'and '}{rest}.",
         "Verdicts are not adjusted for each other: at 95 %, one interval in twenty misses by chance.",
     ]
     repeat = f"To repeat a row, run {command} --parts PART --out depth-PART with the part of the row for PART."
