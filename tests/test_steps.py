@@ -114,6 +114,15 @@ def test_what_cannot_go_is_refused_in_one_sentence(case):
         assert "\n" not in str(error.value)
 
 
+def test_the_bound_itself_is_refused_and_less_is_taken():
+    for x, D in both():
+        bound = 2 / px.lipschitz(D)
+        for step, name in ((bound, "step"), ([0.1, bound], r"step\[1\]")):
+            with pytest.raises(px.Error, match=f"{name}=.* is not below 2/L"):
+                px.ista(x, D, R, 2, step=step)
+        px.ista(x, D, R, 2, step=[0.1, np.nextafter(bound, 0)])
+
+
 @pytest.mark.parametrize(
     "step", [torch.tensor(0.1), torch.tensor([0.1, 0.1]), px.FixedStep(torch.tensor(0.1))], ids=str
 )
