@@ -1,11 +1,14 @@
 """The page, the code, the check and the machine proof of every statement agree, and its planted errors are caught."""
 
 import ast
+import functools
 import importlib.util
+import itertools
 import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import proxsae as px
@@ -36,6 +39,35 @@ def test_the_formulas_that_checks_share_import_nothing_of_the_library():
     imported = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in imported} <= {"numpy", *sys.stdlib_module_names}
+
+
+# A formula of plain.py, a wrong one made of the right one, and a statement whose check must then fail.
+WRONG_FORMULAS = [
+    ("keep_largest", lambda right, u, k, key=None: right(u[..., ::-1], k)[..., ::-1], "lem-backtracking"),
+    ("top", lambda right, key, k: right(np.nan_to_num(key), k), "lem-group-maxima"),
+    ("soft", lambda right, u, t: right(u, t / 2), "def-ista"),
+    ("hard", lambda right, u, t: np.where(np.abs(u) >= t, u, 0.0), "prop-threshold-gradient"),
+    ("clipped", lambda right, u, nonneg: u, "prop-abstopk-closer"),
+    ("squared_norm", lambda right, D: right(D) ** 0.5, "def-lipschitz"),
+    ("longest", lambda right, D: right(D) ** 0.5, "lem-backtracking"),
+    ("restricted_lipschitz", lambda right, D, s: right(D, s - 1), "thm-restricted-descent"),
+    ("gradient", lambda right, c, D, z: -right(c, D, z), "def-fixed-point"),
+    ("squared_error", lambda right, c, D, z: right(c, D, z) / 2, "def-ista"),
+    ("l1_objective", lambda right, c, D, z, lam: right(c, D, z, lam / 2), "thm-duality-gap"),
+    ("extrapolations", lambda right: (k / (k + 3) for k in itertools.count()), "thm-fista-rate"),
+    ("l1_optimum", lambda right, *problem: 1.01 * right(*problem), "thm-l1-optimality"),
+    ("hard_optimum", lambda right, *problem: 1.01 * right(*problem), "thm-optimal-is-stationary"),
+]
+
+
+@pytest.mark.parametrize(("name", "wrong", "label"), WRONG_FORMULAS, ids=[name for name, *_ in WRONG_FORMULAS])
+def test_a_wrong_formula_that_checks_share_fails_a_check(name, wrong, label, monkeypatch):
+    right = getattr(statements.plain, name)
+    for module in [m for key, m in sys.modules.items() if key.startswith("proxsae.statements.")]:
+        if getattr(module, name, None) is right:
+            monkeypatch.setattr(module, name, functools.partial(wrong, right))
+    with pytest.raises(AssertionError):
+        run(label)
 
 
 def test_a_planted_error_replaces_what_a_check_can_use():
