@@ -41,6 +41,6 @@ def sections(
     told = [PARTS[name](part) for name in PARTS if (part := pick(rows, part=name))]
     words = Section("words", "Words", "What do the names on this page mean?", GLOSSARY)
     answer, *parts = opening(rows, told, done)
-    if claims.claims(rows, packaged):
-        parts.append(claims.section(rows, command, packaged))
-    return [answer, *(replace(section, folded=True) for section in [*parts, words])]
+    claimed = claims.section(rows, command, packaged)
+    last = [claimed, words] if claimed.shown else [words]
+    return [answer, *(replace(section, folded=True) for section in [*parts, *last])]

@@ -55,7 +55,7 @@ def section(rows: Sequence[Row], command: str, packaged: bool = True) -> Section
         "Which claims hold",
         "Which claims about these SAEs hold on these rows, after this much training?",
         told,
-        [Table("claims", CAPTION, list(columns), lines)],
+        [Table("claims", CAPTION, list(columns), lines)] if lines else [],
         [repeat, *([BIBLIOGRAPHY] if packaged else [])],
     )
 

@@ -1,7 +1,8 @@
 """The statistics that claims rest on, and what makes a verdict of one.
 
-A statistic takes the rows of a part and gives what was measured, in words, and an interval.  A side takes the interval
-and gives the verdict: "holds" or "does not hold" only where all of a 95 % interval lies on one side of the claim.
+A statistic takes the rows of a part as its last argument and gives what was measured, in words, and an interval.  A
+side takes the interval and gives the verdict: "holds" or "does not hold" only where all of a 95 % interval lies on one
+side of the claim.
 """
 
 from __future__ import annotations
@@ -67,22 +68,18 @@ def always(found: Interval) -> str:
 # Errors --------------------------------------------------------------------------------------------------------------
 
 
-def errors(what: str, after: dict[str, Any], before: dict[str, Any]) -> Statistic:
+def errors(what: str, after: dict[str, Any], before: dict[str, Any], rows: Rows) -> Found | None:
     """The ratio of two errors, paired by seed; without a verdict where the densities of the two differ.
 
     `steps` and `train_depth` may be "last" and "most": the most steps of the rows at inference, and in training.
     """
-
-    def found(rows: Rows) -> Found | None:
-        named = longest(rows)
-        late, early = ({key: named.get(value, value) for key, value in which.items()} for which in (after, before))
-        ratio = ratio_over_seeds(by_seed(rows, "nmse", **late), by_seed(rows, "nmse", **early))
-        if not ratio.n or late == early:
-            return None
-        unfair = densities(rows, late, early)
-        return Found(f"{what.format(**named)}: {ratio}{_at(unfair)}", ratio, not unfair)
-
-    return found
+    named = longest(rows)
+    late, early = ({key: named.get(value, value) for key, value in which.items()} for which in (after, before))
+    ratio = ratio_over_seeds(by_seed(rows, "nmse", **late), by_seed(rows, "nmse", **early))
+    if not ratio.n or late == early:
+        return None
+    unfair = densities(rows, late, early)
+    return Found(f"{what.format(**named)}: {ratio}{_at(unfair)}", ratio, not unfair)
 
 
 def longest(rows: Rows) -> dict[str, int]:
@@ -95,35 +92,27 @@ def _at(unfair: list[float]) -> str:
     return f", at l0 {' against '.join(f'{n:.1f}' for n in unfair)}" if unfair else ""
 
 
-def dictionary_or_code(penalty: str) -> Statistic:
+def dictionary_or_code(penalty: str, rows: Rows) -> Found | None:
     """The gain of a dictionary of deeper training, against that of a better code of the same dictionary."""
-
-    def found(rows: Rows) -> Found | None:
-        most = longest(pick(rows, kind="frozen"))["most"]
-        both = bottleneck(rows, penalty, 1, most)
-        if both is None:
-            return None
-        measured = (
-            f"with the best code known, over the encoder's, one dictionary: {both.code}; with the dictionary learned "
-            f"with {most} steps, both with the best code: {both.dictionary}{_at(both.unfair)}"
-        )
-        return Found(measured, both.difference, not both.unfair)
-
-    return found
+    most = longest(pick(rows, kind="frozen"))["most"]
+    both = bottleneck(rows, penalty, 1, most)
+    if both is None:
+        return None
+    measured = (
+        f"with the best code known, over the encoder's, one dictionary: {both.code}; with the dictionary learned "
+        f"with {most} steps, both with the best code: {both.dictionary}{_at(both.unfair)}"
+    )
+    return Found(measured, both.difference, not both.unfair)
 
 
 # Means over seeds ----------------------------------------------------------------------------------------------------
 
 
-def mean(what: str, value: str, also: tuple[str, str] = ("", ""), **which: Any) -> Statistic:
+def mean(what: str, value: str, also: tuple[str, str] | None, rows: Rows, **which: Any) -> Found | None:
     """The mean of a share over seeds; `also` is a second share that is told with it: what, and its name."""
-
-    def found(rows: Rows) -> Found | None:
-        share = mean_of(rows, value, **which)
-        second = f"; {also[0]}: {percent(mean_of(rows, also[1], **which))}" if also[1] else ""
-        return Found(f"{what}: {percent(share)}{second}", share) if share.n else None
-
-    return found
+    share = mean_of(rows, value, **which)
+    second = f"; {also[0]}: {percent(mean_of(rows, also[1], **which))}" if also else ""
+    return Found(f"{what}: {percent(share)}{second}", share) if share.n else None
 
 
 def _difference(rows: Rows, value: str, one: str, other: str, **which: Any) -> Interval:
@@ -140,21 +129,17 @@ def opposite_partners(rows: Rows) -> Found | None:
     return None if math.isnan(cut.mean) else Found(f"share in TopK {share}, less that in AbsTopK {cut}", cut)
 
 
-def auc(peer: str, two_sided: int) -> Statistic:
+def auc(peer: str, two_sided: int, rows: Rows) -> Found | None:
     """The AUC of the best AbsTopK latent less that of a peer; on two-sided concepts Holm's test must agree."""
-
-    def found(rows: Rows) -> Found | None:
-        compared = pick(rows, kind="comparison", peer=peer, two_sided=two_sided)
-        if not pick(rows, kind="comparison"):
-            return None
-        up, down = (sum(s * row["difference"] > 0 and row["p_holm"] < 0.05 for row in compared) for s in (1, -1))
-        less = _difference(rows, "auc", "abstopk", peer, kind="concept", two_sided=two_sided)
-        measured = f"mean difference of AUC on held-out words {less}; beyond chance over words (Holm) higher for {up}, "
-        measured += f"lower for {down} of {len(compared)}"
-        agrees = (up and less.low > 0) or (down and less.high < 0)
-        return None if math.isnan(less.mean) else Found(measured, less, bool(agrees or not two_sided))
-
-    return found
+    compared = pick(rows, kind="comparison", peer=peer, two_sided=two_sided)
+    if not pick(rows, kind="comparison"):
+        return None
+    up, down = (sum(s * row["difference"] > 0 and row["p_holm"] < 0.05 for row in compared) for s in (1, -1))
+    less = _difference(rows, "auc", "abstopk", peer, kind="concept", two_sided=two_sided)
+    measured = f"mean difference of AUC on held-out words {less}; beyond chance over words (Holm) higher for {up}, "
+    measured += f"lower for {down} of {len(compared)}"
+    agrees = (up and less.low > 0) or (down and less.high < 0)
+    return None if math.isnan(less.mean) else Found(measured, less, bool(agrees or not two_sided))
 
 
 # Planted problems, seeds, theory -------------------------------------------------------------------------------------
@@ -198,29 +183,25 @@ def planted(rows: Rows) -> Found | None:
     return Found(measured, over_seeds((true[seed] - coded[seed]) - (coded[seed] - one[seed]) for seed in coded))
 
 
-def overlap(deep: bool) -> Statistic:
+def overlap(deep: bool, rows: Rows) -> Found | None:
     """The change of the IoU of matched codes from one step to the most, at inference and, if deep, in training too.
 
     A verdict needs that all pairs of five seeds agree.
     """
-
-    def found(rows: Rows) -> Found | None:
-        named = longest(rows)
-        depth = named["most"] if deep else 1
-        late, early = (
-            {(row["seed"], row["other"]): row["iou"] for row in pick(rows, penalty="abstopk", train_depth=d, steps=t)}
-            for d, t in ((depth, named["last"]), (1, 1))
-        )
-        changes = [late[pair] - early[pair] for pair in early if pair in late]
-        if not changes or (deep and depth == 1):
-            return None
-        middle, least, largest = sum(changes) / len(changes), min(changes), max(changes)
-        measured = f"change of the IoU of matched codes: {middle:+.3f}, from {least:+.3f} to {largest:+.3f} over "
-        measured += f"{len(changes)} pairs of seeds"
-        agree = largest < 0 or least > 0
-        return Found(measured, Interval(middle, least, largest, len(changes)), agree and len(changes) >= PAIRS)
-
-    return found
+    named = longest(rows)
+    depth = named["most"] if deep else 1
+    late, early = (
+        {(row["seed"], row["other"]): row["iou"] for row in pick(rows, penalty="abstopk", train_depth=d, steps=t)}
+        for d, t in ((depth, named["last"]), (1, 1))
+    )
+    changes = [late[pair] - early[pair] for pair in early if pair in late]
+    if not changes or (deep and depth == 1):
+        return None
+    middle, least, largest = sum(changes) / len(changes), min(changes), max(changes)
+    measured = f"change of the IoU of matched codes: {middle:+.3f}, from {least:+.3f} to {largest:+.3f} over "
+    measured += f"{len(changes)} pairs of seeds"
+    agree = largest < 0 or least > 0
+    return Found(measured, Interval(middle, least, largest, len(changes)), agree and len(changes) >= PAIRS)
 
 
 def rates(rows: Rows) -> Found:
