@@ -1029,7 +1029,7 @@ def within(seconds):
 
     before = signal.signal(signal.SIGALRM, endless)
     signal.alarm(seconds)
-    faulthandler.dump_traceback_later(2 * seconds, exit=True)  # where a library waits and heeds no signal
+    faulthandler.dump_traceback_later(seconds + 60, exit=True)  # where a library waits and heeds no signal
     try:
         yield
     finally:
