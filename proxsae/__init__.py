@@ -6,12 +6,11 @@ Torch loads only when a name that needs it is used.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from proxsae.certificates import coherence, duality_gap, fixed_point_residual, lambda_max, lipschitz
-from proxsae.conventions import Error
+from proxsae.conventions import Error, did_you_mean
 from proxsae.penalties import L0, L1, MCP, SCAD, BatchKSparse, ElasticNet, GroupL2, KSparse, Penalty, SortedL1
 from proxsae.penalties.published import PUBLISHED
 from proxsae.reference.iteration import ista, solve
@@ -66,8 +65,7 @@ def _hint(name: str) -> str:
             penalty = f"px.{one.family.__name__}({argument}{', nonneg=True' if one.nonneg else ''})"
             whole = f"px.{key}_sae" if f"{key}_sae" in __all__ else "px.SAE"
             return f": as a penalty it is {penalty}, and as an autoencoder {whole}(...)"
-    near = difflib.get_close_matches(name, __all__, 1)
-    return f": did you mean px.{near[0]}?" if near else ""
+    return did_you_mean(f"px.{name}", [f"px.{known}" for known in __all__])
 
 
 def __dir__() -> list[str]:

@@ -23,10 +23,11 @@ class Error(ValueError):
     """The one error of this package: the value given, what is allowed, and the hypothesis that it breaks."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name that resembles a known one, ", did you mean 'L1'?", else nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
+def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
+    """The end of a message about an unknown name, ": did you mean L1?", with the known names most like it; or nothing."""
+    spelled = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), list(spelled), most)
+    return f": did you mean {' or '.join(spelled[each] for each in near)}?" if near else ""
 
 
 def is_torch(a: object) -> bool:

@@ -213,7 +213,7 @@ def test_a_function_is_refused_with_what_to_write(call):
 
 
 def test_a_law_that_is_misspelt_gets_the_nearest_name():
-    with pytest.raises(px.Error, match="did you mean 'optimal'"):
+    with pytest.raises(px.Error, match=r"called 'optmal': did you mean optimal\? laws are"):
         pt.check_prox(px.L1(1.0), laws=["optmal"])
 
 

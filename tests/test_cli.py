@@ -174,9 +174,9 @@ def test_statements_are_listed_and_told_apart(capsys):
         "proxsae: no statement is called 'nonsense': `proxsae statements` lists all of them\n"
     )
     assert main(["statements", "thm-prox-l9"]) == 2
-    assert "'thm-prox-l9': did you mean thm-prox-l1 or thm-prox-l0 " in capsys.readouterr().err
+    assert "'thm-prox-l9': did you mean thm-prox-l1 or thm-prox-l0" in capsys.readouterr().err
     assert main(["laws", "ksparce"]) == 2
-    assert "'ksparce': did you mean ksparse " in capsys.readouterr().err
+    assert "'ksparce': did you mean KSparse or BatchKSparse? operators are L1" in capsys.readouterr().err
 
 
 def test_statements_are_proved_on_demand(capsys, monkeypatch):

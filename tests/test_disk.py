@@ -2,9 +2,7 @@
 
 import builtins
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -104,18 +102,3 @@ def test_a_folder_is_held_where_there_is_no_fcntl(tmp_path, monkeypatch):
             pass
     disk.replace_file(tmp_path / "run" / "file", b"content")  # flushes the names of a folder, which Windows cannot
     assert (tmp_path / "run" / "file").read_bytes() == b"content"
-
-
-def test_everything_imports_where_modules_of_linux_are_absent():
-    code = """
-import os, sys
-for name in ("fcntl", "resource", "termios", "pwd", "grp"):
-    sys.modules[name] = None
-del os.sysconf
-import proxsae, proxsae.testing, proxsae.training, proxsae.sae, proxsae.formats, proxsae.cli, proxsae.disk
-import proxsae.studies.study, proxsae.studies.sections, proxsae.statements
-assert proxsae.disk.memory() == float("inf")
-proxsae.testing.check_prox(proxsae.L1(0.5))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert done.returncode == 0, done.stderr

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-from collections.abc import Iterable
 from typing import Any
 
 from proxsae.cli.common import command, device_named
-from proxsae.conventions import Error, check_seed
+from proxsae.conventions import Error, check_seed, did_you_mean
 
 
 def add(commands: Any) -> None:
@@ -59,9 +57,9 @@ def _laws(arguments: argparse.Namespace) -> int:
     planted_errors = [p for p in statements.PLANTED if any(p.killed_by == s.label for s in checks)]
     if not operators and not mutants and not checks:
         families = dict.fromkeys(type(R).__name__ for R in testing.OPERATORS.values())
-        near = _near(wanted, (*map(str.lower, families), *statements.STATEMENTS))
+        near = did_you_mean(wanted, (*families, *statements.STATEMENTS), 3)
         names = f"operators are {', '.join(families)}, and `proxsae statements` lists statements"
-        msg = f"nothing is called {arguments.name!r}:{near} {names}"
+        msg = f"nothing is called {arguments.name!r}{near or ':'} {names}"
         raise Error(msg)
     backends = (*testing.NUMPY, *testing.torch_backends(device))
     broken = checked = 0
@@ -104,8 +102,8 @@ def _statements(arguments: argparse.Namespace) -> int:
     wanted = arguments.label.lower()
     chosen = [s for s in statements.STATEMENTS.values() if wanted in s.label]
     if not chosen:
-        near = _near(wanted, statements.STATEMENTS)
-        msg = f"no statement is called {arguments.label!r}:{near} `proxsae statements` lists all of them"
+        near = did_you_mean(wanted, statements.STATEMENTS, 3)
+        msg = f"no statement is called {arguments.label!r}{near or ':'} `proxsae statements` lists all of them"
         raise Error(msg)
     if arguments.prove:
         return _prove([proof for proof in proofs.PROOFS.values() if proof.statement in {s.label for s in chosen}])
@@ -148,12 +146,6 @@ def _prove(chosen: list[Any]) -> int:
         print(f"{proof.name:36}{proof.statement:30}{seconds:8.2f}  {proof.wrong_name}: {against}", flush=True)
     print(f"\n{len(chosen)} proofs, {failures} failed, {total:.1f} s of proving")
     return 1 if failures else 0
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    """The part of an error that suggests up to three known names that resemble `name`, or nothing."""
-    near = difflib.get_close_matches(name, list(known))
-    return f" did you mean {' or '.join(near)}?" if near else ""
 
 
 def _verdict(cell: str | None) -> str:

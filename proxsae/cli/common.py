@@ -6,18 +6,16 @@ Torch is imported inside functions only, so that `proxsae --help` need not wait 
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import platform
 import re
 import sys
 import textwrap
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from proxsae.conventions import Error
+from proxsae.conventions import Error, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,7 +28,7 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
             return
-        near = nearest(value, action.choices)
+        near = did_you_mean(value, action.choices)
         if isinstance(action.choices, dict):  # the commands
             self.error(f"no command is called {value!r}{near}")
         name = "/".join(action.option_strings) or action.dest
@@ -41,14 +39,8 @@ class Parser(argparse.ArgumentParser):
         found, left = super().parse_known_args(args, namespace)
         if left:
             what = "no option is called" if left[0].startswith("-") else "there is one argument too many:"
-            self.error(f"{what} {left[0]!r}{nearest(left[0], self._option_string_actions)}")
+            self.error(f"{what} {left[0]!r}{did_you_mean(left[0], self._option_string_actions)}")
         return found, left
-
-
-def nearest(word: str, names: Iterable[str]) -> str:
-    """Text to put behind an unknown `word`: ": did you mean NAME?" with the name most like it, or nothing."""
-    found = difflib.get_close_matches(word.lower(), list(names), 1)
-    return f": did you mean {found[0]}?" if found else ""
 
 
 def command(commands: Any, name: str, run: Any, description: str, example: str) -> argparse.ArgumentParser:

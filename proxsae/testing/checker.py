@@ -407,6 +407,6 @@ def _better(R: Any, backend: Backend, u: Any, step: float, z: Any) -> Better | N
 def _law(name: str) -> Law:
     known = {law.name: law for law in LAWS}
     if name not in known:
-        msg = f"no law is called {name!r}: there are {', '.join(known)}{did_you_mean(name, known)}"
+        msg = f"no law is called {name!r}{did_you_mean(name, known) or ':'} laws are {', '.join(known)}"
         raise Error(msg)
     return known[name]
