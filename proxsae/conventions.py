@@ -24,7 +24,7 @@ class Error(ValueError):
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
-    """The end of a message about an unknown name, ": did you mean L1?", with the known names most like it; or nothing."""
+    """The end of a message on an unknown name: ": did you mean L1?" with the `most` names most like it, or nothing."""
     spelled = {each.lower(): each for each in known}
     near = difflib.get_close_matches(name.lower(), list(spelled), most)
     return f": did you mean {' or '.join(spelled[each] for each in near)}?" if near else ""
