@@ -121,3 +121,11 @@ def test_one_sae_of_the_user_makes_a_report(tmp_path):
     assert found[0].findings == ["mine, error after 16 exact steps over that after 4: trained with 2 steps: ×0.896."]
     write_report(found, {}, some, tmp_path)
     assert sections([row for row in rows if row["steps"] == 4], "")[0].findings == []
+
+
+def test_a_penalty_without_exact_steps_is_told_of_by_the_rule_that_it_has(tmp_path):
+    rows = [row | {"rule": "lipschitz"} for row in depth_rows(falls, seeds=1, depths=(1,), penalties=("soft",))[5:10]]
+    found = sections(rows, "proxsae depth", packaged=False)
+    assert found[0].findings[0].startswith("16 steps (safe step 1/L) of the same weights cut the error of a soft")
+    write_report(found, {}, rows, tmp_path)
+    assert len(curve(rows).axes) == 1

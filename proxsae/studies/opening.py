@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from proxsae.report.section import Picture, Section, Table
 from proxsae.studies.parts.apart.section import bottleneck
-from proxsae.studies.parts.depth.section import curve, curve_rows, error_ratio, points
+from proxsae.studies.parts.depth.section import by_exact_steps, curve, curve_rows, error_ratio, points, taken
 from proxsae.studies.statistics import Interval, grouped, mean_of, pick
 from proxsae.studies.task import Row
 from proxsae.studies.words import NAMES, change, number_of_seeds, penalties_of, percent, seeds_of, steps
@@ -48,7 +48,8 @@ def _answer(depth: Sequence[Row], apart: Sequence[Row]) -> Section | None:
     if last == 1 or not gains:
         return None
     hero = next((name for name in HERO if name in gains), next(iter(gains)))
-    sentences = [_gain(hero, trained, last, gains), _cost(drawn, hero, trained, last, gains[hero])]
+    many = f"{last} {taken(drawn)}"
+    sentences = [_gain(hero, trained, many, gains), _cost(drawn, hero, trained, last, gains[hero])]
     sentences += _rest(depth, apart, hero, trained, last)
     lines = []
     for name, gain in gains.items():
@@ -60,10 +61,10 @@ def _answer(depth: Sequence[Row], apart: Sequence[Row]) -> Section | None:
     said += "; bars and brackets are 95 % intervals." if number_of_seeds(drawn) > 1 else "."
     picture = Picture(
         "depth-steps",
-        f"Error of SAEs trained with {steps(trained)}, used with more exact steps of the same weights; {said}",
+        f"Error of SAEs trained with {steps(trained)}, used with more {taken(drawn)} of the same weights; {said}",
         curve(depth), points(drawn),
     )  # fmt: skip
-    headings = ["SAE", "error (nmse), one step", f"{last} exact steps", "change", f"cost of {last}, in encoders"]
+    headings = ["SAE", "error (nmse), one step", many, "change", f"cost of {last}, in encoders"]
     return Section(
         "answer",
         "The answer",
@@ -73,15 +74,15 @@ def _answer(depth: Sequence[Row], apart: Sequence[Row]) -> Section | None:
     )
 
 
-def _gain(hero: str, trained: int, last: int, gains: dict[str, Interval]) -> str:
+def _gain(hero: str, trained: int, many: str, gains: dict[str, Interval]) -> str:
     found, others = gains[hero], [gain.mean for gain in gains.values()]
     name = NAMES.get(hero, hero)
     what = f"the error of {'an' if name[0] in 'AEIOU' else 'a'} {name} SAE"
     what += f" trained with {steps(trained)}" if trained > 1 else ""
     if found.low <= 1 <= found.high:
-        said = f"{last} exact steps of the same weights do not clearly change {what} ({change(found)})"
+        said = f"{many} of the same weights do not clearly change {what} ({change(found)})"
     else:
-        said = f"{last} exact steps of the same weights {'cut' if found.mean < 1 else 'raise'} {what} by {_size(found)}"
+        said = f"{many} of the same weights {'cut' if found.mean < 1 else 'raise'} {what} by {_size(found)}"
     ends = [change(Interval(end, math.nan, math.nan, 1)) for end in (max(others), min(others))]
     among = f" ({len(others)} kinds of SAE: {ends[0]} to {ends[1]})" if others[1:] else ""
     return f"{said} at equal density, with no retraining{among}."
@@ -90,9 +91,9 @@ def _gain(hero: str, trained: int, last: int, gains: dict[str, Interval]) -> str
 def _cost(rows: Sequence[Row], hero: str, trained: int, last: int, gain: Interval) -> str:
     """The fewest steps with most of the gain, and what they and all steps cost."""
     cost = grouped(pick(rows, penalty=hero), ("steps",), "cost")
-    taken = sorted(t for (t,) in cost if t > 1)
-    found = {t: error_ratio(rows, hero, (trained, t), (trained, 1)) for t in taken}
-    enough = next(t for t in taken if t == last or 1 - found[t].mean >= MOST * (1 - gain.mean) > 0)
+    more = sorted(t for (t,) in cost if t > 1)
+    found = {t: error_ratio(rows, hero, (trained, t), (trained, 1)) for t in more}
+    enough = next(t for t in more if t == last or 1 - found[t].mean >= MOST * (1 - gain.mean) > 0)
     if enough == last:
         return f"{last} steps cost as much as {cost[last,].mean:.0f} encoders."
     return (
@@ -111,7 +112,7 @@ def _rest(depth: Sequence[Row], apart: Sequence[Row], hero: str, trained: int, l
             f"{_size(found.code)}; with a dictionary trained with {steps(most)}, best code against best code, it "
             f"{_moves(found.dictionary.mean)} by {_size(found.dictionary)}: {found.verdict}."
         ]
-    more = error_ratio(depth, hero, (most, last), (trained, last))
+    more = error_ratio(by_exact_steps(depth), hero, (most, last), (trained, last))
     if most > trained and more.n:
         return [f"Trained with {steps(most)} instead of {steps(trained)}, the error after {last} steps "
                 f"{_moves(more.mean)} by {_size(more)}."]  # fmt: skip

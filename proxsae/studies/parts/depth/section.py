@@ -37,7 +37,7 @@ KEYS = ("penalty", "train_depth", "rule", "steps")
 def section(rows: Sequence[Row]) -> Section:
     """The part on reconstruction, from the rows of `measure`."""
     depths = sorted({row["train_depth"] for row in rows})
-    first, exact = pick(rows, train_depth=depths[0]), pick(rows, rule="exact")
+    first, exact = pick(rows, train_depth=depths[0]), by_exact_steps(rows)
     size = f"{rows[0]['rows']} held-out rows, {seeds_of(rows)}. {INTERVAL}"
     shown: list[Picture | Table] = [
         _picture("depth-rules", first, "rule", "steps",
@@ -45,7 +45,7 @@ def section(rows: Sequence[Row]) -> Section:
         _picture("depth-cost", first, "rule", "cost", f"The same errors against what their codes cost. {size}"),
     ]  # fmt: skip
     if len(depths) > 1:
-        caption = f"Error after exact line steps, by the number of steps in training. {size}"
+        caption = f"Error after {taken(exact)}, by the number of steps in training. {size}"
         shown.append(_picture("depth-training", exact, "train_depth", "steps", caption))
     shown += [_changes(rows), _densities(rows)]
     return Section(
@@ -58,7 +58,7 @@ def section(rows: Sequence[Row]) -> Section:
 
 def findings(rows: Sequence[Row]) -> list[str]:
     """One sentence for each penalty: errors after the most exact steps, and the worst, over that after the fewest."""
-    told = []
+    told, rows = [], by_exact_steps(rows)
     depths = sorted({row["steps"] for row in rows})
     first, last = depths[0], depths[-1]
     for penalty in penalties_of(rows):
@@ -74,16 +74,14 @@ def findings(rows: Sequence[Row]) -> list[str]:
         if parts:
             before = "one" if first == 1 else first
             told.append(
-                f"{title(penalty)}, error after {last} exact steps over that after {before}: {'; '.join(parts)}."
+                f"{title(penalty)}, error after {last} {taken(rows)} over that after {before}: {'; '.join(parts)}."
             )
     return told
 
 
 def error_ratio(rows: Sequence[Row], penalty: str, after: tuple[int, int], before: tuple[int, int]) -> Interval:
-    """The ratio of two errors of a penalty, paired by seed: each by steps in training and exact steps at inference."""
-    late, early = (
-        by_seed(rows, "nmse", penalty=penalty, rule="exact", train_depth=depth, steps=t) for depth, t in (after, before)
-    )
+    """The ratio of two errors of a penalty, paired by seed: each by steps in training and steps at inference."""
+    late, early = (by_seed(rows, "nmse", penalty=penalty, train_depth=depth, steps=t) for depth, t in (after, before))
     return ratio_over_seeds(late, early)
 
 
@@ -107,11 +105,11 @@ def curve(rows: Sequence[Row]) -> Figure:
         for name in names:
             same = pick(rows, penalty=name)
             found = grouped(same, ("steps",), "nmse")
-            taken, depth = [t for (t,) in found], same[0]["train_depth"]
-            fall = error_ratio(same, name, (depth, max(taken)), (depth, min(taken)))
+            ts, depth = [t for (t,) in found], same[0]["train_depth"]
+            fall = error_ratio(same, name, (depth, max(ts)), (depth, min(ts)))
             look = looks[name] | {"markerfacecolor": looks[name]["color"]}
             label = f"{NAMES.get(name, name)}  {change(fall._replace(n=1))}"
-            means(ax, taken, list(found.values()), label, **look)
+            means(ax, ts, list(found.values()), label, **look)
         _head(ax, family, pick(rows, penalty=names[0]))
         log_axis(ax, "x")
         ax.set_xlabel("encoder steps" + LOG)
@@ -124,8 +122,19 @@ def curve(rows: Sequence[Row]) -> Figure:
 
 
 def curve_rows(rows: Sequence[Row]) -> list[Row]:
-    """The rows that `curve` draws: exact steps, of the SAEs with the fewest steps in training."""
-    return pick(rows, rule="exact", train_depth=min(row["train_depth"] for row in rows))
+    """The rows that `curve` draws: those of the SAEs with the fewest steps in training, by exact steps."""
+    return pick(by_exact_steps(rows), train_depth=min(row["train_depth"] for row in rows))
+
+
+def by_exact_steps(rows: Sequence[Row]) -> list[Row]:
+    """The rows of exact line steps, or of another rule where the penalty of an SAE has no such steps."""
+    return pick(rows, rule="exact") or pick(rows, rule=rows[0]["rule"])
+
+
+def taken(rows: Sequence[Row]) -> str:
+    """What the steps of these rows are called."""
+    rule = rows[0]["rule"]
+    return "exact steps" if rule == "exact" else f"steps ({RULES.get(rule, rule)})"
 
 
 def _head(ax: Axes, name: str, rows: Sequence[Row]) -> None:
