@@ -18,6 +18,10 @@ from proxsae.sae import SAE, load
 Row = dict[str, Any]  # one measurement; flat, and of what JSON knows: text, numbers, None
 
 
+# The four published SAEs and their two signed cousins, by their names in `PUBLISHED`.
+SIX = ("relu", "soft", "jumprelu", "jumprelu2", "topk", "abstopk")
+
+
 @dataclass(frozen=True)
 class Task:
     """One piece of a study: a name that stays, about how long it takes, and what gives its rows."""

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from proxsae.penalties.published import PUBLISHED
 from proxsae.report.style import look
 from proxsae.studies.statistics import Interval, by_seed, over_seeds
-from proxsae.studies.task import Row
+from proxsae.studies.task import SIX, Row
 
-NAMES = {"relu": "ReLU", "soft": "soft threshold", "jumprelu": "JumpReLU", "jumprelu2": "two-sided JumpReLU",
-         "topk": "TopK", "abstopk": "AbsTopK"}  # fmt: skip
-TITLES = {
-    "relu": "ReLU (l1, z ≥ 0)", "soft": "soft threshold (l1)", "jumprelu": "JumpReLU (l0, z ≥ 0)",
-    "jumprelu2": "two-sided JumpReLU (l0)", "topk": "TopK (k-sparse, z ≥ 0)", "abstopk": "AbsTopK (k-sparse)",
-}  # fmt: skip
+NAMES = {name: PUBLISHED[name].title for name in SIX}
+TITLES = {name: PUBLISHED[name].long for name in SIX}
 FAMILIES = {"k-sparse codes": ("abstopk", "topk"), "l0 penalty": ("jumprelu2", "jumprelu"),
             "l1 penalty": ("soft", "relu")}  # fmt: skip
 RULES = {"lipschitz": "safe step 1/L", "exact": "exact line step", "refit": "least-squares refit"}

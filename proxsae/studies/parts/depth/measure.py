@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from proxsae import metrics
-from proxsae.penalties import L0, L1, KSparse, Penalty
+from proxsae.penalties import KSparse, Penalty
+from proxsae.penalties.published import PUBLISHED
 from proxsae.sae import SAE
 from proxsae.steps import ExactStep, Lipschitz, Refit, StepRule
 from proxsae.studies.density import matched, sample
-from proxsae.studies.task import Row, Setting, Task
+from proxsae.studies.task import SIX, Row, Setting, Task
 from proxsae.training import train
 
 STEPS = (1, 2, 4, 8, 16)
@@ -34,14 +35,7 @@ MEASURING = {"relu": 280, "soft": 280, "jumprelu": 260, "jumprelu2": 260, "topk"
 
 def penalties(k: int, scale: float) -> dict[str, Penalty]:
     """The six penalties, by the name of their SAE; thresholds start at `scale` and adapt in training."""
-    return {
-        "relu": L1(scale, nonneg=True),
-        "soft": L1(scale),
-        "jumprelu": L0(scale**2 / 2, nonneg=True, bandwidth=scale / 2),
-        "jumprelu2": L0(scale**2 / 2, bandwidth=scale / 2),
-        "topk": KSparse(k, nonneg=True),
-        "abstopk": KSparse(k),
-    }
+    return {name: PUBLISHED[name].penalty(k, scale) for name in SIX}
 
 
 def published(d_in: int, d_sae: int, k: int, scale: float) -> dict[str, Callable[[], SAE]]:
