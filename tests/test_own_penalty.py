@@ -31,8 +31,8 @@ class Doubled(px.L1):
 
 
 @dataclass(frozen=True, eq=False)
-class Root(Separable):
-    """A family of one's own: sum_i alpha (sqrt(1 + z_i^2) - 1) has no closed prox, but max(|z_i| - 1, 0) has."""
+class Excess(Separable):
+    """A family that px does not have: R(z) = sum_i lam_i max(|z_i| - 1, 0)."""
 
     lam: object
     nonneg: bool = False
@@ -85,7 +85,7 @@ class OneSided(px.KSparse):
         return torch.where(torch.arange(u.shape[-1]) < self.k, u, 0) + 0
 
 
-BOTH = {"subclass": Renamed(0.5), "other formula": Doubled(0.25), "family": Root(0.5), "penalty": TorchBall()}
+BOTH = {"subclass": Renamed(0.5), "other formula": Doubled(0.25), "family": Excess(0.5), "penalty": TorchBall()}
 
 
 def problem():
@@ -192,8 +192,8 @@ def test_the_methods_with_the_checks_cannot_be_overridden():
 
 
 def test_the_domain_is_checked_of_a_family_of_ones_own():
-    with pytest.raises(px.Error, match="Root: lam=-1"):
-        Root(-1)
+    with pytest.raises(px.Error, match="Excess: lam=-1"):
+        Excess(-1)
     with pytest.raises(px.Error, match="Renamed: lam=-1"):
         Renamed(-1)
 
@@ -201,13 +201,13 @@ def test_the_domain_is_checked_of_a_family_of_ones_own():
 def test_gradients_of_a_family_of_ones_own():
     lam = torch.tensor([0.5, 0.0, 0.25], dtype=torch.float64, requires_grad=True)
     u = torch.tensor([[3.0, -2.5, 1.1]], dtype=torch.float64, requires_grad=True)
-    Root(lam).prox(u, 2.0).sum().backward()
+    Excess(lam).prox(u, 2.0).sum().backward()
     assert u.grad.tolist() == [[1, 1, 0]]
     assert lam.grad.tolist() == [-2, 2, 0]
-    pt.assert_same(Root(0.5).prox(u.detach()), torch.tensor(Root(0.5).prox(u.detach().numpy())))
+    pt.assert_same(Excess(0.5).prox(u.detach()), torch.tensor(Excess(0.5).prox(u.detach().numpy())))
 
 
 def test_an_sae_that_is_saved_with_it_says_when_loaded_how_to_go_on(tmp_path):
-    px.SAE(8, 16, Root(0.5)).save(tmp_path / "sae")
-    with pytest.raises(px.Error, match="Root"):
+    px.SAE(8, 16, Excess(0.5)).save(tmp_path / "sae")
+    with pytest.raises(px.Error, match="Excess"):
         px.load(tmp_path / "sae")

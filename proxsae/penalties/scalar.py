@@ -1,8 +1,8 @@
 """One source for every scalar formula: NumPy and torch evaluate it on floats, the machine proofs on all reals.
 
 A separable family writes its value and its prox once, for one entry, in terms of + - * / and comparisons and of the
-few operations below.  `FloatArithmetic` carries them out in NumPy, `proxsae.pytorch.prox.TorchArithmetic` in torch, and
-`proxsae.statements.proofs` on symbols, so that what is proved is what runs, but for rounding.
+few operations below.  `FloatArithmetic` carries them out in NumPy, `proxsae.pytorch.arithmetic` in torch, and
+`proxsae.statements.proofs.arithmetic` on symbols, so that what is proved is what runs, but for rounding.
 """
 
 from __future__ import annotations

@@ -11,12 +11,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from proxsae.conventions import Error, check_floats, check_step
 from proxsae.penalties import L0, L1, BatchKSparse, GroupL2, KSparse, Penalty, Separable, SortedL1
+from proxsae.pytorch.arithmetic import TorchArithmetic, sqrt
 from proxsae.pytorch.topk import top_k
 
 
@@ -131,59 +131,6 @@ def _formula(R: Penalty, what: str) -> Callable[..., Tensor]:
     raise AssertionError(what)  # Penalty itself has a `_slope`, and the other two are abstract there
 
 
-class TorchArithmetic:
-    """The operations of a scalar formula on tensors, with gradients: `FloatArithmetic` in torch, bit for bit.
-
-    Numbers are 0-d float64 tensors here: torch takes a number over a tensor as a product with the reciprocal, rounded
-    twice, where a tensor over a tensor is one division.
-    """
-
-    where = staticmethod(torch.where)
-    abs = staticmethod(torch.abs)
-
-    def __init__(self, like: Tensor) -> None:
-        self.dtype, self.device = like.dtype, like.device
-
-    def number(self, a: Any) -> Tensor:
-        """A number, array or tensor in float64 on the device."""
-        return (a if isinstance(a, Tensor) else torch.tensor(a, dtype=torch.float64)).to(self.device, torch.float64)
-
-    def rounded(self, t: Tensor) -> Tensor:
-        """A threshold, rounded once to the dtype of u."""
-        return t.to(self.dtype)
-
-    @staticmethod
-    def sqrt(a: Tensor) -> Tensor:
-        """The square root, correctly rounded as NumPy's is, with derivative 0 at 0."""
-        return _sqrt(a)
-
-
-@torch.library.custom_op("proxsae::sqrt", mutates_args=())
-def _sqrt(a: Tensor) -> Tensor:
-    """The square root, correctly rounded.  On CPUs torch's may be off by one unit in the last place, which moves ties.
-
-    NumPy's is IEEE 754's, and so is CUDA's.  An operator of its own, since torch.compile would read np.sqrt as torch's.
-    """
-    return torch.as_tensor(np.sqrt(a.detach().numpy())) if a.device.type == "cpu" else a.sqrt()
-
-
-@_sqrt.register_fake
-def _(a: Tensor) -> Tensor:
-    return torch.empty_like(a)
-
-
-def _keep_root(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(output)
-
-
-def _sqrt_backward(ctx: Any, grad: Tensor) -> Tensor:
-    (root,) = ctx.saved_tensors
-    return torch.where(root > 0, grad / (2 * torch.where(root > 0, root, 1)), 0)  # 0 at 0, and not infinity
-
-
-_sqrt.register_autograd(_sqrt_backward, setup_context=_keep_root)
-
-
 def _entrywise_prox(R: Separable, u: Tensor, mu: float | Tensor) -> Tensor:
     o = TorchArithmetic(u)
     return R.entry_prox(o, u, o.number(mu), *map(o.number, R.parameters()))
@@ -204,7 +151,7 @@ def _prox_l1(R: L1, u: Tensor, mu: float | Tensor) -> Tensor:
 
 
 def _prox_l0(R: L0, u: Tensor, mu: float | Tensor) -> Tensor:
-    return hard_threshold(u, _sqrt(2.0 * (mu * _lam(R, u))).to(u.dtype), R.bandwidth)
+    return hard_threshold(u, sqrt(2.0 * (mu * _lam(R, u))).to(u.dtype), R.bandwidth)
 
 
 def _prox_ksparse(R: KSparse, u: Tensor, mu: float | Tensor) -> Tensor:
@@ -235,7 +182,7 @@ def group_norms(groups: Tensor) -> Tensor:
     total = torch.zeros_like(largest)
     for part in groups.unbind(dim=-1):  # one backward for all, where an index each would be quadratic
         total = total + (part / unit).square()
-    return _sqrt(total) * unit
+    return sqrt(total) * unit
 
 
 def _prox_sorted(R: SortedL1, u: Tensor, mu: float | Tensor) -> Tensor:

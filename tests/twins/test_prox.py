@@ -1,5 +1,7 @@
 """NumPy and torch agree bit for bit, also where Hypothesis looks, and top_k obeys its tie rule at any size."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,20 @@ def test_torch_is_numpy_bit_for_bit(problem):
 def test_torch_is_numpy_on_the_asked_device(name, device):
     for backend in pt.torch_backends(device):
         pt.check_backend(pt.OPERATORS[name], backend, n=50)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    "name", [name for name, R in pt.OPERATORS.items() if not isinstance(R, (px.GroupL2, px.SortedL1))]
+)
+def test_tensors_of_lam_and_of_steps_give_the_same_bits(name, dtype, device):
+    R = pt.OPERATORS[name]
+    twin = R if not hasattr(R, "lam") else replace(R, lam=torch.tensor(R.lam, dtype=torch.float64, device=device))
+    for u in pt.lattice.rows(R, 0.7, dtype, 40, 0, specials=True):
+        rows, steps = torch.tensor(u, device=device), np.linspace(0.1, 6, len(u))
+        for one in (0.7, steps) if R.rowwise else (0.7,):
+            many = torch.tensor(one, dtype=torch.float64, device=device)
+            pt.assert_same(twin.prox(rows, many), torch.tensor(R.prox(u, one), device=device))
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 10, 10**6])

@@ -1,0 +1,59 @@
+"""The operations of a scalar formula on tensors: with them torch runs the formulas of `penalties/`, with gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op("proxsae::sqrt", mutates_args=())
+def sqrt(a: Tensor) -> Tensor:
+    """The square root, correctly rounded; its derivative at 0 is 0, and not infinity.
+
+    On CPUs torch's own may be off by one unit in the last place, which moves ties; NumPy's is IEEE 754's, and so is
+    CUDA's.  It is an operator of its own because torch.compile would read np.sqrt as torch's.
+    """
+    return torch.as_tensor(np.sqrt(a.detach().numpy())) if a.device.type == "cpu" else a.sqrt()
+
+
+@sqrt.register_fake
+def _(a: Tensor) -> Tensor:
+    return torch.empty_like(a)
+
+
+def _keep_root(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(output)
+
+
+def _backward(ctx: Any, grad: Tensor) -> Tensor:
+    (root,) = ctx.saved_tensors
+    return torch.where(root > 0, grad / (2 * torch.where(root > 0, root, 1)), 0)
+
+
+sqrt.register_autograd(_backward, setup_context=_keep_root)
+
+
+class TorchArithmetic:
+    """`FloatArithmetic` on tensors, bit for bit; thresholds are rounded once to the dtype of u.
+
+    Numbers are 0-d float64 tensors: torch takes a number over a tensor as a product with the reciprocal, rounded twice,
+    but a tensor over a tensor as one division.
+    """
+
+    where = staticmethod(torch.where)
+    abs = staticmethod(torch.abs)
+    sqrt = staticmethod(sqrt)
+
+    def __init__(self, like: Tensor) -> None:
+        self.dtype, self.device = like.dtype, like.device
+
+    def number(self, a: Any) -> Tensor:
+        """A number, array or tensor in float64 on the device."""
+        return (a if isinstance(a, Tensor) else torch.tensor(a, dtype=torch.float64)).to(self.device, torch.float64)
+
+    def rounded(self, t: Tensor) -> Tensor:
+        """A threshold, rounded once to the dtype of u."""
+        return t.to(self.dtype)
