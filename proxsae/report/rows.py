@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]  # one measurement; flat, and of what JSON knows: text, numbers, None
 
 
 def cell(value: Any, digits: int = 4) -> str:
