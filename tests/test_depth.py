@@ -133,10 +133,14 @@ def test_the_same_command_goes_on_and_ends_in_the_same_report(place, capsys, mon
     assert depth() == 130
     last = capsys.readouterr().err.splitlines()[-1]
     assert (
-        last == "proxsae: interrupted; out keeps the 2 tasks of 8 that ended, and the same command goes on from there"
+        last
+        == "proxsae: interrupted; out keeps the 2 of 8 tasks that ended and a report of them: run the same command to "
+        "resume"
     )
-    assert not (place / "out" / "report.html").exists()
+    assert {row["seed"] for row in table(place, "rows.csv")} == {"0"}
+    assert "</html>" in (place / "out" / "report.html").read_text()
     assert depth() == 0
+    assert "resuming: 2 of 8 tasks are done" in capsys.readouterr().err
     assert len(calls) == 3 + 6
     whole, parts = (table(place, "rows.csv", name) for name in ("whole", "out"))
     for one, other in zip(whole, parts, strict=True):
@@ -144,7 +148,7 @@ def test_the_same_command_goes_on_and_ends_in_the_same_report(place, capsys, mon
             assert value == other[key] or "seconds" in key, key
     assert depth() == 0  # nothing is left to do
     assert len(calls) == 9
-    assert "0 tasks are left" in capsys.readouterr().err
+    assert "resuming: 8 of 8 tasks are done" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("few")
@@ -237,17 +241,27 @@ def test_a_disk_that_fills_loses_no_work_and_leaves_no_half_report(place, capsys
     assert last().startswith("proxsae: cannot write out")
     assert [f.name for f in (place / "out").iterdir() if f.is_file()] == [FILE]
     assert depth() == 0
-    assert "0 tasks are left" in capsys.readouterr().err
+    assert "resuming: 8 of 8 tasks are done" in capsys.readouterr().err
 
 
-def test_too_little_time_is_said_before_anything_is_done(place, capsys):
-    before = contents(place)
-    assert run("depth", "--data", "rows.npy", "--d-sae", "16", "--k", "4", "--budget", "1e-7") == 2
-    assert capsys.readouterr().err.startswith("proxsae: --budget 1e-07 is less than the ")
-    assert contents(place) == before
+@pytest.mark.usefixtures("few")
+def test_a_small_budget_gets_the_smallest_study(place, capsys):
+    small = ["--data", "rows.npy", "--d-sae", "16", "--k", "4", "--out", "out"]
+    assert run("depth", *small, "--budget", "1e-7") == 0
+    printed, told = capsys.readouterr()
+    assert "1 seed, 10 training steps, 12 rows, 2 tasks: about " in told
+    assert "one seed: numbers, no verdicts" in told
+    assert "for 3 seeds of 100 training steps; doing 1 seed, 10 training steps instead. For the whole study: " in told
+    assert "left out, to fit into 1e-07 min: apart, stability, signs, recovery, bounds, training with 4" in told
+    assert {row["part"] for row in table(place, "rows.csv")} == {"depth"}
+    last = printed.splitlines()[-1]
+    assert last.startswith(
+        "For the whole study, about 20 min: proxsae depth --data rows.npy --k 4 --d-sae 16 --budget 20 --out out-whole"
+    )
+    assert last.endswith("Your own SAE: proxsae depth --sae my-sae --data my.npy --out my-sae-study")
 
 
-@pytest.mark.parametrize("option", ["--data", "--out"])
+@pytest.mark.parametrize("option", ["--data", "--out", "--sae"])
 def test_an_empty_path_is_refused(option, place, capsys):
     assert main(["depth", option, ""]) == 2
     assert capsys.readouterr().err == f"proxsae: {option} is empty, but must be a path\n"

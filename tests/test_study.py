@@ -206,20 +206,21 @@ def test_a_larger_budget_buys_more(priced, tmp_path):
     assert twice.seeds * twice.train_steps < plans[2].seeds * plans[2].train_steps
 
 
-def test_what_is_given_stays_and_what_does_not_fit_is_said(priced, tmp_path):
+def test_what_is_given_stays_and_nothing_is_too_small(priced, tmp_path):
     made = setting(tmp_path)
     assert study.plan(made, ("depth",), 10 / 60, 7, None) == study.Plan(7, 100, 100, pytest.approx(7.0))
     assert study.plan(made, ("depth",), 10 / 60, None, 40) == study.Plan(10, 40, 100, 4.0)
     assert study.plan(made, ("depth",), 1e-9, 3, 7) == study.Plan(3, 7, 100, pytest.approx(0.21))
-    with pytest.raises(px.Error, match=r"--budget 0.005 is less than the 0.0139 minutes that 3 seeds of 25 training"):
-        study.plan(made, ("depth",), 0.005, None, None)
+    least = study.plan(made, ("depth",), 1e-9, None, None)
+    assert least == study.Plan(*study.LADDER[0][:2], 100, pytest.approx(0.1))
+    assert not study.fits(least, 1e-9)
 
 
-def test_without_a_budget_the_least_is_done_however_long_it_takes(priced, tmp_path, monkeypatch):
+def test_without_a_budget_a_first_answer_is_planned(priced, tmp_path, monkeypatch):
     made = setting(tmp_path)
     assert study.plan(made, ("depth",), None, None, None) == study.plan(made, ("depth",), study.BUDGET, None, None)
     monkeypatch.setattr(study, "BUDGET", 0.001)
-    assert study.plan(made, ("depth",), None, None, None) == study.Plan(3, 25, 100, pytest.approx(0.75))
+    assert study.plan(made, ("depth",), None, None, None) == study.Plan(1, 10, 100, pytest.approx(0.1))
 
 
 def test_parts_bring_what_they_need():

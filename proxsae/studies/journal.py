@@ -24,6 +24,7 @@ class Journal:
     def __init__(self, folder: Path, study: dict[str, Any]) -> None:
         """Begin a journal, or go on with that of the same `study`; `Error` for another, and for a foreign file."""
         self.path, self.done, self.seconds = folder / FILE, dict[str, list[Row]](), 0.0
+        self.fresh: dict[str, float] = {}  # seconds of the tasks that ended since
         study = json.loads(json.dumps(study))
         there = planned(folder)
         if not there:
@@ -45,7 +46,7 @@ class Journal:
     def add(self, task: str, rows: list[Row], seconds: float) -> None:
         """Note that a task has ended, and how long it took.  Raises `Error` where the disk refuses."""
         self._append({"task": task, "seconds": seconds, "rows": rows})
-        self.done[task] = rows
+        self.done[task], self.fresh[task] = rows, seconds
         self.seconds += seconds
 
     def _append(self, entry: dict[str, Any]) -> None:

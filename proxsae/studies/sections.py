@@ -14,6 +14,7 @@ from proxsae.studies.parts.signs import section as signs
 from proxsae.studies.task import Row
 from proxsae.studies.words import GLOSSARY
 
+TITLE = "What more encoder steps change"
 PARTS: dict[str, Callable[[list[Row]], Section]] = {
     "depth": depth.section,
     "apart": apart.section,
@@ -24,7 +25,9 @@ PARTS: dict[str, Callable[[list[Row]], Section]] = {
 }
 
 
-def sections(rows: Sequence[Row], command: str) -> list[Section]:
+def sections(
+    rows: Sequence[Row], command: str, packaged: bool = True, done: tuple[int, int] | None = None
+) -> list[Section]:
     """One for each part that has rows; before them the claims that they test, and what words mean.
 
     `command` is what repeats the study.

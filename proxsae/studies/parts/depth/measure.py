@@ -8,7 +8,7 @@ anew for every number of steps so that all codes have k non-zeros a row.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -55,8 +55,15 @@ def training_rule(R: Penalty) -> StepRule:
 
 
 def rules(R: Penalty) -> dict[str, StepRule]:
-    """The rules that are measured: refit for k-sparse codes only, since a least-squares fit of others is dense."""
-    return {name: rule for name, rule in RULES.items() if name != "refit" or isinstance(R, KSparse)}
+    """The rules that are measured: exact where R is affine, refit for k-sparse codes only (that of others is dense)."""
+    fits = {"lipschitz": True, "exact": R.affine, "refit": isinstance(R, KSparse)}
+    return {name: rule for name, rule in RULES.items() if fits[name]}
+
+
+def kind_of(R: Penalty) -> str:
+    """The name of the SAE with that penalty, where it is one of the six, and else that of its class."""
+    six = penalties(1, 1.0).items()
+    return next((name for name, one in six if (type(one), one.nonneg) == (type(R), R.nonneg)), type(R).__name__)
 
 
 def name_of(penalty: str, train_depth: int, seed: int) -> str:
@@ -94,15 +101,21 @@ def _train_and_measure(setting: Setting, penalty: str, depth: int, seed: int) ->
     trained = time.perf_counter() - began
     setting.keep(sae, name_of(penalty, depth, seed))
     same = {"part": "depth", "penalty": penalty, "train_depth": depth, "seed": seed, "train_seconds": trained}
-    return [same | row for name, rule in rules(R).items() for row in _unroll(sae, name, rule, setting)]
+    return [same | row for row in errors(sae, setting.test, setting.k, STEPS)]
+
+
+def errors(sae: SAE, x: Tensor, k: float, steps: Sequence[int]) -> Iterator[Row]:
+    """Measurements of one SAE on rows x (n, d_in), for every rule and number of steps, at k non-zeros a row."""
+    for name, rule in rules(sae.penalty).items():
+        yield from _unroll(sae, name, rule, x, k, steps)
 
 
 @torch.no_grad()
-def _unroll(sae: SAE, name: str, rule: StepRule, setting: Setting) -> Iterator[Row]:
+def _unroll(sae: SAE, name: str, rule: StepRule, x: Tensor, k: float, wanted: Sequence[int]) -> Iterator[Row]:
     """Measurements of one SAE under one rule, for every number of steps, each at its own lam."""
-    x, before, factor = setting.test, None, 1.0
-    for steps in STEPS:
-        deep, factor = matched(sae.unrolled(steps, rule), sample(setting.test), setting.k, factor)
+    before, factor = None, 1.0
+    for steps in wanted:
+        deep, factor = matched(sae.unrolled(steps, rule), sample(x), k, factor)
         started = time.perf_counter()
         for point in deep.walk(x):  # noqa: B007  (only the last is kept in memory)
             pass

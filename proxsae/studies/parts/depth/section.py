@@ -67,6 +67,12 @@ def findings(rows: Sequence[Row]) -> list[str]:
     return told
 
 
+@house()
+def curve(rows: Sequence[Row]) -> Figure:
+    """Draw the error against the number of exact steps at inference."""
+    return _picture("depth-steps", pick(rows, rule="exact"), "train_depth", "steps", "").figure
+
+
 def _change(rows: Sequence[Row], penalty: str, depth: int, rule: str, last: int) -> Interval:
     which = {"penalty": penalty, "train_depth": depth, "rule": rule}
     return ratio_over_seeds(by_seed(rows, "nmse", steps=last, **which), by_seed(rows, "nmse", steps=1, **which))
