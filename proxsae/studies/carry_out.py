@@ -88,7 +88,7 @@ class _Run:
         self.made, self.about = made, about
         self.study = Study([], about, (0, len(tasks)))
         self.spent = 0.0  # seconds of the tasks that ended, as estimated
-        self.error = ""  # of the last SAE that was measured
+        self.error = ""  # of the SAE that was measured last, as text
         self.written, self.took = -float("inf"), 0.0  # when the report was last written, and how long that took
 
     def carry_out(self, lines: Sequence[str], out: Path | None) -> None:
@@ -101,7 +101,8 @@ class _Run:
         self.progress.done(0.0, self.made.seconds)
 
         def begun(task: Task, number: int) -> None:
-            self.progress.doing(f"{number} of {len(self.tasks)}: {task.name}{self.error}", task.seconds)
+            last = self.error if self.progress.bar else ""  # where lines are printed, that of the last task has it
+            self.progress.doing(f"{number} of {len(self.tasks)}: {task.name}{last}", task.seconds)
 
         def ended(task: Task) -> None:
             self.spent += task.seconds

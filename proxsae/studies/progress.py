@@ -9,8 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 BEAT = 1.0  # seconds between two looks at the clock
-PATIENCE = 3.0  # seconds after which the first sign of life is printed
-SILENCE = 15.0  # seconds after which the next one is
+PATIENCE = 5.0  # seconds after which a sign of life is printed: then after twice, four times ... as many
 
 
 class Progress:
@@ -22,7 +21,7 @@ class Progress:
     def __init__(self, shown: bool = True) -> None:
         self.shown, self.started = shown, time.perf_counter()
         self._lock, self._ended = threading.Lock(), threading.Event()
-        self._what, self._since, self._estimate, self._last = "", self.started, 0.0, self.started
+        self._what, self._since, self._estimate, self._next = "", self.started, 0.0, PATIENCE
         self._bar: Any = None
         self._before = 0.0  # seconds of work that have ended, as estimated
 
@@ -48,8 +47,7 @@ class Progress:
     def doing(self, what: str, seconds: float = 0.0) -> None:
         """Note what is done from now on, and an estimate of its seconds."""
         with self._lock:
-            self._what, self._since, self._estimate = what, time.perf_counter(), seconds
-            self._last = self._since - SILENCE + PATIENCE
+            self._what, self._since, self._estimate, self._next = what, time.perf_counter(), seconds, PATIENCE
         self._show()
 
     def done(self, seconds: float, total: float) -> None:
@@ -80,15 +78,15 @@ class Progress:
             self._bar.write(text, file=sys.stderr)
         else:
             print(text, file=sys.stderr, flush=True)
-        self._last = time.perf_counter()
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT):
             self._show()
             with self._lock:
-                now = time.perf_counter()
-                if self._what and self._bar is None and now - self._last >= SILENCE:
-                    self._say(f"{self._what}: {now - self._since:.0f} s")
+                elapsed = time.perf_counter() - self._since
+                if self._what and self._bar is None and elapsed >= self._next:
+                    self._say(f"{self._what}: {elapsed:.0f} s so far")
+                    self._next *= 2
 
     def _show(self) -> None:
         with self._lock:

@@ -46,6 +46,7 @@ WHOLE = (3, 150)  # of a study with all parts, in 20 minutes on two idle cores
 BUDGET = 2.5  # minutes by default: a first answer
 HEADROOM = 0.9  # share of the budget that is planned: the rest is for the report and for errors of the estimate
 TRIALS, TRIAL = 5, 8  # how often training steps are timed, and how many at once
+TIMING = 3.0  # seconds after which no further trial begins
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ def seconds_a_step(x: Tensor, d_sae: int, k: int) -> float:
     """Time a training step of a one-step AbsTopK SAE on this machine: the least of some trials, in seconds."""
     torch.manual_seed(0)
     sae = SAE(x.shape[1], d_sae, KSparse(k)).to(x.device)
-    times = []
-    for _ in range(TRIALS):
+    times: list[float] = []
+    while len(times) < TRIALS and TRIAL * sum(times) < TIMING:
         started = time.perf_counter()
         train(sae, x, TRIAL, depth.BATCH, depth.LR, progress=False)
         times.append((time.perf_counter() - started) / TRIAL)
