@@ -1,8 +1,8 @@
-"""Training depth x inference depth x step rule x penalty x seed: what more encoder steps change, at equal density.
+"""Depth: the error of SAEs at equal density, by training depth, inference depth, step rule, penalty and seed.
 
 Six SAEs are trained, with one encoder step and with more.  Then nothing is retrained: the rows of one SAE and rule
-differ only in the number of encoder steps (`SAE.unrolled`), and, where the penalty has a lam, in that lam, which is set
-anew for every number of steps so that all codes have k non-zeros a row.
+differ only in the number of encoder steps (`SAE.unrolled`) and, where the penalty has a lam, in that lam.  It is set
+anew for every number of steps, so that all codes have k non-zeros a row.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STEPS = (1, 2, 4, 8, 16)
 LR = 3e-3  # higher than the default of `train`, since runs are short
 BATCH = 256
 RULES: dict[str, StepRule] = {"lipschitz": Lipschitz(), "exact": ExactStep(), "refit": Refit()}
-# Of a training step, of each further encoder step in it, and of measuring, over a one-step k-sparse training step.
+# Time of a training step, of each further encoder step in it, and of measuring, in one-step k-sparse training steps.
 TRAINING = {"relu": 1.1, "soft": 1.1, "jumprelu": 1.2, "jumprelu2": 1.2, "topk": 1.0, "abstopk": 1.0}
 FURTHER = {"relu": 0.8, "soft": 0.8, "jumprelu": 1.2, "jumprelu2": 1.0, "topk": 1.3, "abstopk": 1.1}
 MEASURING = {"relu": 280, "soft": 280, "jumprelu": 260, "jumprelu2": 260, "topk": 370, "abstopk": 370}
@@ -50,7 +50,7 @@ def published(d_in: int, d_sae: int, k: int, scale: float) -> dict[str, Callable
 
 
 def training_rule(R: Penalty) -> StepRule:
-    """The rule of the steps in training: exact for k-sparse codes, whose supports 1/L leaves alone, and 1/L else."""
+    """The step rule in training: exact for k-sparse codes, whose supports steps of 1/L seldom change, else 1/L."""
     return ExactStep() if isinstance(R, KSparse) else Lipschitz()
 
 
@@ -67,7 +67,7 @@ def kind_of(R: Penalty) -> str:
 
 
 def name_of(penalty: str, train_depth: int, seed: int) -> str:
-    """The name under which an SAE of this part is kept."""
+    """The name under which an SAE of this part is saved."""
     return f"{penalty}-train{train_depth}-seed{seed}"
 
 
@@ -77,7 +77,7 @@ def spread(x: Tensor) -> float:
 
 
 def tasks(setting: Setting) -> list[Task]:
-    """One task for every SAE: train, keep, measure on the held-out rows.  Seeds come last, so that none is favoured."""
+    """One task for every SAE: train, save, measure on the held-out rows.  All SAEs of one seed come before the next seed."""
     made = []
     for seed in setting.seeds:
         for penalty in TRAINING:
