@@ -14,6 +14,7 @@ from proxsae import data, metrics
 from proxsae.conventions import Error, check_count
 from proxsae.penalties import BatchKSparse, KSparse
 from proxsae.sae import SAE
+from proxsae.studies import words
 from proxsae.studies.carry_out import carry_out, check_folder
 from proxsae.studies.density import sample
 from proxsae.studies.machine import about_machine
@@ -103,7 +104,7 @@ def of_one(sae: SAE, rows: Any, steps: Sequence[int], out: Path | None, progress
     same = {"part": "depth", "penalty": measure.kind_of(R), "train_depth": sae.steps, "seed": 0}
     found = [same | row for row in measure.errors(sae, x, k, wanted)]
     about = {
-        "SAE": f"{R!r}, {sae.steps} encoder steps, d_in={sae.d_in}, d_sae={sae.d_sae}",
+        "SAE": f"{R!r}, encoder of {words.steps(sae.steps)}, d_in={sae.d_in}, d_sae={sae.d_sae}",
         "data": name,
         "rows": f"{len(x)} of {len(opened)}",
         "l0": f"{k:.4g}",

@@ -77,7 +77,7 @@ def spread(x: Tensor) -> float:
 
 
 def tasks(setting: Setting) -> list[Task]:
-    """One task for every SAE: train, save, measure on the held-out rows.  All SAEs of one seed come before the next seed."""
+    """One task for every SAE: train, save, measure on the held-out rows.  All SAEs of a seed come before the next."""
     made = []
     for seed in setting.seeds:
         for penalty in TRAINING:
