@@ -302,6 +302,7 @@ def test_a_small_budget_gets_the_smallest_study(place, capsys):
     printed, told = capsys.readouterr()
     assert "1 seed, 10 training steps, 12 rows, 2 tasks: about " in told
     assert "one seed: numbers, no verdicts" in told
+    assert "There is no smaller study: this one takes longer than 1e-07 min" in told
     assert "for 3 seeds of 100 training steps; doing 1 seed, 10 training steps instead. For the whole study: " in told
     assert "left out, to fit into 1e-07 min: apart, stability, signs, recovery, bounds, training with 4" in told
     assert {row["part"] for row in table(place, "rows.csv")} == {"depth"}

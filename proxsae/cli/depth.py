@@ -91,7 +91,8 @@ def _depth(arguments: argparse.Namespace) -> int:
                 arguments.seeds, arguments.seed, device,
             )  # fmt: skip
             found = carry_out(request, out, progress, written)
-    for section in found.sections():
+    # The report begins with the answer, a terminal ends with it.
+    for section in reversed([section for section in found.sections() if section.anchor != "words"]):
         print(f"{section.title}\n")
         print(*(paragraph("  ", finding) for finding in section.findings), sep="\n", end="\n\n")
     print(f"written to {out}: report.html, summary.md, rows.csv, rows.json, figures, tables ({progress.seconds:.0f} s)")

@@ -121,7 +121,6 @@ class _Run:
             study.run(self.tasks, self.journal, begun, ended)
         except (Error, KeyboardInterrupt) as stop:
             raise type(stop)(self._left(stop, out)) from None
-        self.progress.doing("writing the report")
         if out is None:
             self.collect()
         else:
@@ -138,6 +137,7 @@ class _Run:
     def write(self, out: Path) -> None:
         """Write the report of the tasks that ended."""
         started = time.perf_counter()
+        self.progress.doing("writing the report")
         self.collect()
         self.study.report(out)
         self.written = time.perf_counter()
@@ -203,7 +203,7 @@ def _said(request: Request, setting: Setting, made: Plan, out: Path | None) -> t
         said = f"This machine needs about {minutes(wanted.seconds)} for {more}; doing {size} instead."
         lines.append(f"{said} For the whole study: {command}")
     if not study.fits(made, request.budget):
-        lines.append("There is no smaller study than this: it takes longer than the budget")
+        lines.append(f"There is no smaller study: this one takes longer than {request.budget or study.BUDGET:g} min")
     left = [] if request.parts else [name for name in study.ANSWERS if name not in made.parts]
     if not request.train_depths and made.train_depths != study.DEPTHS:
         left.append(f"training with {study.DEPTHS[-1]} encoder steps")

@@ -58,7 +58,7 @@ class Progress:
                 with suppress(ImportError):
                     from tqdm import tqdm
 
-                    form = "{percentage:3.0f} % |{bar}| {elapsed}, {desc}"
+                    form = "{percentage:3.0f} % |{bar:20}| {elapsed}, {desc}"
                     self._bar = tqdm(total=round(total, 1), leave=False, bar_format=form)
         self._show()
 

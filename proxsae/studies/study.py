@@ -76,6 +76,7 @@ def seconds_a_step(x: Tensor, d_sae: int, k: int) -> float:
     """Time a training step of a one-step AbsTopK SAE on this machine: the least of some trials, in seconds."""
     torch.manual_seed(0)
     sae = SAE(x.shape[1], d_sae, KSparse(k)).to(x.device)
+    train(sae, x, 2, depth.BATCH, depth.LR, progress=False)  # the first steps also pay for memory and threads
     times: list[float] = []
     while len(times) < TRIALS and TRIAL * sum(times) < TIMING:
         started = time.perf_counter()
