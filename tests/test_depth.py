@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from proxsae.cli import main
 from proxsae.studies import study
 from proxsae.studies.journal import FILE
 from proxsae.studies.parts.depth import measure as depth_part
+from proxsae.studies.progress import Progress
 
 ROWS = px.data.planted(n=60, d_in=8, d_sae=16, k=4, noise=0.1).x.astype(np.float32)
 
@@ -135,10 +137,13 @@ def test_the_same_command_goes_on_and_ends_in_the_same_report(place, capsys, mon
     assert depth() == 130
     last = capsys.readouterr().err.splitlines()[-1]
     assert (
-        last == "proxsae: interrupted; out keeps the 2 tasks of 8 that ended, and the same command goes on from there"
+        last
+        == "proxsae: interrupted; out keeps the 2 of 8 tasks that ended and a report of them: run the same command to "
+        "resume"
     )
-    assert not (place / "out" / "report.html").exists()
+    assert {row["seed"] for row in table(place, "rows.csv")} == {"0"}
     assert depth() == 0
+    assert "resuming: 2 of 8 tasks are done" in capsys.readouterr().err
     assert len(calls) == 3 + 6
     whole, parts = (table(place, "rows.csv", name) for name in ("whole", "out"))
     for one, other in zip(whole, parts, strict=True):
@@ -146,7 +151,57 @@ def test_the_same_command_goes_on_and_ends_in_the_same_report(place, capsys, mon
             assert value == other[key] or "seconds" in key, key
     assert depth() == 0  # nothing is left to do
     assert len(calls) == 9
-    assert "0 tasks are left" in capsys.readouterr().err
+    assert "resuming: 8 of 8 tasks are done" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("few")
+def test_the_report_is_there_after_the_first_task_and_grows(place, monkeypatch):
+    monkeypatch.setattr("proxsae.studies.carry_out.SELDOM", 0.0)
+    monkeypatch.setattr("proxsae.studies.carry_out.SHARE", 0.0)
+    train, seen = depth_part.train, []
+
+    def looking(*arguments, **options):
+        there = (place / "out" / "report.html").exists()
+        seen.append({(row["penalty"], row["seed"]) for row in table(place, "rows.csv")} if there else set())
+        return train(*arguments, **options)
+
+    monkeypatch.setattr("proxsae.studies.parts.depth.measure.train", looking)
+    assert depth("--train-depths", "1") == 0
+    assert [len(each) for each in seen] == [0, 1, 2, 3]
+
+
+@pytest.mark.usefixtures("few")
+def test_on_a_terminal_a_bar_says_what_is_done(place, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert depth() == 0
+    told = capsys.readouterr().err
+    assert re.search(r"8 of 8: depth abstopk-train4-seed1, error 0\.\d+ after 1 step, 0\.\d+ after 3", told)
+    assert " % |" in told
+
+
+def test_a_sign_of_life_while_nothing_ends(capsys, monkeypatch):
+    monkeypatch.setattr("proxsae.studies.progress.BEAT", 0.001)
+    monkeypatch.setattr("proxsae.studies.progress.PATIENCE", 0.0)
+    told = ""
+    with Progress() as progress:
+        progress.doing("timing a training step")
+        for _ in range(10_000):
+            told += capsys.readouterr().err
+            if told:
+                break
+            time.sleep(0.001)
+    assert re.fullmatch(r"\[ *\d+\.\d s\] timing a training step: \d+ s so far\n", told)
+
+
+@pytest.mark.usefixtures("few")
+def test_parts_that_were_chosen_are_not_those_that_are_named(place, capsys):
+    small = ["--data", "rows.npy", "--d-sae", "16", "--k", "4", "--out", "out", "--budget", "1e-7"]
+    assert run("depth", *small) == 0
+    for name, value, there in (("--parts", "depth,signs", "['depth']"), ("--train-depths", "1,4", "[1]")):
+        capsys.readouterr()
+        assert run("depth", *small, name, value) == 2
+        assert f"is of another study ({name} is {there}, not [" in capsys.readouterr().err
+    assert run("depth", *small) == 0
 
 
 @pytest.mark.usefixtures("few")
@@ -239,17 +294,28 @@ def test_a_disk_that_fills_loses_no_work_and_leaves_no_half_report(place, capsys
     assert last().startswith("proxsae: cannot write out")
     assert [f.name for f in (place / "out").iterdir() if f.is_file()] == [FILE]
     assert depth() == 0
-    assert "0 tasks are left" in capsys.readouterr().err
+    assert "resuming: 8 of 8 tasks are done" in capsys.readouterr().err
 
 
-def test_too_little_time_is_said_before_anything_is_done(place, capsys):
-    before = contents(place)
-    assert run("depth", "--data", "rows.npy", "--d-sae", "16", "--k", "4", "--budget", "1e-7") == 2
-    assert capsys.readouterr().err.startswith("proxsae: --budget 1e-07 is less than the ")
-    assert contents(place) == before
+@pytest.mark.usefixtures("few")
+def test_a_small_budget_gets_the_smallest_study(place, capsys):
+    small = ["--data", "rows.npy", "--d-sae", "16", "--k", "4", "--out", "out"]
+    assert run("depth", *small, "--budget", "1e-7") == 0
+    printed, told = capsys.readouterr()
+    assert "1 seed, 10 training steps, 12 rows, 2 tasks: about " in told
+    assert "one seed: numbers, no verdicts" in told
+    assert "There is no smaller study: this one takes longer than 1e-07 min" in told
+    assert "for 3 seeds of 100 training steps; doing 1 seed, 10 training steps instead. For the whole study: " in told
+    assert "left out, to fit into 1e-07 min: apart, stability, signs, recovery, bounds, training with 4" in told
+    assert {row["part"] for row in table(place, "rows.csv")} == {"depth"}
+    last = printed.splitlines()[-1]
+    assert last.startswith(
+        "For the whole study, about 20 min: proxsae depth --data rows.npy --k 4 --d-sae 16 --budget 20 --out out-whole"
+    )
+    assert last.endswith("Your own SAE: proxsae depth --sae my-sae --data my.npy --out my-sae-study")
 
 
-@pytest.mark.parametrize("option", ["--data", "--out"])
+@pytest.mark.parametrize("option", ["--data", "--out", "--sae"])
 def test_an_empty_path_is_refused(option, place, capsys):
     assert main(["depth", option, ""]) == 2
     assert capsys.readouterr().err == f"proxsae: {option} is empty, but must be a path\n"
@@ -276,3 +342,109 @@ def test_all_parts_run_on_other_data(place, capsys, monkeypatch):
     assert {row["part"] for row in rows} == set(study.PARTS) - {"recovery"}
     assert all(math.isfinite(float(row["nmse"])) for row in rows if row.get("nmse"))
     assert "Signs" in printed
+
+
+# ---- from Python, and one SAE of the user's --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sae():
+    made = px.SAE(8, 16, px.L0(0.08, nonneg=True, bandwidth=0.2))
+    px.train(made, ROWS, 20, batch_size=16, progress=False)
+    return made
+
+
+def test_the_curve_of_an_sae_from_python(sae, place):
+    found = px.studies.depth(sae, ROWS, steps=(4, 1), progress=False)
+    assert [(row["rule"], row["steps"]) for row in found.rows] == [
+        ("lipschitz", 1), ("lipschitz", 4), ("exact", 1), ("exact", 4)
+    ]  # fmt: skip
+    at_one = px.evaluate(sae, ROWS)
+    for row in found.rows:
+        assert row["l0"] == pytest.approx(at_one["l0"], rel=0.03), "density is matched"
+        if row["steps"] == 1:
+            assert row["lam_factor"] == 1
+            assert row["nmse"] == pytest.approx(at_one["nmse"], rel=1e-6)
+    few, many = (next(row for row in found.rows if row["rule"] == "exact" and row["steps"] == t) for t in (1, 4))
+    assert many["nmse"] < few["nmse"]
+    lines = found.table().splitlines()
+    assert len(lines) == 1 + len(found.rows)
+    assert lines[-1].split()[:5] == ["jumprelu", "1", "exact", "4", f"{many['nmse']:#.3g}"]
+    assert found.plot().axes
+    assert "report.html" in found.report(place / "mine")
+    assert table(place, "rows.csv", "mine")[-1]["nmse"] == str(many["nmse"])
+
+
+@pytest.mark.parametrize("R", [px.KSparse(4), px.L1(0.1), px.MCP(0.1, gamma=3.0), px.BatchKSparse(4)], ids=repr)
+def test_an_sae_of_any_penalty_has_a_curve(R, place):
+    made = px.SAE(8, 16, R)
+    px.train(made, ROWS, 5, batch_size=16, progress=False)
+    found = px.studies.depth(made, "rows.npy", progress=False)
+    rules = {"lipschitz"} | ({"exact"} if R.affine else set()) | ({"refit"} if isinstance(R, px.KSparse) else set())
+    assert {row["rule"] for row in found.rows} == rules
+    assert {row["steps"] for row in found.rows} == set(depth_part.STEPS)
+    for row in found.rows:
+        assert row["l0"] == pytest.approx(found.rows[0]["l0"], rel=0.05), "density is matched"
+
+
+def test_many_rows_are_drawn(sae, monkeypatch):
+    monkeypatch.setattr("proxsae.studies.depth_study.ROWS", 30)
+    found = px.studies.depth(sae, ROWS, steps=(1,), progress=False)
+    assert found.rows[0]["rows"] == 30
+    assert found.about["rows"] == "30 of 60"
+
+
+@pytest.mark.usefixtures("few")
+def test_the_study_from_python_is_that_of_the_command(place, capsys):
+    assert depth("--train-depths", "1") == 0
+    printed = capsys.readouterr().out
+    given = {"d_sae": 16, "k": 4, "seeds": 2, "train_steps": 3, "parts": ("depth",), "train_depths": (1,)}
+    found = px.studies.depth(ROWS, **given, progress=False)
+    assert capsys.readouterr().err == ""
+    for one, other in zip(found.rows, table(place, "rows.csv"), strict=True):
+        assert str(one["nmse"]) == other["nmse"]
+    assert found.done == (4, 4)
+    assert all(sentence in " ".join(printed.split()) for sentence in found.sections()[-1].findings)
+    assert px.studies.depth("rows.npy", **given, out="kept", progress=False).rows[0]["nmse"] == found.rows[0]["nmse"]
+    assert (place / "kept" / "report.html").exists()
+
+
+def test_wrong_calls_from_python(sae, place):
+    for arguments, options, says in (
+        ((ROWS, ROWS), {}, "activations needs an SAE as the first argument, which is ndarray"),
+        ((ROWS,), {"steps": (1, 2)}, "steps needs an SAE as the first argument"),
+        ((sae, ROWS), {"steps": ()}, "steps is empty"),
+        ((sae, ROWS), {"steps": (0,)}, "steps=0"),
+        ((sae, ROWS[:, :7]), {}, "(n, 8)"),
+        ((sae, ROWS * np.nan), {}, "NaN"),
+        ((ROWS,), {"k": 99}, "--k=99 must be between 1 and d_sae=24"),
+        ((ROWS,), {"train_depths": (0,)}, "--train-depths=0"),
+        ((ROWS[:4],), {}, "4 rows"),
+    ):
+        with pytest.raises(px.Error) as caught:
+            px.studies.depth(*arguments, **options, progress=False)
+        assert says in str(caught.value)
+    alone = px.studies.depth(ROWS, seeds=1, train_steps=2, parts=("signs",), progress=False)
+    with pytest.raises(px.Error, match="no rows of the part depth"):
+        alone.plot()
+    assert contents(place) == ["rows.npy"]
+
+
+def test_the_command_takes_an_sae(sae, place, capsys):
+    sae.save(place / "mine")
+    assert run("depth", "--sae", "mine", "--data", "rows.npy", "--out", "out") == 0
+    printed, _ = capsys.readouterr()
+    assert "Does the error fall?" in printed
+    rows = table(place, "rows.csv")
+    assert {(row["penalty"], row["steps"]) for row in rows} == {("jumprelu", str(t)) for t in depth_part.STEPS}
+    assert run("depth", "--sae", "mine", "--data", "rows.npy", "--out", "out", "--seeds", "2") == 2
+    assert capsys.readouterr().err.startswith("proxsae: --seeds cannot go with --sae")
+    assert run("depth", "--sae", "mine", "--out", "other") == 2  # the packaged rows are wider
+    assert "(n, 8)" in capsys.readouterr().err
+    assert not (place / "other").exists()
+
+
+@pytest.mark.usefixtures("few")
+def test_few_latents_get_few_non_zeros(place, capsys):
+    assert run("depth", "--data", "rows.npy", "--train-steps", "2", "--seeds", "1", "--parts", "depth") == 0
+    assert json.loads((place / "proxsae-depth" / "rows.json").read_text())["meta"]["k"] == 6

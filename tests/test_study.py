@@ -206,20 +206,50 @@ def test_a_larger_budget_buys_more(priced, tmp_path):
     assert twice.seeds * twice.train_steps < plans[2].seeds * plans[2].train_steps
 
 
-def test_what_is_given_stays_and_what_does_not_fit_is_said(priced, tmp_path):
+def test_what_is_given_stays_and_nothing_is_too_small(priced, tmp_path):
     made = setting(tmp_path)
     assert study.plan(made, ("depth",), 10 / 60, 7, None) == study.Plan(7, 100, 100, pytest.approx(7.0))
     assert study.plan(made, ("depth",), 10 / 60, None, 40) == study.Plan(10, 40, 100, 4.0)
     assert study.plan(made, ("depth",), 1e-9, 3, 7) == study.Plan(3, 7, 100, pytest.approx(0.21))
-    with pytest.raises(px.Error, match=r"--budget 0.005 is less than the 0.0139 minutes that 3 seeds of 25 training"):
-        study.plan(made, ("depth",), 0.005, None, None)
+    least = study.plan(made, ("depth",), 1e-9, None, None)
+    assert least == study.Plan(*study.LADDER[0][:2], 100, pytest.approx(0.1))
+    assert not study.fits(least, 1e-9)
 
 
-def test_without_a_budget_the_least_is_done_however_long_it_takes(priced, tmp_path, monkeypatch):
+def test_without_a_budget_a_first_answer_is_planned(priced, tmp_path, monkeypatch):
     made = setting(tmp_path)
     assert study.plan(made, ("depth",), None, None, None) == study.plan(made, ("depth",), study.BUDGET, None, None)
     monkeypatch.setattr(study, "BUDGET", 0.001)
-    assert study.plan(made, ("depth",), None, None, None) == study.Plan(3, 25, 100, pytest.approx(0.75))
+    assert study.plan(made, ("depth",), None, None, None) == study.Plan(1, 10, 100, pytest.approx(0.1))
+
+
+def test_a_smaller_budget_leaves_out_what_answers_least_first(tmp_path, monkeypatch):
+    def tasks(setting):
+        return [Task("a", 0.01 * len(setting.seeds) * setting.train_steps * len(setting.train_depths), list)]
+
+    monkeypatch.setattr(study, "PARTS", dict.fromkeys(study.PARTS, tasks))
+    made = setting(tmp_path)  # one part with one depth in training takes 3 s for 3 seeds of 100 steps
+
+    def chosen(seconds, parts=(), depths=(), seeds=None, train_steps=None):
+        return study.choose(made, parts, depths, seconds / 60 / study.HEADROOM, seeds, train_steps)
+
+    whole = chosen(36.1)
+    assert (set(whole.parts), whole.train_depths, whole.seeds, whole.train_steps) == (set(study.PARTS), (1, 4), 3, 100)
+    names = tuple(study.PARTS)
+    for seconds, left in ((30, {"bounds"}), (24, {"bounds", "recovery"}), (12, set(names) - {"depth", "apart"})):
+        fewer = chosen(seconds + 0.1)
+        assert set(names) - set(fewer.parts) == left
+        assert (fewer.train_depths, fewer.seeds, fewer.train_steps) == ((1, 4), 3, 100)
+    assert (chosen(6.1).parts, chosen(6.1).train_depths) == (("depth", "apart"), (1,))
+    assert chosen(3.1).parts == ("depth",)
+    for seconds, size in ((2.5, (3, 75)), (0.5, (1, 50)), (1e-9, (1, 10))):
+        least = chosen(seconds)
+        assert (least.parts, least.train_depths, least.seeds, least.train_steps) == (("depth",), (1,), *size)
+    assert chosen(1e-9, parts=("signs",)).parts == ("signs",)
+    assert chosen(1e-9, depths=(2, 8)).train_depths == (2, 8)
+    assert chosen(1e-9, seeds=2, train_steps=7) == study.Plan(2, 7, 100, pytest.approx(1.68), names, (1, 4))
+    assert chosen(1e-9, seeds=2).seeds == 2
+    assert chosen(1e-9, train_steps=7).train_steps == 7
 
 
 def test_parts_bring_what_they_need():

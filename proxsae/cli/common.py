@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import re
 import sys
 import textwrap
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from proxsae.conventions import Error, did_you_mean
+from proxsae.studies.machine import machine as machine
+from proxsae.studies.machine import versions as versions
 
 
 class Parser(argparse.ArgumentParser):
@@ -98,25 +99,6 @@ def device_named(name: str) -> str:
         msg = f"--device {name} is not there: {str(problem).splitlines()[0]}"
         raise Error(msg) from None
     return name
-
-
-def machine() -> str:
-    """The processor and how many cores it has."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def versions() -> str:
-    """The versions of proxsae, torch and Python."""
-    import torch
-
-    from proxsae import __version__
-
-    return f"proxsae {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def paragraph(name: str, text: str) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]  # one measurement; flat, and of what JSON knows: text, numbers, None
 
 
 def cell(value: Any, digits: int = 4) -> str:

@@ -1,4 +1,4 @@
-"""What a study has done so far, on disk: a line for each task that ended, so that a study can be interrupted."""
+"""The journal of a study: one line of JSON for each task that ended, so that an interrupted study resumes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from proxsae.disk import append_line
 from proxsae.studies.task import Row
 
 FILE = "study.jsonl"
-TORN = b'{"study": '  # how a first line begins, of which a kill may have left less
+TORN = b'{"study": '  # the beginning of a first line, of which a kill may leave only a part
 
 
 class Journal:
-    """The tasks that ended, with their rows and seconds; the first line says what study it is.
+    """The tasks that ended, with their rows and seconds; the first line describes the study.
 
-    A line is written whole and forced to the disk before the next task begins.  A last line that a kill tore is
-    dropped, and its task done again.
+    A line is written whole and flushed to the disk before the next task begins.  Where a kill leaves a part of a last
+    line, that part is dropped and its task is done again.
+
+    done      rows of each task that ended
+    fresh     seconds of each task that ended in this process
+    seconds   of all tasks that ended
     """
 
     def __init__(self, folder: Path, study: dict[str, Any]) -> None:
-        """Begin a journal, or go on with that of the same `study`; `Error` for another, and for a foreign file."""
+        """Begin a journal, or continue that of the same `study`; `Error` for another study and for a foreign file."""
         self.path, self.done, self.seconds = folder / FILE, dict[str, list[Row]](), 0.0
+        self.fresh: dict[str, float] = {}
         study = json.loads(json.dumps(study))
         there = planned(folder)
         if not there:
@@ -44,23 +49,24 @@ class Journal:
             raise Error(msg) from None
 
     def add(self, task: str, rows: list[Row], seconds: float) -> None:
-        """Note that a task has ended, and how long it took.  Raises `Error` where the disk refuses."""
+        """Add a task that ended, and its seconds.  Raises `Error` where the file cannot be written."""
         append_line(self.path, json.dumps({"task": task, "seconds": seconds, "rows": rows}).encode())
-        self.done[task] = rows
+        self.done[task], self.fresh[task] = rows, seconds
         self.seconds += seconds
 
 
 def check_same(path: Path, there: dict[str, Any], study: dict[str, Any]) -> None:
-    """Raise `Error` where the study of a journal is another one, naming the first thing that differs."""
+    """Raise `Error` if the journal at `path` is of another study, with the first option that differs."""
     for name, value in study.items():
         if there.get(name) != value:
-            msg = f"{path} is of another study ({name} is {there.get(name)}, not {value}): "
-            msg += "one folder holds one study, so use another, or remove it"
+            was, now = ("the default" if given is None else given for given in (there.get(name), value))
+            msg = f"{path} is of another study ({name} is {was}, not {now}): "
+            msg += "one folder holds one study, so name another folder with --out, or remove this one"
             raise Error(msg)
 
 
 def planned(folder: Path) -> dict[str, Any]:
-    """What the study in a folder was planned to be, and nothing where there is none; `Error` for a foreign file."""
+    """The first line of the journal in a folder, {} where there is none; `Error` for a foreign file."""
     path = folder / FILE
     try:
         torn = path.exists() and not _lines(path) and TORN.startswith(path.read_bytes()[: len(TORN)])
@@ -76,5 +82,5 @@ def planned(folder: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> list[bytes]:
-    """The lines that were written whole."""
+    """The lines of a file that were written whole."""
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]

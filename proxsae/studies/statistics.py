@@ -1,4 +1,4 @@
-"""How sure a mean is: intervals over seeds, intervals over clusters of examples, and many comparisons at once."""
+"""Statistics of measurements: intervals over seeds and over clusters of examples, tests, and rows by their keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy import stats
 from proxsae.studies.task import Row
 
 RESAMPLES = 2000
-# Quantities between 0 and 1: their intervals are cut there, since nothing outside is possible.
+# Quantities that lie in [0, 1]: their intervals are cut to [0, 1].
 SHARES = frozenset((
     "accuracy", "auc", "balance", "cosine", "dead", "f1", "fragmented", "iou", "negative_down", "negative_up",
     "negative_zero", "often_two_sided", "opposite", "opposite_best", "positive_down", "positive_up", "positive_zero",
@@ -22,7 +22,7 @@ SHARES = frozenset((
 
 
 class Interval(NamedTuple):
-    """A mean, the ends of its 95 % interval (NaN for a single value, which has none), and of how many values."""
+    """A mean, the ends of its 95 % interval (NaN for a single value, which has none), and the number of values."""
 
     mean: float
     low: float
@@ -35,9 +35,10 @@ class Interval(NamedTuple):
 
 
 def over_seeds(values: Iterable[float], share: bool = False) -> Interval:
-    """Student's 95 % interval of the mean of one value a seed, cut at 0 and 1 if that is a share.
+    """Student's 95 % interval of a mean over seeds, mean +- t_(0.975, n-1) s / sqrt(n), cut to [0, 1] for a share.
 
-    It holds if values are normal, and covers what seeds change, initial weights and batches: not the choice of data.
+    It is exact for normal values.  It covers what a seed changes, initial weights and batches, and not the choice of
+    data.
     """
     a = np.array(list(values), dtype=float)
     if len(a) < 2:
@@ -64,8 +65,8 @@ def bootstrap(
 ) -> tuple[float, float]:
     """The 2.5 % and 97.5 % quantiles of `statistic`, given indices of examples, over clusters drawn with replacement.
 
-    clusters (m,) names the cluster of each example: examples of one cluster share what they are made from, so that
-    resampling them one by one would call the same word in five sentences five words.
+    clusters (m,) names the cluster of each example.  Examples of one cluster are not independent: resampling them one
+    by one would count the same word in five sentences as five words.
     """
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(clusters == name) for name in np.unique(clusters)]
@@ -78,7 +79,7 @@ def bootstrap(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given: rejecting those below 0.05 is wrong anywhere with at most 5 %.
+    """Holm's adjusted p-values, in the order given: rejecting those below 0.05 errs with probability at most 5 %.
 
     adjusted_(i) = max_{j <= i} min(1, (m - j + 1) p_(j)),  p_(1) <= ... <= p_(m)  (Holm 1979).
     """
@@ -105,7 +106,7 @@ def pick(rows: Iterable[Row], **which: Any) -> list[Row]:
 
 
 def mean_of(rows: Iterable[Row], value: str, **which: Any) -> Interval:
-    """The mean of `value` over all rows of a seed that have one, then `over_seeds`."""
+    """`over_seeds` of each seed's mean of `value`, over the rows that have one and for which all of `which` holds."""
     seeds: dict[Any, list[float]] = {}
     for row in pick(rows, **which):
         if row.get(value) is not None:
@@ -119,11 +120,11 @@ def by_seed(rows: Iterable[Row], value: str, **which: Any) -> dict[int, float]:
 
 
 def ratios(after: dict[int, float], before: dict[int, float]) -> list[float]:
-    """log(after / before) for each seed that both have: paired, since one seed is one SAE."""
+    """log(after / before) for each seed that both have: paired, since a seed is one SAE."""
     return [math.log(after[seed] / before[seed]) for seed in before if seed in after and before[seed] and after[seed]]
 
 
 def ratio_over_seeds(after: dict[int, float], before: dict[int, float]) -> Interval:
-    """The geometric mean of after / before over seeds, with its 95 % interval, worked out in logarithms."""
+    """The geometric mean of after / before over seeds, with its 95 % interval, computed in logarithms."""
     mean, low, high, n = over_seeds(ratios(after, before))
     return Interval(math.exp(mean), math.exp(low), math.exp(high), n)

@@ -1,8 +1,9 @@
-"""The whole depth study: its parts, how much of it fits into a budget of time, and one task after the other."""
+"""What a depth study consists of: its parts, how much of them fits into a budget of time, and the run of its tasks."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -32,29 +33,36 @@ PARTS: dict[str, Callable[[Setting], list[Task]]] = {
     "bounds": bounds.tasks,
 }
 NEEDS_DEPTH = ("stability", "apart", "bounds")  # they measure the SAEs that it trains
-# Seeds, training steps and held-out rows, from the least whose intervals say something to more than a night.
+ANSWERS = ("depth", "apart", "stability", "signs", "recovery", "bounds")  # the part that answers most comes first
+DEPTHS = (1, 4)  # encoder steps in training, of a whole study
+# Seeds, training steps and held-out rows, from the least that gives numbers to more than a night.
 LADDER = [
-    (3, 25, 256), (3, 50, 256), (3, 75, 256), (3, 100, 512), (3, 150, 512), (3, 200, 1024), (4, 200, 1024),
-    (5, 200, 1024), (5, 300, 1024), (5, 400, 1024), (5, 600, 1024), (6, 800, 1024), (8, 1000, 1024), (10, 2000, 1024),
-    (10, 4000, 1024), (10, 8000, 1024), (10, 16000, 1024),
+    (1, 10, 128), (1, 25, 256), (1, 50, 256), (3, 25, 256), (3, 50, 256), (3, 75, 256), (3, 100, 256), (3, 150, 512),
+    (3, 200, 1024), (4, 200, 1024), (5, 200, 1024), (5, 300, 1024), (5, 400, 1024), (5, 600, 1024), (6, 800, 1024),
+    (8, 1000, 1024), (10, 2000, 1024), (10, 4000, 1024), (10, 8000, 1024), (10, 16000, 1024),
 ]  # fmt: skip
-BUDGET = 20.0  # minutes, where nobody says
-HEADROOM = 0.9  # of the budget is planned: the rest is for the report, and for what the estimate missed
-TRIALS, TRIAL = 5, 8  # times that training steps are timed, and how many
+ENOUGH = (3, 100)  # seeds and training steps: a part is left out before the others get less
+WHOLE = (3, 150)  # of a study with all parts, in 20 minutes on two idle cores
+BUDGET = 2.5  # minutes by default: a first answer
+HEADROOM = 0.9  # share of the budget that is planned: the rest is for the report and for errors of the estimate
+TRIALS, TRIAL = 5, 8  # how often training steps are timed, and how many at once
+TIMING = 3.0  # seconds after which no further trial begins
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is done: seeds, training steps and held-out rows, and how many seconds that is thought to take."""
+    """How much is done: seeds, training steps, held-out rows, estimated seconds, parts, depths in training."""
 
     seeds: int
     train_steps: int
     rows: int
     seconds: float
+    parts: tuple[str, ...] = ()
+    train_depths: tuple[int, ...] = ()
 
 
 def parts_with_needs(names: Sequence[str]) -> tuple[str, ...]:
-    """The parts of these names, or all for none, and what they need, in their order; `Error` for an unknown one."""
+    """The parts of these names (all where there are none) and those that they need; `Error` for an unknown name."""
     unknown = [name for name in names if name not in PARTS]
     if unknown:
         msg = f"--parts {unknown[0]!r} must be of {', '.join(PARTS)}, with commas between"
@@ -65,40 +73,79 @@ def parts_with_needs(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def seconds_a_step(x: Tensor, d_sae: int, k: int) -> float:
-    """What a training step of a one-step AbsTopK SAE takes here, the least of some trials."""
+    """Time a training step of a one-step AbsTopK SAE on this machine: the least of some trials, in seconds."""
     torch.manual_seed(0)
     sae = SAE(x.shape[1], d_sae, KSparse(k)).to(x.device)
-    times = []
-    for _ in range(TRIALS):
+    train(sae, x, 2, depth.BATCH, depth.LR, progress=False)  # the first steps also pay for memory and threads
+    times: list[float] = []
+    while len(times) < TRIALS and TRIAL * sum(times) < TIMING:
         started = time.perf_counter()
         train(sae, x, TRIAL, depth.BATCH, depth.LR, progress=False)
         times.append((time.perf_counter() - started) / TRIAL)
-    return min(times)  # what else runs here may end before the study does
+    return min(times)  # other programs slow some trials down, but may end before the study does
+
+
+def choose(
+    setting: Setting,
+    parts: Sequence[str],
+    depths: Sequence[int],
+    minutes: float | None,
+    seeds: int | None,
+    train_steps: int | None,
+) -> Plan:
+    """Choose parts, depths in training, seeds and training steps that fit into some minutes (`BUDGET` by default).
+
+    What is given stays as it is.  The rest is made smaller: first parts are left out, those that answer least before
+    others, and the depths of training beyond one, as long as `ENOUGH` seeds and training steps do not fit; then seeds
+    and training steps fall.  Where both are given, nothing is left out.
+    """
+    scopes = [(tuple(parts) or ANSWERS, tuple(depths) or DEPTHS)]
+    if not parts:
+        scopes += [(ANSWERS[:n], scopes[0][1]) for n in range(len(ANSWERS) - 1, 1, -1)]
+    if not depths:
+        scopes.append((scopes[-1][0], DEPTHS[:1]))
+    if not parts:
+        scopes.append((ANSWERS[:1], scopes[-1][1]))
+    for names, trained in scopes:
+        needed = parts_with_needs(names)
+        made = plan(replace(setting, train_depths=trained), needed, minutes, seeds, train_steps)
+        made = replace(made, parts=needed, train_depths=trained)
+        enough = (seeds or made.seeds >= ENOUGH[0]) and (train_steps or made.train_steps >= ENOUGH[1])
+        if (seeds and train_steps) or (enough and fits(made, minutes)):
+            break
+    return made
+
+
+def fits(made: Plan, minutes: float | None) -> bool:
+    """Whether the estimate of a plan is within the budget."""
+    return made.seconds <= HEADROOM * 60 * (BUDGET if minutes is None else minutes)
 
 
 def plan(
     setting: Setting, parts: Sequence[str], minutes: float | None, seeds: int | None, train_steps: int | None
 ) -> Plan:
-    """The most seeds and training steps that fit into some minutes; what is given is left as it is.
+    """The most seeds and training steps that fit into some minutes (`BUDGET` by default), or else the fewest.
 
-    Where both are given the minutes are not asked.  Raises `Error` where the least does not fit; by default, without
-    `minutes`, that is done all the same.
+    What is given stays as it is.  Where both are given the minutes do not matter.
     """
-    budget = 60 * (BUDGET if minutes is None else minutes)
-    found: Plan | None = None
-    for count, steps in dict.fromkeys((seeds or most, train_steps or steps) for most, steps, _ in LADDER):
-        rows = min(max((rows for _, least, rows in LADDER if least <= steps), default=LADDER[0][2]), len(setting.test))
-        trial = replace(setting, seeds=tuple(range(count)), train_steps=steps, test=setting.test[:rows])
-        seconds = sum(task.seconds for task in all_tasks(trial, parts))
-        least = found is None and minutes is None
-        if seconds <= HEADROOM * budget or (seeds and train_steps) or least:
-            found = Plan(count, steps, rows, seconds)
-        elif found is None:
-            msg = f"--budget {minutes:g} is less than the {seconds / HEADROOM / 60:.3g} minutes that {count} seeds "
-            msg += f"of {steps} training steps are thought to take here: give it more, or fewer --parts"
-            raise Error(msg)
-    assert found is not None
-    return found
+    rungs = dict.fromkeys((seeds or most, train_steps or steps) for most, steps, _ in LADDER)
+    plans = [sized(setting, parts, *rung) for rung in rungs]
+    return next((made for made in reversed(plans) if fits(made, minutes)), plans[0])
+
+
+def sized(setting: Setting, parts: Sequence[str], seeds: int, train_steps: int) -> Plan:
+    """The plan with so many seeds and training steps; the number of rows goes with the training steps."""
+    rows = min(
+        max((rows for _, least, rows in LADDER if least <= train_steps), default=LADDER[0][2]), len(setting.test)
+    )
+    trial = replace(setting, seeds=tuple(range(seeds)), train_steps=train_steps, test=setting.test[:rows])
+    return Plan(seeds, train_steps, rows, sum(task.seconds for task in all_tasks(trial, parts)))
+
+
+def minutes_of_the_whole(setting: Setting) -> int:
+    """A budget, in whole tens of minutes and at least 20, into which all parts fit on this machine."""
+    seconds = sized(replace(setting, train_depths=DEPTHS), tuple(PARTS), *WHOLE).seconds
+    return max(20, 10 * math.ceil(seconds / HEADROOM / 600))
 
 
 def all_tasks(setting: Setting, parts: Sequence[str]) -> list[Task]:
@@ -107,7 +154,7 @@ def all_tasks(setting: Setting, parts: Sequence[str]) -> list[Task]:
 
 
 def fingerprint(*rows: Tensor) -> str:
-    """What tells other rows apart."""
+    """A hash of the rows, so that a journal tells other data."""
     digest = hashlib.sha256()
     for some in rows:
         digest.update(some.cpu().numpy().tobytes())
@@ -120,7 +167,10 @@ def run(
     begun: Callable[[Task, int], None] = lambda task, number: None,
     ended: Callable[[Task], None] = lambda task: None,
 ) -> list[Row]:
-    """Do the tasks that the journal does not have; return the rows of all of them, in order."""
+    """Do the tasks that the journal does not have; return the rows of all tasks, in order.
+
+    `begun` is called before a task with its number from 1, `ended` after each, also one that the journal had.
+    """
     for number, task in enumerate(tasks, start=1):
         if task.name not in journal.done:
             begun(task, number)

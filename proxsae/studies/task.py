@@ -1,7 +1,7 @@
-"""What a study is made of: tasks that can be done one by one, and what all of them are told.
+"""What a study is made of: tasks that are done one by one, and the setting that all of them share.
 
-A task is the unit that is kept when a study is interrupted: its rows are written when it ends, and are not worked out
-again.  Whatever one task needs of another lies in the folder of the study, as a saved SAE.
+A task is the unit that is kept when a study is interrupted: its rows are written when it ends, and are not computed
+again.  What one task needs of another is a saved SAE in the folder of the study.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from proxsae.report.rows import Row
 from proxsae.sae import SAE, load
 
-Row = dict[str, Any]  # one measurement; flat, and of what JSON knows: text, numbers, None
+__all__ = ["Row", "Setting", "Task"]
 
 
 # The four published SAEs and their two signed cousins, by their names in `PUBLISHED`.
@@ -24,7 +24,7 @@ SIX = ("relu", "soft", "jumprelu", "jumprelu2", "topk", "abstopk")
 
 @dataclass(frozen=True)
 class Task:
-    """One piece of a study: a name that stays, about how long it takes, and what gives its rows."""
+    """One piece of a study: its name in the journal, an estimate of its seconds, and what returns its rows."""
 
     name: str
     seconds: float
@@ -35,14 +35,14 @@ class Task:
 class Setting:
     """What all tasks of a study share.
 
-    train, test    rows (n, d_in), float32, on the device; of `test`, the parts that are slow take the first ones
+    train, test    rows (n, d_in), float32, on the device; slow parts measure only the first rows of `test`
     d_sae, k       latents, and non-zeros per row that every SAE is asked for
     seeds          of weights and batches; intervals are over them
     train_steps    of every SAE
-    train_depths   encoder steps with which SAEs are trained
-    folder         where trained SAEs lie
-    packaged       whether the rows are those of the packaged model, so that its contrast pairs fit
-    seconds        of this machine for one training step of a one-step AbsTopK SAE here, from which tasks are estimated
+    train_depths   numbers of encoder steps with which SAEs are trained
+    folder         holds the trained SAEs
+    packaged       whether the rows are those of the packaged model, which its contrast pairs fit
+    seconds        that one training step of a one-step AbsTopK SAE takes on this machine: the unit of all estimates
     """
 
     train: Tensor

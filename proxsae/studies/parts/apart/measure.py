@@ -1,8 +1,8 @@
-"""Dictionary and inference, told apart: what a better code of the same dictionary would gain, and how sure that is.
+"""Dictionary or inference: how much a better code of the same dictionary would gain, with certificates.
 
-What a code lacks is its amortisation gap, F(z) - F* (prop-amortisation-gap).  For L1 the optimum is solved for and
-certified by its duality gap.  For L0 and KSparse it is out of reach: the best code that many searches find stands in
-for it, so that gaps are lower bounds.  How good that code is, small problems tell whose optimum is known.
+The amortisation gap of a code is F(z) - F* (prop-amortisation-gap).  For L1 the optimum is computed and certified by
+its duality gap.  For L0 and KSparse no method finds the optimum: the best code that many searches find replaces it, and
+gaps are lower bounds.  Small problems with known optimum measure how good these searches are.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from proxsae.studies.task import Row, Setting, Task
 
 ROWS = 64
 STEPS = (1, 2, 4, 8, 16, 64)
-LONG = 128  # steps of a search for a better code of a non-convex penalty
-REFITS = 4  # after which a support rarely changes
+LONG = 128  # steps of a search for better codes of non-convex penalties
+REFITS = 4  # steps after which a support rarely changes
 TOL = 1e-6  # of the duality gap, relative to the objective
 SMALL_K = 3
-REACHED = 1e-6  # of F(0): a code that is worse by no more is an optimum, but for rounding
+REACHED = 1e-6  # of F(0): a code within that of F* is an optimum, up to rounding
 
 
 def tasks(setting: Setting) -> list[Task]:
-    """One task for each trained SAE that the depth part has kept, and one of small problems for each seed."""
+    """One task for each trained SAE that the part depth has saved, and one of small problems for each seed."""
     return [
         Task(
             f"apart {name_of(penalty, depth, seed)}",
@@ -56,16 +56,16 @@ class Problem:
     R: Penalty
 
     def objective(self, z: Tensor) -> Tensor:
-        """F(z) per row, in float64 whatever the codes are."""
+        """F(z) per row, in float64 for codes of any dtype."""
         error = (self.c.double() - z.double() @ self.D.double()).square().sum(dim=-1)
         return 0.5 * error + self.R.value(z.double())
 
     def from_zero(self, steps: Iterable[int], rule: StepRule) -> dict[int, Tensor]:
-        """Codes after each of those numbers of steps."""
+        """Codes after each of these numbers of steps from z = 0."""
         return self.onwards(self.c.new_zeros(len(self.c), len(self.D)), steps, rule)
 
     def onwards(self, z: Tensor, steps: Iterable[int], rule: StepRule) -> dict[int, Tensor]:
-        """Codes after each of those numbers of steps from z."""
+        """Codes after each of these numbers of steps from z."""
         return _at(enumerate(iterate(self.c, self.D, self.R, rule, None, z, lipschitz(self.D))), steps)
 
     def matching_pursuit(self) -> Tensor:
@@ -75,7 +75,7 @@ class Problem:
         return torch.as_tensor(omp(c, D, self.R.k, self.R.nonneg), device=self.c.device).to(self.c.dtype)
 
     def searched(self, codes: Iterable[Tensor]) -> Tensor:
-        """The best code of each row that is known: one of `codes`, one of them refitted, or OMP's and refitted."""
+        """The best code known for each row: one of `codes`, a refit of one, that of OMP, or a refit of that."""
         pool = list(codes)
         pool += [self.onwards(z, [1], Refit())[1] for z in pool]
         if isinstance(self.R, KSparse):
@@ -100,7 +100,7 @@ def _at(points: Iterator[tuple[int, Point]], steps: Iterable[int]) -> dict[int, 
 
 
 def frozen(setting: Setting, penalty: str, train_depth: int, seed: int) -> list[Row]:
-    """Rows of one trained SAE, whose dictionary stays: its codes by several methods, and what each of them lacks."""
+    """Rows of one trained SAE with its dictionary fixed: codes by several methods, and the gap of each."""
     sae = setting.kept(name_of(penalty, train_depth, seed))
     same = {"part": "apart", "kind": "frozen", "penalty": penalty, "train_depth": train_depth, "seed": seed}
     x = setting.test[:ROWS]
@@ -109,16 +109,16 @@ def frozen(setting: Setting, penalty: str, train_depth: int, seed: int) -> list[
 
 @torch.no_grad()
 def gaps(sae: SAE, x: Tensor) -> list[Row]:
-    """Rows of measurements of the codes that one SAE and its dictionary have for rows x (n, d_in).
+    """Measure codes of rows x (n, d_in) by several methods, all for the dictionary of one SAE.
 
-    method      "trained": the SAE as it was trained; "encoder": the learned encoder and then exact steps by the
+    method      "trained": the SAE as it was trained; "encoder": the learned encoder, then exact steps with the
                 dictionary (1/L where R is not affine); "zero": the same steps from z = 0, without the encoder;
                 "omp", for KSparse; "best": the optimum, or the best code known
-    steps       how many, None where the method has none
+    steps       number of steps, None for methods without steps
     objective   mean F(z), in the units that the encoder sees
     nmse, l0    of these rows
     gap         mean F(z) - F(best)
-    share       gap as a share of mean F(0) - F(best), all that a code of this dictionary is known to gain
+    share       gap as a share of mean F(0) - F(best), the most that codes of this dictionary are known to gain
     certificate for L1 the mean duality gap of the best code: the true gap is between `gap` and `gap + certificate`.
                 None for L0 and KSparse, where the true gap is at least `gap` and nothing more is known
 
@@ -163,11 +163,11 @@ def gaps(sae: SAE, x: Tensor) -> list[Row]:
 
 @torch.no_grad()
 def small(seed: int) -> list[Row]:
-    """Rows of k-sparse problems so small that their optimum is known: what each search misses.
+    """Rows of k-sparse problems so small that their optimum is known: the gap of each search.
 
     gap      mean excess of the objective over the optimum
     share    gap as a share of mean F(0) - F*
-    reached  share of the problems whose optimum is reached, up to 1e-6 of F(0)
+    reached  share of the problems whose optimum is found, up to 1e-6 of F(0)
 
     Signed and non-negative codes of 3 latents among 16 random unit-norm atoms in 8 dimensions, with noise.
     """

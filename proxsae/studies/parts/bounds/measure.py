@@ -1,8 +1,7 @@
-"""Theory and measurement on trained SAEs: rates, certificates, linear phase and stationarity, beside what is proved.
+"""Bounds: measured rates, certificates, linear phase and stationarity on trained SAEs, beside the proved ones.
 
-The rates study has problems made for the theorems; here the dictionary and the rows are what training and data left.
-Each row of measurements is about many rows of data: it gives means, the largest of their ratios measured / theory, and
-whether all of them obey.
+The study of rates has problems that are made for the theorems; here dictionaries are trained and rows are real.  Each
+row of measurements is about many rows of data: means, the largest ratio measured / theory, and whether all bounds hold.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from proxsae.studies.task import Row, Setting, Task
 ROWS = 32
 PHASE_ROWS = 16
 PHASE_STEPS = 1024
-PHASE_TAIL = 64  # steps at the end, over which the factor of the linear phase is measured
+PHASE_TAIL = 64  # steps at the end over which the factor of the linear phase is measured
 ROUNDING = 1e-12  # of a float64 objective, after sums of some thousand terms
-FAINT = 1e-6  # of ||z*||: below it an error is made of rounding
+FAINT = 1e-6  # of ||z*||: smaller errors are rounding
 
 
 def tasks(setting: Setting) -> list[Task]:
-    """One task for each theorem on the SAEs of the first seed and training depth, and one for the rates study."""
+    """One task for each theorem, on the SAEs of the first seed and training depth, and one for the study of rates."""
     depth, seed = min(setting.train_depths), setting.seeds[0]
     convex = [
         Task(f"bounds {penalty}", 130 * setting.seconds, partial(convex_bounds, setting, penalty, depth, seed))
@@ -46,7 +45,7 @@ def tasks(setting: Setting) -> list[Task]:
 
 
 def made_problems(seed: int) -> list[Row]:
-    """The rows of the rates study."""
+    """The rows of the study of rates."""
     return [
         {"part": "bounds", "source": "rates", "problem": row.problem, "method": row.method, "statement": row.statement,
          "steps": row.t, "measured": row.measured, "theory": row.theory, "kind": row.kind, "holds": holds(row),
@@ -57,9 +56,9 @@ def made_problems(seed: int) -> list[Row]:
 
 @torch.no_grad()
 def convex_bounds(setting: Setting, penalty: str, train_depth: int, seed: int) -> list[Row]:
-    """Rates of ISTA and FISTA from z = 0, certificates on their way, and the linear phase, of an SAE with L1.
+    """Rates of ISTA and FISTA from z = 0, duality gaps of their iterates, and the linear phase, of an SAE with L1.
 
-    thm-ista-rate, thm-fista-rate   measured F(z_t) - F*, the certificate of F* counted against it; theory with the
+    thm-ista-rate, thm-fista-rate   measured F(z_t) - F* plus the certificate of F*; theory with the
                                     row's own ||z_0 - z*||
     thm-duality-gap                 measured F(z_t) - F*, theory the duality gap of z_t, also from the learned encoder
     thm-linear-phase                measured the factor of the error in a step, over the last steps in which signs stay
@@ -100,7 +99,7 @@ def convex_bounds(setting: Setting, penalty: str, train_depth: int, seed: int) -
 
 
 def _linear_phase(c: Tensor, D: Tensor, R: Penalty, best: Tensor, L: float) -> Iterator[Row]:
-    """The measured factor of the error in a step beside that of the support, of the rows whose signs have settled."""
+    """The measured factor of the error in a step beside that of the support, for rows whose signs no longer change."""
     settled = torch.zeros(len(c), dtype=torch.int64, device=c.device)  # the first step from which signs stay
     errors = []
     for t, point in enumerate(iterate(c, D, R, Lipschitz(), None, torch.zeros_like(best), L)):
@@ -130,7 +129,7 @@ def _linear_phase(c: Tensor, D: Tensor, R: Penalty, best: Tensor, L: float) -> I
 
 @torch.no_grad()
 def stationarity(setting: Setting, penalty: str, train_depth: int, seed: int) -> list[Row]:
-    """The shortest step of IHT from z = 0 with mu = 0.9 / L, beside what its descent allows (thm-stationarity-rate)."""
+    """The shortest step of IHT from z = 0 with mu = 0.9 / L, beside its bound (thm-stationarity-rate)."""
     sae = setting.kept(name_of(penalty, train_depth, seed)).double()
     R, D = sae.penalty, sae.W_dec
     c = sae.normalized(setting.test[:ROWS].double()).rows - sae.b_dec
@@ -155,8 +154,8 @@ def stationarity(setting: Setting, penalty: str, train_depth: int, seed: int) ->
 def judged(measured: Tensor, bound: Tensor, scale: Tensor | None = None) -> Row:
     """Means of measurements (n,) and of their upper bounds, ratios of the two, and whether all bounds hold.
 
-    A bound may be exceeded by 1e-9 of itself, and by 1e-12 of `scale`, the numbers of which a measurement is a
-    difference.  The largest and the median ratio are of measurements that are more than such rounding, None without.
+    A bound holds up to 1e-9 of itself and 1e-12 of `scale`, the size of the numbers whose difference was measured.  The
+    largest and the median ratio are over measurements above that rounding, None where there are none.
     """
     rounding = 0 * bound if scale is None else ROUNDING * scale
     seen = (measured > rounding) & (bound > 0)

@@ -1,14 +1,14 @@
-"""Training depth x inference depth x step rule x penalty x seed: what more encoder steps change, at equal density.
+"""Depth: the error of SAEs at equal density, by training depth, inference depth, step rule, penalty and seed.
 
 Six SAEs are trained, with one encoder step and with more.  Then nothing is retrained: the rows of one SAE and rule
-differ only in the number of encoder steps (`SAE.unrolled`), and, where the penalty has a lam, in that lam, which is set
-anew for every number of steps so that all codes have k non-zeros a row.
+differ only in the number of encoder steps (`SAE.unrolled`) and, where the penalty has a lam, in that lam.  It is set
+anew for every number of steps, so that all codes have k non-zeros a row.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -27,7 +27,7 @@ STEPS = (1, 2, 4, 8, 16)
 LR = 3e-3  # higher than the default of `train`, since runs are short
 BATCH = 256
 RULES: dict[str, StepRule] = {"lipschitz": Lipschitz(), "exact": ExactStep(), "refit": Refit()}
-# Of a training step, of each further encoder step in it, and of measuring, over a one-step k-sparse training step.
+# Time of a training step, of each further encoder step in it, and of measuring, in one-step k-sparse training steps.
 TRAINING = {"relu": 1.1, "soft": 1.1, "jumprelu": 1.2, "jumprelu2": 1.2, "topk": 1.0, "abstopk": 1.0}
 FURTHER = {"relu": 0.8, "soft": 0.8, "jumprelu": 1.2, "jumprelu2": 1.0, "topk": 1.3, "abstopk": 1.1}
 MEASURING = {"relu": 280, "soft": 280, "jumprelu": 260, "jumprelu2": 260, "topk": 370, "abstopk": 370}
@@ -44,17 +44,24 @@ def published(d_in: int, d_sae: int, k: int, scale: float) -> dict[str, Callable
 
 
 def training_rule(R: Penalty) -> StepRule:
-    """The rule of the steps in training: exact for k-sparse codes, whose supports 1/L leaves alone, and 1/L else."""
+    """The step rule in training: exact for k-sparse codes, whose supports steps of 1/L seldom change, else 1/L."""
     return ExactStep() if isinstance(R, KSparse) else Lipschitz()
 
 
 def rules(R: Penalty) -> dict[str, StepRule]:
-    """The rules that are measured: refit for k-sparse codes only, since a least-squares fit of others is dense."""
-    return {name: rule for name, rule in RULES.items() if name != "refit" or isinstance(R, KSparse)}
+    """The rules that are measured: exact where R is affine, refit for k-sparse codes only (that of others is dense)."""
+    fits = {"lipschitz": True, "exact": R.affine, "refit": isinstance(R, KSparse)}
+    return {name: rule for name, rule in RULES.items() if fits[name]}
+
+
+def kind_of(R: Penalty) -> str:
+    """The name of the SAE with that penalty, where it is one of the six, and else that of its class."""
+    six = penalties(1, 1.0).items()
+    return next((name for name, one in six if (type(one), one.nonneg) == (type(R), R.nonneg)), type(R).__name__)
 
 
 def name_of(penalty: str, train_depth: int, seed: int) -> str:
-    """The name under which an SAE of this part is kept."""
+    """The name under which an SAE of this part is saved."""
     return f"{penalty}-train{train_depth}-seed{seed}"
 
 
@@ -64,7 +71,7 @@ def spread(x: Tensor) -> float:
 
 
 def tasks(setting: Setting) -> list[Task]:
-    """One task for every SAE: train, keep, measure on the held-out rows.  Seeds come last, so that none is favoured."""
+    """One task for every SAE: train, save, measure on the held-out rows.  All SAEs of a seed come before the next."""
     made = []
     for seed in setting.seeds:
         for penalty in TRAINING:
@@ -88,15 +95,21 @@ def _train_and_measure(setting: Setting, penalty: str, depth: int, seed: int) ->
     trained = time.perf_counter() - began
     setting.keep(sae, name_of(penalty, depth, seed))
     same = {"part": "depth", "penalty": penalty, "train_depth": depth, "seed": seed, "train_seconds": trained}
-    return [same | row for name, rule in rules(R).items() for row in _unroll(sae, name, rule, setting)]
+    return [same | row for row in errors(sae, setting.test, setting.k, STEPS)]
+
+
+def errors(sae: SAE, x: Tensor, k: float, steps: Sequence[int]) -> Iterator[Row]:
+    """Measurements of one SAE on rows x (n, d_in), for every rule and number of steps, at k non-zeros a row."""
+    for name, rule in rules(sae.penalty).items():
+        yield from _unroll(sae, name, rule, x, k, steps)
 
 
 @torch.no_grad()
-def _unroll(sae: SAE, name: str, rule: StepRule, setting: Setting) -> Iterator[Row]:
+def _unroll(sae: SAE, name: str, rule: StepRule, x: Tensor, k: float, wanted: Sequence[int]) -> Iterator[Row]:
     """Measurements of one SAE under one rule, for every number of steps, each at its own lam."""
-    x, before, factor = setting.test, None, 1.0
-    for steps in STEPS:
-        deep, factor = matched(sae.unrolled(steps, rule), sample(setting.test), setting.k, factor)
+    before, factor = None, 1.0
+    for steps in wanted:
+        deep, factor = matched(sae.unrolled(steps, rule), sample(x), k, factor)
         started = time.perf_counter()
         for point in deep.walk(x):  # noqa: B007  (only the last is kept in memory)
             pass

@@ -1,7 +1,7 @@
-"""Whether more encoder steps find the true support: where D is known, and where it was learned from planted rows.
+"""Recovery: whether more encoder steps find the true support, with a known D and with one learned from planted rows.
 
-"separation" knows D and asks only for the support; there theory draws the line.  "learned" trains SAEs on planted rows,
-and holds them, on fresh rows, against the dictionary and the codes that these were made of.
+"separation" knows D and measures only the support, beside the range that theory guarantees.  "learned" trains SAEs on
+planted rows; on fresh rows it compares dictionary and codes with those that the rows were made of.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ WALKS = (("exact", ExactStep(), (1, 4, 16)), ("refit", Refit(), (2, 4)))
 # Learned
 D_IN, D_SAE, K = 64, 256, 4
 TRAIN_ROWS, FRESH_ROWS = 16_384, 1_000
-COST, FURTHER = 0.2, 0.8  # of a training step, over one of the setting; and of a further encoder step, over the first
-LEAST = 0.003  # seconds, of a training step of overheads alone
-SEPARATION, KNOWN, OVERHEAD = 3.0, 1.0, 1.0  # seconds of the other tasks, and to draw rows and to measure
-BATCH, LR = 256, 1e-2  # of 3e-3, 1e-2, 2e-2 the rate that serves one step and four, signed and not, best or nearly so
+COST, FURTHER = 0.2, 0.8  # of a training step, in those of the setting; of a further encoder step, in first ones
+LEAST = 0.003  # seconds of a training step that are overhead
+SEPARATION, KNOWN, OVERHEAD = 3.0, 1.0, 1.0  # seconds of the other tasks, and of drawing rows and measuring
+BATCH, LR = 256, 1e-2  # of 3e-3, 1e-2 and 2e-2 this rate is best or nearly so for one and four steps, signed and not
 MOST_SEEDS = 3
 INFERENCE = (1, 4, 16)
 
 
 class Problem(NamedTuple):
-    """Planted rows, and the SAE that is trained on them."""
+    """A distribution of planted rows, and the SAE that is trained on them."""
 
     data: str
     signed: bool
@@ -57,18 +57,18 @@ class Problem(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its tasks."""
+        """The name of the problem in its tasks."""
         sign = "signed" if self.signed else "nonneg"
         return f"{self.data}-{sign}-range{self.dynamic_range:g}-{self.sae}"
 
     @property
     def penalty(self) -> KSparse:
-        """Of the SAE."""
+        """The penalty of the SAE."""
         return KSparse(K, nonneg=self.sae == "topk")
 
     @property
     def row(self) -> Row:
-        """What says in a row which problem it is of."""
+        """The keys of a row that name the problem."""
         signs = "signed" if self.signed else "non-negative"
         return {"data": self.data, "signs": signs, "range": self.dynamic_range, "sae": self.sae}
 
@@ -76,15 +76,15 @@ class Problem(NamedTuple):
 _FIT = {True: "abstopk", False: "topk"}
 PROBLEMS = (
     *(Problem(kind, signed, 10.0, _FIT[signed]) for kind, signed in product(KINDS, _FIT)),
-    *(Problem("flat", signed, 10.0, _FIT[not signed]) for signed in _FIT),  # the SAE whose signs do not fit
+    *(Problem("flat", signed, 10.0, _FIT[not signed]) for signed in _FIT),  # the SAE with the wrong signs
     *(Problem("flat", signed, spread, _FIT[signed]) for signed, spread in product(_FIT, (1.0, 100.0))),
 )
 
 
 def tasks(setting: Setting) -> list[Task]:
-    """The supports that a known D gives, one task a sparsity; then every problem, learned and with its true D.
+    """Supports with a known D, one task a sparsity; then every problem, with a learned D and with the true one.
 
-    Each seed draws another dictionary, other rows, weights and batches; at most `MOST_SEEDS` are taken.
+    Each seed draws its own dictionary, rows, weights and batches; at most `MOST_SEEDS` seeds are used.
     """
     seeds = setting.seeds[:MOST_SEEDS]
     a_step = max(COST * setting.seconds, LEAST)
@@ -110,10 +110,10 @@ def separation(k: int) -> list[Row]:
     """The share of `ROWS` rows with the exact support, for every dynamic range and method, one row each.
 
     Rows are x = D z with D = `spikes_and_waves(WIDTH)`, k non-zeros of fair sign, and magnitudes from 1 to the range:
-    both ends occur in every row, the others are log-uniform between.
-    `theory` is 1 where a theorem promises every support, else None: one step with range < 1 / (m (2k - 1))
-    (thm-one-step-support), OMP with k < (1 + 1/m) / 2 (Tropp 2004).  `edge` is the range where the promise ends; None
-    for no end, and for what has no promise.
+    each row has both ends, its other magnitudes are log-uniform between them.
+    `theory` is 1 where a theorem guarantees every support, else None: one step with range < 1 / (m (2k - 1))
+    (thm-one-step-support), OMP with k < (1 + 1/m) / 2 (Tropp 2004).  `edge` is the range where the guarantee of one
+    step ends, None for other methods.
     """
     D = spikes_and_waves(WIDTH)
     m, rows = coherence(D), []
@@ -134,12 +134,12 @@ def separation(k: int) -> list[Row]:
 
 
 def holds(row: Row) -> bool:
-    """Whether a row of `separation` keeps what theory promises: every support, where it promises any."""
+    """Whether a row of `separation` agrees with theory: every support is exact where that is guaranteed."""
     return row["theory"] is None or row["measured"] >= row["theory"]
 
 
 def _stretched(z: np.ndarray, k: int, spread: float) -> np.ndarray:
-    """The same supports, signs and order of magnitudes, with the smallest of each row 1 and the largest `spread`."""
+    """The same supports, signs and order of magnitudes; in each row the smallest is 1 and the largest `spread`."""
     fires = z != 0
     logs = np.log(np.abs(z[fires])).reshape(-1, k)
     least, most = (end(axis=1, keepdims=True) for end in (logs.min, logs.max))
@@ -149,7 +149,7 @@ def _stretched(z: np.ndarray, k: int, spread: float) -> np.ndarray:
 
 
 def _supports(x: np.ndarray, D: np.ndarray, k: int) -> Iterator[tuple[str, int | None, np.ndarray]]:
-    """Every method, the number of its steps, and its codes.  A first step from 0 selects among D^T x, whatever mu."""
+    """Every method, its number of steps, and its codes.  For any mu a first step from 0 selects among D^T x."""
     for method, rule, depths in WALKS:
         steps = ista(torch.tensor(x), torch.tensor(D), KSparse(k), depths[-1], rule, keep="all").steps
         assert steps is not None
@@ -161,7 +161,7 @@ def _supports(x: np.ndarray, D: np.ndarray, k: int) -> Iterator[tuple[str, int |
 
 
 def _drawn(problem: Problem, seed: int) -> tuple[Planted, Planted]:
-    """Rows to train on, and fresh rows of the same atoms."""
+    """Rows for training, and fresh rows of the same atoms."""
     draw = partial(
         planted, d_in=D_IN, d_sae=D_SAE, k=K, signed=problem.signed, dynamic_range=problem.dynamic_range,
         kind=problem.data,
@@ -171,7 +171,7 @@ def _drawn(problem: Problem, seed: int) -> tuple[Planted, Planted]:
 
 
 def learned(problem: Problem, T: int, seed: int, steps: int) -> list[Row]:
-    """Train one SAE with T encoder steps on planted rows; measure it on fresh ones, at every depth and with OMP."""
+    """Train one SAE with T encoder steps on planted rows; measure it on fresh rows, at every depth and with OMP."""
     data, fresh = _drawn(problem, seed)
     torch.manual_seed(seed)
     sae = SAE(D_IN, D_SAE, problem.penalty, steps=T, step=ExactStep())
@@ -186,7 +186,7 @@ def learned(problem: Problem, T: int, seed: int, steps: int) -> list[Row]:
 
 
 def known(problem: Problem, seeds: tuple[int, ...]) -> list[Row]:
-    """The same measurements with the true D, from the zero code: what is wrong here is not the dictionary's fault."""
+    """The same measurements with the true D, from the zero code: these errors are not errors of the dictionary."""
     rows = []
     for seed in seeds:
         fresh = _drawn(problem, seed)[1]
@@ -202,7 +202,7 @@ def known(problem: Problem, seeds: tuple[int, ...]) -> list[Row]:
 def _measured(
     problem: Problem, fresh: Planted, c: Tensor, D: Tensor, matched: metrics.Match, codes: dict[tuple[str, int], Tensor]
 ) -> Iterator[Row]:
-    """One row for each way to find codes of c = x - b with the atoms D; OMP is added to those given."""
+    """One row for each method to find codes of c = x - b with the atoms D: those given, and OMP."""
     pursued = omp(c.numpy(), D.numpy(), K, nonneg=problem.penalty.nonneg)
     truth, x = torch.tensor(fresh.z), torch.tensor(fresh.x)
     for (method, steps), z in [*codes.items(), (("omp", None), torch.tensor(pursued))]:

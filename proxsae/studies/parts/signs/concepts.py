@@ -1,7 +1,7 @@
-"""How well one number of a row tells the two sides of a concept apart, and how sure that is.
+"""How well one score of a row separates the two sides of a concept, with intervals and tests over words.
 
-Whatever is chosen, a latent, its sign, a direction or a threshold, is chosen on the training side.  The held-out words
-are only measured, once, so that no number of theirs is better than it should be because something was chosen by it.
+Every choice (a latent, its sign, a direction, a threshold) is made on the training side.  The held-out words are only
+measured, once, so that no choice biases their numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from proxsae.studies.statistics import Interval, bootstrap
 
 Array = NDArray[np.float64]
-FLIPS = 20000  # random signs of a permutation test: no p-value is below 1 / (FLIPS + 1)
+FLIPS = 20000  # draws of signs in a permutation test: p-values are at least 1 / (FLIPS + 1)
 
 
 class Pairs(NamedTuple):
@@ -27,7 +27,7 @@ class Pairs(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """How a score is read: times `sign`, the concept is on its positive side where that exceeds `threshold`."""
+    """A rule for a score: the concept is on its positive side where sign * score > threshold."""
 
     sign: float
     threshold: float
@@ -36,7 +36,7 @@ class Reading(NamedTuple):
 def auc(positive: Array, negative: Array) -> Array:
     """P(s+ > s-) + P(s+ = s-) / 2 over all pairs of a positive and a negative row: (n, ...), (m, ...) -> (...).
 
-    The Mann-Whitney statistic over n m, from mid-ranks: 1/2 for a score that tells nothing, or is the same everywhere.
+    The Mann-Whitney statistic over n m, from mid-ranks: 1/2 for a score that is independent of the side, or constant.
     """
     n, m = len(positive), len(negative)
     ranks = rankdata(np.concatenate([positive, negative]), axis=0)[:n].sum(axis=0)
@@ -46,7 +46,7 @@ def auc(positive: Array, negative: Array) -> Array:
 def best_latent(positive: Array, negative: Array) -> tuple[int, float]:
     """The latent with the largest |AUC - 1/2| of codes (n, P), and the sign that puts the positive side up.
 
-    A signed latent may carry a concept either way round, and so may a non-negative one.  Ties take the lowest index.
+    A latent, signed or not, may be larger on either side of a concept.  Ties take the lowest index.
     """
     found = auc(positive, negative) - 0.5
     j = int(np.argmax(np.abs(found)))
@@ -54,7 +54,7 @@ def best_latent(positive: Array, negative: Array) -> tuple[int, float]:
 
 
 def reading(positive: Array, negative: Array, sign: float = 1.0) -> Reading:
-    """The threshold that is best by balanced accuracy on these scores (n,), half-way between two that occur."""
+    """The threshold with the best balanced accuracy on these scores (n,), half-way between two of them."""
     up, down = sign * positive, sign * negative
     values = np.unique(np.concatenate([up, down]))
     cuts = (values[:-1] + values[1:]) / 2 if len(values) > 1 else values
@@ -71,7 +71,7 @@ def _balanced(up: Array, down: Array, cut: float) -> float:
 
 
 def difference_in_means(positive: Array, negative: Array) -> Array:
-    """DiM: the mean of the positive rows (n, d) less that of the negative ones, a direction (d,) that needs labels."""
+    """DiM: the mean of the positive rows (n, d) minus that of the negative ones, a direction (d,) that needs labels."""
     return np.asarray(positive.mean(axis=0) - negative.mean(axis=0))
 
 
@@ -81,7 +81,7 @@ def opposite(positive: Array, negative: Array) -> Array:
 
 
 def most_opposite(positive: Array, negative: Array) -> tuple[int, float]:
-    """The latent whose signs are opposite in the most pairs of codes (n, P), and the sign that turns it so."""
+    """The latent with opposite signs in the most pairs of codes (n, P), and the sign that puts the positive side up."""
     found = np.stack([opposite(positive, negative), opposite(negative, positive)])
     j = int(np.argmax(found.max(axis=0)))
     return j, -1.0 if found[1, j] > found[0, j] else 1.0
@@ -90,8 +90,8 @@ def most_opposite(positive: Array, negative: Array) -> tuple[int, float]:
 def sides(positive: Array, negative: Array) -> dict[str, float]:
     """Shares of scores (n,) above, at and below zero on each side.
 
-    For a concept with two sides +s and -s are the claim.  For one without, the negative rows answer what a negative
-    activation means: `negative_zero` is absence.
+    The claim about a two-sided concept is that its sides have scores above and below zero.  For a one-sided concept
+    `negative_zero` is the share of negative rows on which the score is absent.
     """
     return {
         f"{side}_{name}": float(where.mean())
@@ -122,8 +122,8 @@ def by_words(table: Array, words: NDArray[np.int64]) -> Interval:
 def pseudo_values(table: Array, words: NDArray[np.int64]) -> Array:
     """The jackknife's W theta - (W - 1) theta_(-w), theta an AUC or a difference of two, from its `wins`: (W,).
 
-    They add up to W theta but for its bias, and spread as theta does over words: all rows of a word are left out
-    together, on either side.
+    Their sum is W theta up to its bias, and their spread estimates that of theta over words: all rows of a word, on
+    both sides, are left out together.
     """
     sizes = np.unique(words, return_counts=True)[1]
     n, number = sizes.sum(), len(sizes)
@@ -134,8 +134,8 @@ def pseudo_values(table: Array, words: NDArray[np.int64]) -> Array:
 def sign_flip_p(values: Array, seed: int = 0) -> float:
     """Two-sided p-value of sum_w v_w, were every sign a fair coin: (1 + #{|sum s_w v_w| >= |sum v_w|}) / (1 + FLIPS).
 
-    Exact for independent v that are symmetric about 0.  For `pseudo_values` it is an approximation, which needs no
-    normal distribution: one odd word alone never makes it small.  It speaks of other words, not of other seeds.
+    Exact for independent v that are symmetric about 0; for `pseudo_values` an approximation, without a normal
+    distribution: one outlying word alone never makes it small.  It is about other words, not about other seeds.
     """
     signs = np.random.default_rng(seed).choice(np.array([-1.0, 1.0]), (FLIPS, len(values)))
     as_far = np.abs(signs @ values) >= abs(values.sum()) - 1e-9 * np.abs(values).sum()

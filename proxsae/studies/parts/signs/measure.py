@@ -1,8 +1,8 @@
-"""Whether a signed latent carries a concept and its opposite: signs of codes, contrast pairs, and steering.
+"""Signs: whether a signed latent carries a concept and its opposite, by signs of codes, contrast pairs and steering.
 
-AbsTopK with P latents is a TopK with 2P whose atoms come in pairs d, -d (prop-splitting-codes), so it stands beside
-TopK of P and of 2P latents; and beside JumpReLU, which is no k-sparse code.  The labels come with the sentences, and no
-judge gives them: the two sentences of a pair differ in one word.
+AbsTopK with P latents is a TopK with 2P latents whose atoms come in pairs d, -d (prop-splitting-codes).  So it is
+compared with TopK of P and of 2P latents, and with JumpReLU, whose codes are not k-sparse.  Labels need no judge: the
+two sentences of a pair differ in one word.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from proxsae.studies.statistics import holm
 from proxsae.studies.task import Row, Setting, Task
 from proxsae.training import train
 
-FACTORS = {"abstopk": 1.0, "topk": 1.0, "topk2": 2.0, "jumprelu": 1.5}  # time of a training step, AbsTopK's being 1
+FACTORS = {"abstopk": 1.0, "topk": 1.0, "topk2": 2.0, "jumprelu": 1.5}  # time of a training step, in AbsTopK's
 PEERS = ("topk", "topk2", "jumprelu")
 DEPTH = 16  # exact steps of "abstopk16", the same SAE as "abstopk"
-OFTEN = 10  # firings from which a latent's balance of signs is more than chance
-TWO_SIDED = 0.1  # a live latent is two-sided from this sign balance on
+OFTEN = 10  # firings above which the balance of a latent's signs is more than chance
+TWO_SIDED = 0.1  # a live latent with at least this sign balance is two-sided
 ROWS = 4096  # encoded together
-OPPOSED = -0.9  # two atoms below this cosine are one direction, cut in two
+OPPOSED = -0.9  # two atoms with a smaller cosine count as one direction in two parts
 
 
 def tasks(setting: Setting) -> list[Task]:
-    """A task for each SAE and seed, and one for what needs all of them; with other rows than the packaged, no concepts.
+    """One task for each SAE and seed, and one that compares all of them; concepts only on the packaged rows.
 
     SAEs are trained with one step on the rows of the setting and on both sides of the training-side contrast pairs,
-    without their labels.  Held-out words are in no training row.  Codes have k non-zeros a row, those of JumpReLU on
+    without their labels.  No training row has a held-out word.  Codes have k non-zeros a row, those of JumpReLU on
     average over held-out rows.
     """
     pairs = contrasts() if setting.packaged else ()
@@ -77,13 +77,13 @@ def tasks(setting: Setting) -> list[Task]:
 
 
 def sae_rows(setting: Setting, pairs: Sequence[Contrast], name: str, seed: int) -> list[Row]:
-    """Train and keep one SAE; rows of its latents, of the best latent of every concept, and of steering by it."""
+    """Train and save one SAE; measure its latents, the best latent of every concept, and steering with that latent."""
     rows = training_rows(setting.train, pairs)
     width = 2 * setting.d_sae if name == "topk2" else setting.d_sae
     torch.manual_seed(seed)
     sae = published(rows.shape[1], width, setting.k, spread(rows))[name.removesuffix("2")]().to(rows.device)
     train(sae, rows, setting.train_steps, batch_size=BATCH, lr=LR, seed=seed, l0=setting.k, progress=False)
-    sae, _ = matched(sae, sample(setting.test), setting.k)  # JumpReLU's training only comes near k
+    sae, _ = matched(sae, sample(setting.test), setting.k)  # training brings JumpReLU only near k
     setting.keep(sae, f"signs-{name}-seed{seed}")
     about: Row = {"part": "signs", "sae": name, "seed": seed}
     found = [{**about, "kind": "latents", **latents(sae, setting.test)}]
@@ -99,13 +99,13 @@ def training_rows(rows: Tensor, pairs: Sequence[Contrast]) -> Tensor:
 
 
 def _depths(sae: SAE, name: str) -> dict[str, SAE]:
-    """The SAE, and for AbsTopK also the same weights with more encoder steps."""
+    """The SAE, and for AbsTopK the same weights with more encoder steps too."""
     return {name: sae} | ({f"{name}{DEPTH}": sae.unrolled(DEPTH, ExactStep())} if name == "abstopk" else {})
 
 
 @torch.no_grad()
 def latents(sae: SAE, rows: Tensor) -> Row:
-    """Signs of the codes of rows (n, d), and directions that are cut in two.
+    """Signs of the codes of rows (n, d), and directions that two opposite latents share.
 
     live, dead      number of latents that fire on some row, and share of those that do not
     balance         mean over live latents of min(p+, p-) / max(p+, p-), counts of positive and negative firings; and
@@ -140,7 +140,7 @@ def latents(sae: SAE, rows: Tensor) -> Row:
 
 
 def _frequent(up: Tensor, down: Tensor) -> Row:
-    """The share of two-sided latents among those that fire often enough for their signs to say something."""
+    """The share of two-sided latents among those that fire at least `OFTEN` times."""
     often = (up + down) >= OFTEN
     balance = torch.minimum(up, down)[often] / torch.maximum(up, down)[often]
     share = float((balance >= TWO_SIDED).double().mean()) if len(balance) else None
@@ -157,12 +157,12 @@ def fragments(atoms: Tensor) -> tuple[int, float | None]:
 
 
 def concept(sae: SAE, pair: Contrast) -> Row:
-    """The latent that tells the two sides apart best on the training side, measured on the held-out words.
+    """The latent that separates the two sides best on the training side, measured on the held-out words.
 
     opposite        share of held-out pairs on whose two sides this latent has opposite signs
-    opposite_best   the same of the latent that has them in the most training-side pairs: what is best for the claim
-    both            mean number of latents, of all, that fire on both sides of a held-out pair
-    both_opposite   the same of those that do so with opposite signs
+    opposite_best   the same for the latent that has opposite signs in the most training-side pairs
+    both            mean number of latents that fire on both sides of a held-out pair
+    both_opposite   the same for latents that fire with opposite signs
     """
     z, learn, held = _codes(sae, pair), ~pair.held_out, pair.held_out
     j, scores, how = _chosen(z, pair)
@@ -186,7 +186,7 @@ def _named(pair: Contrast) -> Row:
 
 
 def _chosen(z: Pairs, pair: Contrast) -> tuple[int, Pairs, Reading]:
-    """The best of the latents z (n, P), its held-out codes with the positive side up, and the reading of these."""
+    """The best of the latents z (n, P), its held-out codes with the positive side up, and their reading."""
     learn, held = ~pair.held_out, pair.held_out
     j, sign = best_latent(z.positive[learn], z.negative[learn])
     up, down = sign * z.positive[:, j], sign * z.negative[:, j]
@@ -200,10 +200,10 @@ def _codes(sae: SAE, pair: Contrast) -> Pairs:
 
 
 def steering(sae: SAE, pairs: Sequence[Contrast], name: str) -> list[Row]:
-    """Clamp the latent of every two-sided concept to +q and to -q on its held-out rows; and DiM, at the same norms.
+    """Clamp the latent of every two-sided concept to +q and to -q on its held-out rows, and move rows by DiM as far.
 
-    x' = x + (c - z_j) d_j: what the SAE leaves over is kept.  q is the mean |z_j| where it fires on the training side.
-    DiM moves the same rows as far, along the difference in means.
+    x' = x + (c - z_j) d_j, so that the residual of the SAE stays.  q is the mean |z_j| over the training-side rows
+    where z_j fires.  DiM moves the same rows along the difference in means, by the same norms.
     """
     probes = {pair.name: ridge(*_double(pair, ~pair.held_out)) for pair in pairs}
     found = []
@@ -230,9 +230,9 @@ def _double(pair: Contrast, mask: Any) -> tuple[Array, Array]:
 
 
 def comparison_rows(setting: Setting, pairs: Sequence[Contrast]) -> list[Row]:
-    """Held-out AUCs as means over seeds, with intervals over words; and AbsTopK less each peer, with p-values.
+    """Held-out AUCs as means over seeds, with intervals over words; AbsTopK minus each peer, with p-values.
 
-    The references need labels and no seed: "dim" is the difference in means, "ridge" the probe that judges steering.
+    The references need labels and have no seed: "dim" is the difference in means, "ridge" the probe that steering uses.
     p-values are those of `sign_flip_p`, and `p_holm` are Holm's over all comparisons of this task.
     """
     names = ("abstopk", f"abstopk{DEPTH}", *PEERS)
@@ -262,7 +262,7 @@ def comparison_rows(setting: Setting, pairs: Sequence[Contrast]) -> list[Row]:
 
 
 def references(pair: Contrast) -> list[Row]:
-    """What directions that were found with labels reach on the held-out words: the same in every seed."""
+    """AUC and accuracy of directions that were fitted with labels, on the held-out words: the same for every seed."""
     learn, held = _double(pair, ~pair.held_out), _double(pair, pair.held_out)
     found = []
     for name, weights in (("dim", difference_in_means(*learn)), ("ridge", ridge(*learn).weights)):

@@ -1,7 +1,7 @@
-"""What setting one latent does to the row that is rebuilt: to its own concept, and to the others.
+"""Steering: what setting one latent changes in the reconstructed row, for its own concept and for the others.
 
-The shift is read by linear probes that know nothing of SAEs, in units of a probe's distance between the two sides of
-its concept: a shift of 1 carries a row from the mean of one side to that of the other.
+Linear probes that do not depend on any SAE measure the shift, in units of the distance between the two sides of a
+concept: a shift of 1 moves a row from the mean of one side to that of the other.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ class Probe(NamedTuple):
     distance: float
 
     def shift(self, step: Array) -> Array:
-        """What steps (..., d) in the space of rows do to the probe, in units of its distance."""
+        """The change of the probe by steps (..., d) in the space of rows, in units of its distance."""
         return np.asarray(step @ self.weights / self.distance)
 
 
 def ridge(positive: Array, negative: Array) -> Probe:
     """The ridge regression of labels +1, -1 on rows (n, d), (m, d): w = (X'X + a I)^-1 X'y, X and y centred.
 
-    a is the mean squared norm of the centred rows: as much as one row.  With fewer rows than coordinates the least
-    squares fit is exact, so some such term is needed.
+    a is the mean squared norm of the centred rows.  It is needed since the least-squares fit of fewer rows than
+    coordinates is exact.
     """
     X, y = np.concatenate([positive, negative]), np.repeat([1.0, -1.0], [len(positive), len(negative)])
     X, y = X - X.mean(axis=0), y - y.mean()
@@ -39,10 +39,9 @@ def ridge(positive: Array, negative: Array) -> Probe:
 
 
 def clamped(score: Array, level: float, nonneg: bool, sign: float) -> dict[str, Array]:
-    """How far setting z_j to the level +q, and to -q, moves it: c - z_j for z_j (n,), by direction "+" and "-".
+    """The changes c - z_j that set z_j (n,) to the level c = +q and to c = -q, by direction "+" and "-".
 
-    Directions are those of the concept, so `sign` is that of the latent.  A non-negative code has no -q: it gets 0, the
-    most that it allows.
+    Directions are those of the concept; `sign` is that of the latent.  A non-negative code is set to 0 instead of -q.
     """
     found = {}
     for name, wanted in (("+", sign * level), ("-", -sign * level)):
@@ -51,9 +50,9 @@ def clamped(score: Array, level: float, nonneg: bool, sign: float) -> dict[str, 
 
 
 def steered(change: Array, direction: Array, probe: Probe, others: Sequence[Probe]) -> dict[str, float | None]:
-    """The rows x' = x + change * direction, (n,) times (d,): what the probe and the others see of it, and its size.
+    """The effect of x' = x + change * direction, (n,) times (d,), on the probe and on the others, and its size.
 
-    shift        mean over rows of the probe's shift
+    shift        mean over rows of the shift of the probe
     damage       root mean square, over rows and the other probes, of their shifts
     selectivity  |shift| / damage, None without damage
     norm         root mean square of ||x' - x||

@@ -1,4 +1,4 @@
-"""Whether SAEs that differ by seed find the same latents, and fire them on the same rows, at one step and at more."""
+"""Stability: whether SAEs of different seeds learn the same latents and fire them on the same rows."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from proxsae.studies.task import Row, Setting, Task
 
 STEPS = (1, 16)
 ROWS = 512  # held-out ones on which codes are compared
-CODES = {"topk": 15, "abstopk": 15}  # of one SAE at all `STEPS`, over a training step of the setting
-MATCHED = 100  # the same where a density is matched
-PAIR = 0.2  # seconds to match two dictionaries of 1152 latents; it grows with the third power at most
+CODES = {"topk": 15, "abstopk": 15}  # time of the codes of one SAE at all `STEPS`, in training steps
+MATCHED = 100  # the same, where the density is matched
+PAIR = 0.2  # seconds to match two dictionaries of 1152 latents; at most cubic in that number
 
 
 def tasks(setting: Setting) -> list[Task]:
-    """One task for each penalty and training depth, on SAEs that the depth part has kept; none for one seed."""
+    """One task for each penalty and training depth, on SAEs that the part depth has saved; none for one seed."""
     seeds = len(setting.seeds)
     if seeds < 2:
         return []
@@ -38,13 +38,13 @@ def tasks(setting: Setting) -> list[Task]:
 
 @torch.no_grad()
 def stability(setting: Setting, penalty: str, T: int) -> list[Row]:
-    """For every pair of seeds and number of encoder steps, how alike atoms and codes are.
+    """Similarity of atoms and codes, for every pair of seeds and number of encoder steps.
 
-    Atoms are matched one to one, so that the sum of their |cosine| is largest, or for non-negative codes that of their
-    cosines; a latent that is dead on the rows keeps its place in that matching.
+    Atoms are matched one to one so that the sum of |cosine| is largest (of cosines for non-negative codes).  Latents
+    that are dead on the rows are matched too.
 
-    cosine   mean |cosine| (or cosine) of the matched atoms, over pairs of which at least one latent is live: two dead
-             latents, whose atoms training has left, say nothing, but a live one without a live partner counts
+    cosine   mean |cosine| (or cosine) of the matched atoms, over pairs with at least one live latent: training does not
+             move dead atoms, so that pairs of two say nothing
     live     share of the matched pairs of which at least one latent is live
     iou      mean over rows of |S and S'| / |S or S'|, the supports of the codes after matching
 

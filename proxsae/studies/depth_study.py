@@ -1,0 +1,117 @@
+"""`proxsae.studies.depth`: what more encoder steps change, in one given SAE or in a study that trains its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from proxsae import data, metrics
+from proxsae.conventions import Error, check_count
+from proxsae.penalties import BatchKSparse, KSparse
+from proxsae.sae import SAE
+from proxsae.studies import words
+from proxsae.studies.carry_out import carry_out, check_folder
+from proxsae.studies.density import sample
+from proxsae.studies.machine import about_machine
+from proxsae.studies.parts.depth import measure
+from proxsae.studies.progress import Progress
+from proxsae.studies.request import PACKAGED, Request, plain
+from proxsae.studies.results import Study
+
+ROWS = 1024  # of the user's, on which an SAE of the user's is measured
+
+
+def depth(
+    sae_or_rows: Any = None,
+    activations: Any = None,
+    *,
+    steps: Sequence[int] | None = None,
+    budget: float | None = None,
+    parts: Sequence[str] = (),
+    d_sae: int | None = None,
+    k: int | None = None,
+    train_steps: int | None = None,
+    train_depths: Sequence[int] = (),
+    seeds: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Study:
+    """Measure what more encoder steps of the same weights change, at equal density.
+
+    With an SAE and rows (n, d_in): its error after each number of `steps`, by every step rule that fits, with no
+    training.  Rows may also be a path; of more than 1024 rows that many are drawn.  Where the penalty has a lam, it is
+    set anew for each number of steps, so that codes keep the density that they have as the SAE is.
+
+    With rows only, or nothing for the packaged rows: the study that `proxsae depth` does, as much as fits into `budget`
+    minutes (by default 2.5).  It trains SAEs of six penalties on four fifths of the rows, and measures on the rest.
+
+    parts         of depth, stability, apart, recovery, signs, bounds; by default what fits, in the order of what they
+                  answer
+    d_sae, k      latents, by default 3 d_in; non-zeros a row, by default 32, or d_sae / 4 if that is less
+    train_steps, train_depths, seeds, seed
+                  steps of training, numbers of encoder steps in training, how many seeds, and the first; by default
+                  what fits
+    out           a folder that keeps SAEs, journal and report: the same call resumes an interrupted study.  Without one
+                  nothing is kept but what is returned
+    progress      whether lines, and on a terminal a bar, are shown on stderr
+
+    Returns a `Study`: `.rows`, `.table()`, `.plot()` (a matplotlib figure), `.report(path)`.
+    Raises `Error` for rows that are not finite or do not fit, numbers out of range, and a folder of another study.
+
+    >>> sae, rows = px.topk_sae(8, 16, 4), px.data.planted(200, 8, 16, 4, seed=0).x
+    >>> study = px.studies.depth(sae, rows, steps=(1, 4), progress=False)
+    >>> [(row["rule"], row["steps"]) for row in study.rows]
+    [('lipschitz', 1), ('lipschitz', 4), ('exact', 1), ('exact', 4), ('refit', 1), ('refit', 4)]
+    """
+    home = None if out is None else Path(out)
+    with Progress(progress) as shown:
+        if isinstance(sae_or_rows, SAE):
+            return of_one(sae_or_rows, activations, measure.STEPS if steps is None else steps, home, shown)
+        if activations is not None or steps is not None:
+            msg = f"{'steps' if activations is None else 'activations'} needs an SAE as the first argument, "
+            msg += f"which is {type(sae_or_rows).__name__}"
+            raise Error(msg)
+        request = Request(sae_or_rows, budget, parts, d_sae, k, train_steps, train_depths, seeds, seed, device)
+        return carry_out(request, home, shown, "proxsae.studies.depth(...)")
+
+
+def of_one(sae: SAE, rows: Any, steps: Sequence[int], out: Path | None, progress: Progress, command: str = "") -> Study:
+    """Measure one SAE on rows, or on the packaged ones, for several numbers of steps; write the report into `out`."""
+    check_folder(out)
+    wanted = sorted({check_count("steps", t, 1) for t in steps})
+    if not wanted:
+        msg = "steps is empty, but a curve needs at least one number of encoder steps"
+        raise Error(msg)
+    name = PACKAGED if rows is None else str(rows) if isinstance(rows, (str, os.PathLike)) else "an array"
+    if isinstance(sae.penalty, BatchKSparse):
+        sae = sae.thresholded()  # its codes depend on the batch
+    opened = data.open_rows(data.packaged()[1] if rows is None else plain(rows))
+    which = np.arange(len(opened))
+    if len(which) > ROWS:
+        which = np.sort(np.random.default_rng(0).choice(which, ROWS, replace=False))
+    x = sae.rows(opened[which])
+    R = sae.penalty
+    with torch.no_grad():
+        k = float(R.k) if isinstance(R, KSparse) else metrics.l0(sae.encode(sample(x)))
+    progress.doing(f"{', '.join(map(str, wanted))} encoder steps on {len(x)} rows")
+    same = {"part": "depth", "penalty": measure.kind_of(R), "train_depth": sae.steps, "seed": 0}
+    found = [same | row for row in measure.errors(sae, x, k, wanted)]
+    about = {
+        "SAE": f"{R!r}, encoder of {words.steps(sae.steps)}, d_in={sae.d_in}, d_sae={sae.d_sae}",
+        "data": name,
+        "rows": f"{len(x)} of {len(opened)}",
+        "l0": f"{k:.4g}",
+        **about_machine(),
+        "command": command or "proxsae.studies.depth(sae, rows)",
+    }
+    made = Study(found, about | {"to repeat": about["command"]}, (1, 1))
+    if out is not None:
+        made.report(out)
+    return made
