@@ -183,6 +183,15 @@ def test_a_numpy_formula_over_a_torch_one_is_refused_and_not_ignored():
         Half(1).prox(torch.tensor(u))
 
 
+@pytest.mark.parametrize("name", pt.OPERATORS)
+def test_a_subclass_that_changes_nothing_is_its_parent(name):
+    R = pt.OPERATORS[name]
+    mine = type("Mine", (type(R),), {})(**vars(R))
+    for u in pt.lattice.rows(R, 0.7, np.float64, 10):
+        pt.assert_same(mine.prox(torch.tensor(u), 0.7), R.prox(torch.tensor(u), 0.7))
+        pt.assert_same(mine.value(torch.tensor(u)), R.value(torch.tensor(u)))
+
+
 def test_the_methods_with_the_checks_cannot_be_overridden():
     with pytest.raises(px.Error, match="Mine overrides prox: override _prox"):
 
