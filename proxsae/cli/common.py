@@ -60,6 +60,16 @@ def check_path(name: str, path: str | None) -> None:
         raise Error(msg)
 
 
+def check_there(path: str | None) -> None:
+    """Raise `Error` for a path that leads nowhere; called before torch is loaded, so that the answer comes at once."""
+    if path is not None:
+        try:
+            os.stat(path)
+        except (OSError, ValueError) as problem:
+            msg = f"cannot read {path}: {getattr(problem, 'strerror', None) or problem}"
+            raise Error(msg) from None
+
+
 def check_apart(name: str, out: str, **inputs: str) -> None:
     """Raise `Error` if an input is the empty path, or if `out` is an input or lies in an input folder.
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from proxsae.cli.common import check_path, command, device_named, numbers, paragraph
+from proxsae.cli.common import check_path, check_there, command, device_named, numbers, paragraph
 from proxsae.conventions import Error, check_seed
 
 TRAINS = ("budget", "parts", "d_sae", "k", "train_steps", "train_depths", "seeds")  # options without sense for --sae
@@ -64,6 +64,8 @@ def _depth(arguments: argparse.Namespace) -> int:
 
     for name in ("data", "sae", "out"):
         check_path(f"--{name}", getattr(arguments, name))
+    for path in (arguments.data, arguments.sae):
+        check_there(path)
     check_seed(arguments.seed)
     depths = tuple(sorted(set(numbers("--train-depths", arguments.train_depths))))
     if arguments.sae is not None:
