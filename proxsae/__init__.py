@@ -65,7 +65,7 @@ def _hint(name: str) -> str:
             penalty = f"px.{one.family.__name__}({argument}{', nonneg=True' if one.nonneg else ''})"
             whole = f"px.{key}_sae" if f"{key}_sae" in __all__ else "px.SAE"
             return f": as a penalty it is {penalty}, and as an autoencoder {whole}(...)"
-    return did_you_mean(f"px.{name}", [f"px.{known}" for known in __all__])
+    return did_you_mean(name, __all__).replace("mean ", "mean px.")
 
 
 def __dir__() -> list[str]:

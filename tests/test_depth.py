@@ -369,7 +369,8 @@ def test_the_curve_of_an_sae_from_python(sae, place):
     assert many["nmse"] < few["nmse"]
     lines = found.table().splitlines()
     assert len(lines) == 1 + len(found.rows)
-    assert lines[-1].split()[:5] == ["jumprelu", "1", "exact", "4", f"{many['nmse']:#.3g}"]
+    ratio = f"{many['nmse'] / few['nmse']:#.3g}"  # over one step
+    assert lines[-1].split()[:6] == ["jumprelu", "1", "exact", "4", f"{many['nmse']:#.3g}", ratio]
     assert found.plot().axes
     assert "report.html" in found.report(place / "mine")
     assert table(place, "rows.csv", "mine")[-1]["nmse"] == str(many["nmse"])

@@ -65,6 +65,7 @@ def depth(
     Returns a `Study`: `.rows`, `.table()`, `.plot()` (a matplotlib figure), `.report(path)`.
     Raises `Error` for rows that are not finite or do not fit, numbers out of range, and a folder of another study.
 
+    >>> import proxsae as px
     >>> sae, rows = px.topk_sae(8, 16, 4), px.data.planted(200, 8, 16, 4, seed=0).x
     >>> study = px.studies.depth(sae, rows, steps=(1, 4), progress=False)
     >>> [(row["rule"], row["steps"]) for row in study.rows]
