@@ -82,10 +82,10 @@ def test_a_task_trains_keeps_and_measures(tmp_path):
     made = setting(tmp_path, seeds=(3,), train_steps=12)
     tasks = depth.tasks(made)
     assert [task.name for task in tasks[:3]] == [
-        "depth relu-train1-seed3", "depth relu-train3-seed3", "depth soft-train1-seed3"
+        "depth abstopk-train1-seed3", "depth abstopk-train3-seed3", "depth topk-train1-seed3"
     ]  # fmt: skip
     assert len(tasks) == 6 * 2
-    for task in (tasks[2], tasks[-1]):
+    for task in (tasks[1], tasks[-1]):
         rows = task.run()
         name = task.name.removeprefix("depth ")
         sae = made.kept(name)

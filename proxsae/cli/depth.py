@@ -103,5 +103,5 @@ def _depth(arguments: argparse.Namespace) -> int:
         "" if arguments.data else "Your own rows: proxsae depth --data my.npy --out my-study",
         "" if arguments.sae else "Your own SAE: proxsae depth --sae my-sae --data my.npy --out my-sae-study",
     ]
-    print(*filter(None, more), sep=". ")
+    print(*filter(None, more), sep="\n")
     return 0

@@ -10,6 +10,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from proxsae import __version__
 from proxsae.conventions import Error, check_seed
 from proxsae.disk import check_writable, held
@@ -42,8 +44,10 @@ def carry_out(request: Request, out: Path | None, progress: Progress, command: s
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proxsae-")))
         setting = Setting(train, test, d_sae, k, (), 1, (), folder, request.data is None, 0.0)
-        made, plan, seconds = _planned(request, setting, asked, progress)
-        setting = replace(setting, seconds=seconds)
+        made, plan = _planned(request, setting, asked, progress)
+        setting = replace(setting, seconds=plan["a training step"])
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(plan.get("threads", torch.get_num_threads()))
         seeds = tuple(range(request.seed, request.seed + made.seeds))
         check_seed(seeds[-1])
         lines, hint = _said(request, setting, made, out)
@@ -159,8 +163,8 @@ class _Run:
 
 def _planned(
     request: Request, setting: Setting, asked: dict[str, Any], progress: Progress
-) -> tuple[Plan, dict[str, Any], float]:
-    """The plan of the study, as the journal keeps it too, and the seconds of a training step it was made with."""
+) -> tuple[Plan, dict[str, Any]]:
+    """The plan of the study, and as the journal keeps it: with the threads and seconds of a training step."""
     there = planned(setting.folder)
     if there:
         plan = {"parts": there.get("--parts"), "train_depths": there.get("--train-depths")} | there["plan"]
@@ -171,14 +175,14 @@ def _planned(
         check_same(setting.folder / FILE, there | {name: kept for name, (own, kept) in given.items() if own}, asked)
         values = {each.name: plan[each.name] for each in fields(Plan)}
         made = Plan(**values | {"parts": tuple(plan["parts"]), "train_depths": tuple(plan["train_depths"])})
-        return made, there["plan"], there["plan"]["a training step"]
+        return made, there["plan"]
     progress.doing("timing a training step on this machine")
-    seconds = study.seconds_a_step(setting.train, setting.d_sae, setting.k)
+    seconds, threads = study.speed(setting.train, setting.d_sae, setting.k)
     depths = tuple(sorted(set(request.train_depths)))
     made = study.choose(
         replace(setting, seconds=seconds), request.parts, depths, request.budget, request.seeds, request.train_steps
     )
-    return made, vars(made) | {"a training step": seconds}, seconds
+    return made, vars(made) | {"a training step": seconds, "threads": threads}
 
 
 def _said(request: Request, setting: Setting, made: Plan, out: Path | None) -> tuple[list[str], str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +47,7 @@ WHOLE = (3, 150)  # of a study with all parts, in 20 minutes on two idle cores
 BUDGET = 2.5  # minutes by default: a first answer
 HEADROOM = 0.9  # share of the budget that is planned: the rest is for the report and for errors of the estimate
 TRIALS, TRIAL = 5, 8  # how often training steps are timed, and how many at once
-TIMING = 3.0  # seconds after which no further trial begins
+TIMING = 2.0  # seconds after which no further trial begins
 
 
 @dataclass(frozen=True)
@@ -72,17 +73,28 @@ def parts_with_needs(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in PARTS if name in needed)
 
 
-def seconds_a_step(x: Tensor, d_sae: int, k: int) -> float:
-    """Time a training step of a one-step AbsTopK SAE on this machine: the least of some trials, in seconds."""
+def speed(x: Tensor, d_sae: int, k: int) -> tuple[float, int]:
+    """Seconds of a training step of a one-step AbsTopK SAE, the median of some trials, and with how many threads.
+
+    Where other programs use the cores, one thread is faster than several, which wait for each other.
+    """
     torch.manual_seed(0)
     sae = SAE(x.shape[1], d_sae, KSparse(k)).to(x.device)
-    train(sae, x, 2, depth.BATCH, depth.LR, progress=False)  # the first steps also pay for memory and threads
-    times: list[float] = []
-    while len(times) < TRIALS and TRIAL * sum(times) < TIMING:
-        started = time.perf_counter()
-        train(sae, x, TRIAL, depth.BATCH, depth.LR, progress=False)
-        times.append((time.perf_counter() - started) / TRIAL)
-    return min(times)  # other programs slow some trials down, but may end before the study does
+    before, found = torch.get_num_threads(), {}
+    try:
+        for threads in {before, 1} if x.device.type == "cpu" else {before}:
+            torch.set_num_threads(threads)
+            train(sae, x, 2, depth.BATCH, depth.LR, progress=False)  # the first steps also pay for memory and threads
+            times: list[float] = []
+            while len(times) < TRIALS and TRIAL * sum(times) < TIMING:
+                started = time.perf_counter()
+                train(sae, x, TRIAL, depth.BATCH, depth.LR, progress=False)
+                times.append((time.perf_counter() - started) / TRIAL)
+            found[threads] = statistics.median(times)
+    finally:
+        torch.set_num_threads(before)
+    threads = min(found, key=lambda n: found[n])
+    return found[threads], threads
 
 
 def choose(
