@@ -1,6 +1,6 @@
-"""proxsae: a sparse autoencoder is one step of proximal gradient.
+"""proxsae: the encoder of a sparse autoencoder is one step of proximal gradient; take more steps.
 
-The operators, right and proved; the step, and then more steps; NumPy and torch, held against each other.
+The operators with their proofs, the iteration, SAEs; in NumPy and in torch, which are tested against each other.
 Torch loads only when a name that needs it is used.
 """
 

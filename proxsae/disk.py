@@ -106,7 +106,8 @@ def replace_file(file: Path, content: bytes) -> None:
 def replace_folder(folder: str | os.PathLike[str], files: dict[str, bytes], marker: str, hashed: bool = True) -> None:
     """Write the files, weights and then their description, as a new or empty folder, or into one that holds `marker`.
 
-    A description that is not `hashed` goes first, so that a kill never leaves it beside weights of another save.
+    An old description that is not `hashed` is deleted before the weights are replaced, so that a kill never leaves it
+    beside weights of another save.
     Raises `Error` for what may not be replaced, and where writing fails, which leaves the old files as they were.
     """
     target = Path(folder)
@@ -192,10 +193,15 @@ def held(folder: Path) -> Iterator[None]:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT) if WINDOWS else os.open(folder, os.O_RDONLY)
     except OSError as problem:
-        msg = f"cannot write checkpoints to {folder}: {problem.strerror or problem}"
+        msg = f"cannot write to {folder}: {problem.strerror or problem}"
         raise Error(msg) from None
     try:
-        if not _lock(handle):
+        try:
+            free = _lock(handle)
+        except OSError as problem:  # not every network disk has locks
+            msg = f"cannot lock {folder}: {problem.strerror or problem}; use a folder on a local disk"
+            raise Error(msg) from None
+        if not free:
             msg = f"{folder} is in use by another run: wait for it, or use another folder"
             raise Error(msg)
         yield

@@ -1,4 +1,4 @@
-"""What an iteration is told and what it gives back: step rules and results.  Data only; the arithmetic is elsewhere.
+"""Step rules and results as values, with the checks of their hypotheses.
 
 `reference/iteration.py` carries the rules out in NumPy and `pytorch/iteration.py` in torch, each on its own: an oracle
 that shared their arithmetic with what it judges would judge nothing.  What a rule needs of R and L stands here, once.

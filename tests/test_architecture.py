@@ -108,11 +108,11 @@ def test_the_two_wings_have_the_same_rooms_names_and_signatures():
 
 
 def test_torch_twins_of_penalties_take_the_same_arguments():
-    from proxsae.pytorch import prox as functional
+    from proxsae.pytorch import prox as torch_prox
 
     for name in ("prox", "value", "slope"):
         mine = list(inspect.signature(getattr(px.Penalty, name)).parameters)
-        assert mine[1:] == list(inspect.signature(getattr(functional, name)).parameters)[1:]
+        assert mine[1:] == list(inspect.signature(getattr(torch_prox, name)).parameters)[1:]
 
 
 def test_import_loads_neither_torch_nor_any_extra():

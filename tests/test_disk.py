@@ -102,3 +102,13 @@ def test_a_folder_is_held_where_there_is_no_fcntl(tmp_path, monkeypatch):
             pass
     disk.replace_file(tmp_path / "run" / "file", b"content")  # flushes the names of a folder, which Windows cannot
     assert (tmp_path / "run" / "file").read_bytes() == b"content"
+
+
+def test_a_disk_without_locks_is_one_sentence(tmp_path, monkeypatch):
+    def refuse(handle):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(disk, "_lock", refuse)
+    said = r"cannot lock .*: No locks available; use a folder on a local disk"
+    with pytest.raises(Error, match=said), disk.held(tmp_path / "run"):
+        pass

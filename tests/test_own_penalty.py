@@ -9,6 +9,7 @@ import torch
 import proxsae as px
 from proxsae import testing as pt
 from proxsae.penalties import Separable
+from proxsae.pytorch.arithmetic import sqrt
 
 
 class Renamed(px.L1):
@@ -220,3 +221,27 @@ def test_an_sae_that_is_saved_with_it_says_when_loaded_how_to_go_on(tmp_path):
     px.SAE(8, 16, Excess(0.5)).save(tmp_path / "sae")
     with pytest.raises(px.Error, match="Excess"):
         px.load(tmp_path / "sae")
+
+
+def test_a_penalty_that_is_no_dataclass_cannot_be_written_and_says_what_it_needs(tmp_path):
+    class Plain(Separable):
+        """|z|, without the decorator of a dataclass."""
+
+        @staticmethod
+        def entry_value(o, z):
+            return o.abs(z)
+
+        @staticmethod
+        def entry_prox(o, u, mu):
+            return o.where(o.abs(u) <= o.rounded(mu), 0, o.where(u > 0, u - o.rounded(mu), u + o.rounded(mu)))
+
+    sae = px.SAE(8, 16, Plain())
+    px.train(sae, np.eye(8, dtype=np.float32), 2, batch_size=4, progress=False)
+    with pytest.raises(px.Error, match=r"Plain cannot be written to a file: its class needs @dataclass"):
+        sae.save(tmp_path / "sae")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_root_of_bfloat16_is_a_root():
+    u = torch.tensor([4.0, 2.0, 0.0], dtype=torch.bfloat16)
+    px.testing.assert_same(sqrt(u), torch.tensor([2.0, 2**0.5, 0.0], dtype=torch.bfloat16))

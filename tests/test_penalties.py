@@ -219,3 +219,9 @@ def test_a_threshold_beyond_the_dtype_keeps_nothing(backend):
     u = np.array([np.inf, -np.inf, 1.0], backend.dtype)
     for R in (px.L1(1e308), px.L0(1e308)):
         assert_same(R.prox(backend.make(u), 10.0), backend.make(np.zeros(3, backend.dtype)))
+
+
+def test_a_bandwidth_of_numpy_is_kept_as_a_number():
+    bandwidth = px.L0(1.0, bandwidth=np.float32(0.5)).bandwidth
+    assert type(bandwidth) is float
+    assert bandwidth == 0.5

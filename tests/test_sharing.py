@@ -213,10 +213,24 @@ def test_an_l0_twin_gets_its_threshold():
 
 
 def test_an_encoding_is_checked_where_it_is_made():
+    with pytest.raises(px.Error, match=r"step=5 must be a step rule, such as ExactStep\(\)"):
+        Encoding(2, 5)
     assert Encoding(4) == Encoding(steps=4, rule=None, analysis="dictionary", b_enc="first")
     for bad in ({"steps": 0}, {"analysis": "both"}, {"b_enc": "last"}, {"rule": px.Refit(), "b_enc": "every"}):
         with pytest.raises(px.Error):
             Encoding(**{"steps": 2} | bad)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"normalize": "bogus"}, "normalize='bogus' must be one of"),
+        ({"weights": {"W": torch.ones(1)}}, "weights has 'W'"),
+    ],
+)
+def test_a_twin_is_checked(change, said):
+    with pytest.raises(px.Error, match=said):
+        px.topk_sae(4, 8, 2).twin(**change)
 
 
 def test_rows_may_be_numpy_or_lists_and_come_back_as_tensors():

@@ -146,7 +146,7 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path):
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(folder, tmp_path, monkeypatch):
     np.save(tmp_path / "rows.npy", ROWS)
     monkeypatch.setattr(loop, "_step", lambda *a: pytest.fail("a step was taken"))
-    with pytest.raises(px.Error, match=f"cannot write checkpoints to .*{folder}"):
+    with pytest.raises(px.Error, match=f"cannot write to .*{folder}"):
         run(fresh("abstopk"), tmp_path / folder)
 
 

@@ -66,9 +66,9 @@ def encoder_options(parser: argparse.ArgumentParser, rules: Iterable[str] = RULE
     parser.add_argument(
         "--analysis",
         choices=("dictionary", "encoder"),
-        help="what later steps correlate with: the atoms, or the learned encoder in unit steps (default: dictionary)",
+        help="what steps 2, 3, ... multiply the residual by: the atoms, or the learned encoder (default: dictionary)",
     )
-    parser.add_argument("--b-enc", choices=("first", "every"), help="steps that b_enc belongs to (default: first)")
+    parser.add_argument("--b-enc", choices=("first", "every"), help="steps in which b_enc acts (default: first)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows encoded together (default: 4096 or fewer)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
 

@@ -34,12 +34,16 @@ def add(commands: Any) -> None:
         "--out", required=True, metavar="DIR", help="folder for sae/, metrics.csv, metrics.json and the checkpoint"
     )
     what = train.add_argument_group("what is trained")
-    what.add_argument("--kind", choices=tuple(PUBLISHED), help="which SAE (default: abstopk)")
+    what.add_argument(
+        "--kind",
+        choices=tuple(PUBLISHED),
+        help="which SAE; soft and jumprelu2 are the signed forms of relu and jumprelu (default: abstopk)",
+    )
     what.add_argument("--d-sae", type=int, metavar="P", help="number of latents (default: 4 d_in)")
     what.add_argument(
         "--k", type=int, help="non-zeros a row, at which relu and jumprelu aim (default: 32, or d_in / 2 if less)"
     )
-    what.add_argument("--init", metavar="SAE", help="start from this SAE, of any format (atoms of norm 1)")
+    what.add_argument("--init", metavar="SAE", help="start from this SAE, of any format; its atoms must have norm 1")
     what.add_argument("--encoder-steps", type=int, metavar="T", help="train through T steps (default: 1)")
     what.add_argument(
         "--encoder-rule",
@@ -49,7 +53,7 @@ def add(commands: Any) -> None:
     what.add_argument(
         "--normalize",
         choices=("none", "layer_norm", "constant_norm"),
-        help="of each row (default: none)",
+        help="normalisation of each row (default: none)",
     )
     how = train.add_argument_group("how")
     how.add_argument("--steps", type=int, default=10_000, metavar="N", help="training steps (default: 10000)")

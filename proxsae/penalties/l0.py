@@ -41,7 +41,8 @@ class L0(Separable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_parameter("L0", "bandwidth", self.bandwidth, "> 0")  # of the gradient, so no parameter of the formulas
+        # of the gradient, so it is no parameter of the formulas, which `domain` is about
+        object.__setattr__(self, "bandwidth", check_parameter("L0", "bandwidth", self.bandwidth, "> 0"))
 
     @staticmethod
     def entry_value(o: Any, z: Any, lam: Any) -> Any:

@@ -16,7 +16,10 @@ def sqrt(a: Tensor) -> Tensor:
     On CPUs torch's own may be off by one unit in the last place, which moves ties; NumPy's is IEEE 754's, and so is
     CUDA's.  It is an operator of its own because torch.compile would read np.sqrt as torch's.
     """
-    return torch.as_tensor(np.sqrt(a.detach().numpy())) if a.device.type == "cpu" else a.sqrt()
+    if a.device.type != "cpu":
+        return a.sqrt()
+    wide = a.detach().float() if a.dtype == torch.bfloat16 else a.detach()  # NumPy has no bfloat16
+    return torch.as_tensor(np.sqrt(wide.numpy())).to(a.dtype)
 
 
 @sqrt.register_fake

@@ -7,7 +7,7 @@ the rounded product may propose candidates, as long as a proof says that no othe
     fl32((v + bound) / unit) < k-th largest exact score among the candidates  =>  they hold the top k
                                                                                             (thm-certified-topk)
 
-where v is the least |u_j| of a candidate.  Rows of which this cannot be said are redone: with more candidates, from a
+where v is the least |u_j| of a candidate.  Rows for which this is not proved are redone: with more candidates, from a
 float64 product, and at last by scoring every latent exactly.  So the result is right for every input; only its cost
 depends on the data.
 

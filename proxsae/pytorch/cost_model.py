@@ -48,7 +48,7 @@ class Plan:
 
 @cache
 def has_kernels(device: str) -> bool:
-    """Whether the Triton kernels of this folder run on a torch device type."""
+    """Whether the Triton kernels of `kernels/` run on a torch device type."""
     return device == "cuda" and importlib.util.find_spec("triton") is not None
 
 

@@ -184,10 +184,10 @@ def iterate(
 
     With `tilt` (P,) the objective has the further term -<tilt, z>, so that g = D^T (D z - c) - tilt: the quadratic
     part, which the step rules are about, stays as it is.  Where R couples rows the batch is one vector, with one mu.
-    A row's count of products starts at `spent` and follows `reference.iterate`: 1 for each gradient, 1 for the residual
+    A row's count of products starts at `spent` and follows the reference: 1 for each gradient, 1 for the residual
     before it unless z = 0 or a trial has already paid for it, and 1 for each trial.
     """
-    largest = FIRST_TRIAL / float(D.detach().double().square().sum(dim=1).max())  # as in reference.iterate
+    largest = FIRST_TRIAL / float(D.detach().double().square().sum(dim=1).max())  # as in the reference
     products = torch.full((len(c),), spent, dtype=torch.float64, device=c.device)
     width = R.k if runs(R, KSparse) else None
     point = Point(z, c, D, products, None if bool(z.any()) else -c, tilt=tilt)  # of any number of non-zeros

@@ -65,7 +65,7 @@ class Shards(Protocol):
 
 
 def free_bytes(device: torch.device) -> float:
-    """Memory that is free on the device, what torch holds in reserve included; 0 where nobody says."""
+    """Memory that is free on the device, with what torch holds in reserve; 0 where the system does not report it."""
     if device.type == "cuda":
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + reserve)
@@ -202,7 +202,7 @@ def _walk(
         return
     parts = D.split(max(1, BLOCK // D.shape[1]))  # so that no float64 copy of D is made
     norms = torch.stack([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64).amax() for part in parts])
-    top = FIRST_TRIAL / float(norms.max()) ** 2  # as in reference.iterate
+    top = FIRST_TRIAL / float(norms.max()) ** 2  # as in the reference
     mu = torch.full((len(c),), top, dtype=torch.float64, device=c.device)
     for _ in range(how.steps - 1):
         down = _product((c - times(at, z, D)).to(c.dtype), D, area, columns)  # -g

@@ -71,7 +71,7 @@ def figure_class() -> type[Figure]:
 
 @contextmanager
 def house() -> Iterator[None]:
-    """Draw in the style of the house, whatever the user's own settings; they are as they were afterwards.
+    """Draw with the report's own matplotlib settings, and restore the user's afterwards.
 
     Also a decorator.  Titles, legends and texts take matplotlib's settings when they are made, so what draws on a
     canvas stands inside.  Raises `Error` when matplotlib is missing.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from proxsae.conventions import Error
 from proxsae.penalties import L0
 from proxsae.sae.encoding import Common, Encoding
 
@@ -25,6 +26,9 @@ class Described(Protocol):
 def describe(sae: Described) -> dict[str, Any]:
     """Everything about an SAE that its tensors do not say, as JSON has it."""
     R: Any = sae.common.penalty
+    if not is_dataclass(R):
+        msg = f"{type(R).__name__} cannot be written to a file: its class needs @dataclass(frozen=True, eq=False)"
+        raise Error(msg)
     parameters = {f.name: np.asarray(getattr(R, f.name)).tolist() for f in fields(R)}
     if isinstance(R, L0):
         del parameters["lam"]  # it is in the trained threshold

@@ -166,17 +166,22 @@ class Parameters(nn.Module):
         """An SAE on the same weights: nothing is copied, and what trains one trains the other.
 
         encoding: other encoder steps; `unrolled` is the short form.
-        penalty: another R, with lam of its own; without one, R is shared, and `rescale` changes it for both.
+        penalty: another R, with lam of its own.  Without `penalty`, `weights` and `team`, R is shared, and `rescale`
+        changes it for both.
         normalize: another treatment of rows.
         team: the other processes, on which the remaining latents are.
-        weights: tensors that take the place of weights of this name, in the twin only: as parameters, or as they are
-        where gradients pass through them to other weights.
+        weights: tensors that take the place of weights of this name, in the twin only.  They become parameters, except
+        tensors with a grad_fn, which are kept so that gradients flow through them.
 
         `metadata` is copied.  Hooks are not inherited: a hook belongs to the object that it was registered on.
-        Parametrisations are shared, those that come later are not: parametrise first.  `to`, `state_dict`,
+        Parametrisations registered before `twin` are shared; later ones are not.  `to`, `state_dict`,
         `copy.deepcopy` and pickling work on a twin as on any module.
         """
         given = dict(weights or {})
+        for name in given:
+            if name not in WEIGHTS:
+                msg = f"weights has {name!r}, but an SAE has {', '.join(WEIGHTS)}"
+                raise Error(msg)
         without = set(given)
         if penalty is not None:
             without |= {"threshold", "batch_threshold"} | (set() if hasattr(penalty, "lam") else {"log_lam_factor"})
@@ -193,7 +198,7 @@ class Parameters(nn.Module):
             trained = getattr(getattr(self, name, None), "requires_grad", True)
             setattr(twin, name, value if value.grad_fn is not None else nn.Parameter(value, requires_grad=trained))
         twin.d_sae = len(given.get("W_dec", ())) or self.d_sae
-        twin.normalize = self.normalize if normalize is None else normalize
+        twin.normalize = self.normalize if normalize is None else check_kind(normalize, self.d_in)
         if encoding is not None:
             twin._encode_by(encoding)
         elif penalty is not None:

@@ -2,7 +2,7 @@
 
 Shared are parameters, buffers and submodules, with them the parametrisations of
 `torch.nn.utils.parametrizations`.  Hooks are not inherited: a hook belongs to the module that it was registered on, so
-that one which is removed there is gone.
+that a hook removed there no longer runs anywhere.
 """
 
 from __future__ import annotations

@@ -111,11 +111,12 @@ def _facts(kind: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(state: dict[str, Any], kind: dict[str, Any]) -> None:
-    """Raise an exception, of whatever type, unless a run of this kind writes such a state."""
+    """Check that the state could come from a run of this kind: any exception means that it could not."""
     check_count("step", state["step"], 1)
     positive = _number(state["spread"]) and state["spread"] > 0 and _number(state["lam"]) and state["lam"] >= 0
     if state["step"] > kind.get("steps", state["step"]) or not positive:
-        msg = f"step={state['step']!r}, spread={state['spread']!r} and lam={state['lam']!r} are of no run"
+        given = f"step={state['step']!r}, spread={state['spread']!r} and lam={state['lam']!r}"
+        msg = f"{given} cannot come from a training run"
         raise Error(msg)
     for row in state["log"]:
         if list(row) != COLUMNS or not all(type(value) in (int, float) for value in row.values()):

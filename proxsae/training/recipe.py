@@ -167,8 +167,8 @@ LEFT_BY_RUN: WeakKeyDictionary[SAE, Left] = WeakKeyDictionary()  # of this proce
 def kind_of_run(sae: SAE, recipe: Recipe, source: Source, folder: Path | None) -> dict[str, Any]:
     """What makes two runs the same, as JSON has it: the SAE that it starts from, the recipe, the data.
 
-    An SAE that its run in `folder` has left as it is now counts as what it was when that began: in a notebook the
-    object at hand is the half-trained one.
+    If `sae` is exactly as the run in `folder` left it, the run is identified by the state of the SAE when it began: in
+    a notebook the object at hand is the half-trained one.
     """
     began, left = condition(sae), LEFT_BY_RUN.get(sae)
     if folder is not None and left is not None and left.folder == folder.resolve() and left.ended == began:

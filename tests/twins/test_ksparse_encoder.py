@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import proxsae as px
-from proxsae.pytorch import cost_model as dispatch
-from proxsae.pytorch import ksparse_encoder
+from proxsae.pytorch import cost_model, ksparse_encoder
 from proxsae.testing import assert_close, assert_same
 
 RULES = {
@@ -58,8 +57,8 @@ def by_dense_steps(sae, x):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(("steps", "k"), [(1, 5), (2, 5), (4, 5), (4, 1), (3, 60), (3, 96), (3, 200), (2, 0)])
 def test_codes_and_gradients_are_those_of_dense_steps(steps, k, rule, nonneg, decoder, device, monkeypatch):
-    for kind in dispatch.RHO_S:
-        monkeypatch.setitem(dispatch.RHO_S, kind, 1e-3 if decoder == "sparse" else 1e3)
+    for kind in cost_model.RHO_S:
+        monkeypatch.setitem(cost_model.RHO_S, kind, 1e-3 if decoder == "sparse" else 1e3)
     sae = make(k, nonneg, device=device)
     sae = sae.unrolled(steps, RULES[rule](px.lipschitz(sae.W_dec)))
     assert sae.plan(30).decode == decoder or k == 0
@@ -125,8 +124,8 @@ def test_rows_are_taken_in_pieces(rule, device, monkeypatch):
     x = rows(device=device).requires_grad_()
     weight = torch.randn(30, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).to(device)
     whole = gradients(sae, x, by_supports, weight)
-    monkeypatch.setattr(dispatch, "AREA", {"cpu": 7 * 96, "cuda": 7 * 96})
-    monkeypatch.setattr(dispatch, "MIN_ROWS", 7)
+    monkeypatch.setattr(cost_model, "AREA", {"cpu": 7 * 96, "cuda": 7 * 96})
+    monkeypatch.setattr(cost_model, "MIN_ROWS", 7)
     assert (sae.plan(30).rows, sae.plan(30).columns) == (7, 96)
     for one, other in zip(gradients(sae, x, by_supports, weight), whole, strict=True):
         assert_close(one, other, 1e-12)
@@ -142,8 +141,8 @@ def test_latents_are_taken_in_blocks(rule, nonneg, monkeypatch):
     weight = torch.randn(30, 2080, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     whole = gradients(sae, x, by_supports, weight)
     assert sae.plan(30).columns == 2080
-    monkeypatch.setitem(dispatch.AREA, "cpu", 1)
-    monkeypatch.setattr(dispatch, "ROWS", 11)
+    monkeypatch.setitem(cost_model.AREA, "cpu", 1)
+    monkeypatch.setattr(cost_model, "ROWS", 11)
     assert (sae.plan(30).rows, sae.plan(30).columns) == (11, 256)
     for one, other in zip(gradients(sae, x, by_supports, weight), whole, strict=True):
         assert_close(one, other, 1e-12)
@@ -156,7 +155,7 @@ def test_gram_rows_take_the_same_steps(P, width, rule, nonneg, device, monkeypat
     """Also in pieces of columns, and, with 416 latents, in blocks of 256 and the rest."""
     monkeypatch.setattr(ksparse_encoder, "GRAM_PIECE", P * width)
     if P > 256:
-        monkeypatch.setitem(dispatch.AREA, "cpu", 1)
+        monkeypatch.setitem(cost_model.AREA, "cpu", 1)
     sae = make(2, nonneg, d=200, P=P, device=device)
     sae = sae.unrolled(6, RULES[rule](px.lipschitz(sae.W_dec)))
     x = rows(5000, 200, device=device)
@@ -165,8 +164,8 @@ def test_gram_rows_take_the_same_steps(P, width, rule, nonneg, device, monkeypat
         assert sae.plan(5000).product == "residual"
         residual = sae.encode_sparse(x)
         monkeypatch.setattr(ksparse_encoder, "free_bytes", lambda device: 1e9)
-        for kind in dispatch.RHO_S:
-            monkeypatch.setitem(dispatch.RHO_S, kind, 10.0)
+        for kind in cost_model.RHO_S:
+            monkeypatch.setitem(cost_model.RHO_S, kind, 10.0)
         assert sae.plan(5000).product == "gram"
         gathered, decode = [], ksparse_encoder.decode
         monkeypatch.setattr(ksparse_encoder, "decode", lambda at, z, W: gathered.append(W.shape) or decode(at, z, W))
@@ -244,7 +243,7 @@ def test_step_sizes_of_float32_dictionaries_of_any_scale(scale, device):
 
 
 def test_no_k_needs_no_blocks(monkeypatch):
-    monkeypatch.setitem(dispatch.AREA, "cpu", 1)
+    monkeypatch.setitem(cost_model.AREA, "cpu", 1)
     assert px.SAE(4, 2080, px.KSparse(0)).encode_sparse(torch.randn(3, 4)).values.shape == (3, 0)
 
 
@@ -261,22 +260,24 @@ def test_autocast_changes_no_code(rule, device):
 
 
 def test_plans_give_their_reasons():
-    small = dispatch.plan(1024, 768, 16384, 32, 4)
+    small = cost_model.plan(1024, 768, 16384, 32, 4)
     assert (small.rows, small.columns, small.decode, small.product) == (1024, 4096, "sparse", "residual")
     assert small.reasons[1] == "decode: sparse, since rho s k / P = 0.0625 < 1 product"
-    many = dispatch.plan(10**6, 2304, 16384, 32, 16, free_bytes=16e9)
+    many = cost_model.plan(10**6, 2304, 16384, 32, 16, free_bytes=16e9)
     assert many.product == "gram"
     assert "products by Gram rows" in many.reasons[2]
-    assert "may take 3.7 (25% of what is free)" in dispatch.plan(10**6, 2304, 32768, 32, 16, free_bytes=16e9).reasons[2]
-    assert "differ from row to row" in dispatch.plan(10**6, 2304, 16384, 32, 16, constant_step=False).reasons[2]
-    assert "trained" in dispatch.plan(10**6, 2304, 16384, 32, 16, frozen=False, free_bytes=16e9).reasons[2]
-    assert dispatch.plan(10**6, 768, 16384, 32, 1).reasons[2] == "further steps: none"
-    assert dispatch.plan(8192, 2304, 16384, 128, 2, kind="cuda half", bytes_per_number=2).decode == "dense"
-    wide = dispatch.plan(8192, 2304, 131072, 128, 2, kind="cuda half", bytes_per_number=2)
+    assert (
+        "may take 3.7 (25% of what is free)" in cost_model.plan(10**6, 2304, 32768, 32, 16, free_bytes=16e9).reasons[2]
+    )
+    assert "differ from row to row" in cost_model.plan(10**6, 2304, 16384, 32, 16, constant_step=False).reasons[2]
+    assert "trained" in cost_model.plan(10**6, 2304, 16384, 32, 16, frozen=False, free_bytes=16e9).reasons[2]
+    assert cost_model.plan(10**6, 768, 16384, 32, 1).reasons[2] == "further steps: none"
+    assert cost_model.plan(8192, 2304, 16384, 128, 2, kind="cuda half", bytes_per_number=2).decode == "dense"
+    wide = cost_model.plan(8192, 2304, 131072, 128, 2, kind="cuda half", bytes_per_number=2)
     assert (wide.rows, wide.columns) == (1024, 131072)
-    assert dispatch.plan(1024, 768, 16385, 32, 1).columns == 16385  # no whole number of groups
-    assert dispatch.plan(1024, 768, 16384, 128, 1).columns == 16384  # too few groups to select among in less
-    assert dispatch.plan(1024, 768, 16384, 33, 1).columns == 4224
+    assert cost_model.plan(1024, 768, 16385, 32, 1).columns == 16385  # no whole number of groups
+    assert cost_model.plan(1024, 768, 16384, 128, 1).columns == 16384  # too few groups to select among in less
+    assert cost_model.plan(1024, 768, 16384, 33, 1).columns == 4224
 
 
 def test_the_iteration_gathers_where_that_is_cheaper(device):

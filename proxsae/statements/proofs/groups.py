@@ -1,7 +1,7 @@
 """Penalties that couple entries, for two latents: GroupL2 and SortedL1 (thm-prox-group, thm-prox-sorted).
 
 Their NumPy code takes norms without overflow, and sorts; neither runs on symbols.  Here stand the formulas that it
-implements, which the tests hold against it.  The objective knows mu and lam only through t = mu lam.
+implements, and the tests compare the two.  The objective knows mu and lam only through t = mu lam.
 """
 
 from __future__ import annotations

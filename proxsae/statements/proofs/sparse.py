@@ -1,7 +1,7 @@
 """Keeping the k largest magnitudes, for P <= 3: the prox of the k-sparse constraint, and what such codes keep.
 
 The code sorts, which symbols cannot; here entry i is kept if P - k entries come after it, where j comes after i if
-u_j^2 < u_i^2, or if they are equal and j > i.  The tests hold this formula against the code.
+u_j^2 < u_i^2, or if they are equal and j > i.  The tests compare this formula with the code.
 """
 
 from __future__ import annotations
