@@ -159,14 +159,10 @@ def _exchange(draft: Path, target: Path, names: list[str], hashed: bool) -> None
 
 def append_line(file: Path, line: bytes) -> None:
     """Add one line to a file and force it to the disk; a kill leaves a last line without its end.  Raises `Error`."""
-    try:
-        with open(file, "ab") as stream:
-            stream.write(line + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as problem:
-        msg = f"cannot write {file}: {problem.strerror}"
-        raise Error(msg) from None
+    with disk_errors(file), open(file, "ab") as stream:
+        stream.write(line + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def flush(path: Path) -> None:

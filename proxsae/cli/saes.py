@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from proxsae.cli.common import Progress, check_path, command, device_named, machine, numbers, paragraph, versions
+from proxsae.cli.common import check_path, command, device_named, numbers, paragraph, progress
 from proxsae.conventions import Error, check_count
 from proxsae.disk import check_writable, sentence, write_files
 from proxsae.steps import Backtracking, ExactStep, LearnedSteps, Lipschitz, Refit, StepRule
+from proxsae.studies.machine import machine, versions
 
 RULES: dict[str, StepRule] = {
     "exact": ExactStep(),
@@ -23,7 +24,6 @@ RULES: dict[str, StepRule] = {
     "refit": Refit(),
 }
 SAE = "an SAE: a folder or file of proxsae, or of another library"
-DATA = "rows (n, d_in): .npy, .npz, .safetensors or a folder of them"
 HEADINGS = {
     "steps": "steps", "nmse": "nmse", "explained_variance": "ev", "l0": "l0", "cosine": "cosine", "dead": "dead",
     "two_sided": "two-sided", "support_change": "support", "objective": "objective", "cost": "cost",
@@ -49,15 +49,15 @@ def add(commands: Any) -> None:
         "measure an SAE on rows at several numbers of encoder steps: error, sparsity, dead and two-sided latents, cost",
         "proxsae eval runs/my-sae activations.npy --steps 1,2,4,8,16 --out runs/eval",
     )
-    evaluate.add_argument("sae", metavar="SAE", help=SAE)
-    evaluate.add_argument("data", metavar="DATA", help=DATA)
     evaluate.add_argument("--steps", metavar="N,N,...", help="numbers of encoder steps (default: 1,2,4,8,16)")
-    encoder_options(evaluate, (*RULES, "learned"))
+    encoder_arguments(evaluate, (*RULES, "learned"))
     evaluate.add_argument("--out", metavar="DIR", help="folder for rows.csv and rows.json (default: none)")
 
 
-def encoder_options(parser: argparse.ArgumentParser, rules: Iterable[str] = RULES) -> None:
-    """Options of the commands that encode."""
+def encoder_arguments(parser: argparse.ArgumentParser, rules: Iterable[str] = RULES) -> None:
+    """The arguments of the commands that encode: an SAE, rows, and how it is to encode them."""
+    parser.add_argument("sae", metavar="SAE", help=SAE)
+    parser.add_argument("data", metavar="DATA", help="rows (n, d_in): .npy, .npz, .safetensors or a folder of them")
     parser.add_argument(
         "--step",
         choices=tuple(rules),
@@ -109,7 +109,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     steps = steps or tuple(t for t in STEPS if t <= sae.steps or not learned)
     R, started = sae.penalty, time.perf_counter()
     size = default_batch(sae) if arguments.batch_size is None else check_count("--batch-size", arguments.batch_size, 1)
-    with Progress("rows") as progress:
+    with progress("rows") as shown:
         found = evaluate_depths(
             sae,
             rows,
@@ -118,7 +118,7 @@ def _eval(arguments: argparse.Namespace) -> int:
             analysis=analysis,
             b_enc=b_enc,
             batch_size=size,
-            progress=progress,
+            progress=shown,
         )
     meta = {
         "sae": arguments.sae,

@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from proxsae.cli.common import check_path, command, device_named, machine, numbers, versions
+from proxsae.cli.common import check_path, command, device_named, numbers
 from proxsae.cli.saes import of_axes
 from proxsae.conventions import Error, check_count, check_seed
-from proxsae.disk import replace_file
+from proxsae.disk import disk_errors, replace_file
 from proxsae.penalties.published import PUBLISHED
+from proxsae.studies.machine import machine, versions
 
 K = 32
 
@@ -139,11 +140,8 @@ def _train(arguments: argparse.Namespace) -> int:
         "versions": versions(),
         "command": "proxsae " + " ".join(sys.argv[1:]),
     }
-    try:
+    with disk_errors(out / "metrics.json"):
         replace_file(out / "metrics.json", (json.dumps(meta, indent=2) + "\n").encode())
-    except OSError as problem:
-        msg = f"cannot write {out / 'metrics.json'}: {problem.strerror or problem}"
-        raise Error(msg) from None
     print(f"last tenth of {arguments.steps} steps: " + ", ".join(f"{name} {value:.4g}" for name, value in got.items()))
     if hasattr(sae, "batch_threshold"):
         print(
