@@ -20,6 +20,7 @@ from pathlib import Path
 from proxsae.conventions import Error, library
 
 CHUNK = 2**20  # bytes read at once, and so the most that a forged length can allocate
+DEFLATE = 1032  # no byte of deflate gives more (258 bytes of two bits)
 WINDOWS = os.name == "nt"  # where a folder cannot be opened
 LOCK = ".proxsae-lock"  # what is locked there, in the folder
 

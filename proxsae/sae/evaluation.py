@@ -73,7 +73,6 @@ def evaluate_depths(
     analysis: str = "dictionary",
     b_enc: str = "first",
     batch_size: int | None = None,
-    device: str | torch.device | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """Measurements of `sae` on rows (n, d_in), one dict for each number of encoder steps, in ascending order.
@@ -98,7 +97,6 @@ def evaluate_depths(
     if not wanted:
         msg = "steps is empty, but a table needs at least one number of encoder steps"
         raise Error(msg)
-    sae = sae if device is None else sae.to(device)
     if isinstance(step, LearnedSteps):
         if not isinstance(sae.step, LearnedSteps):
             msg = f"step={step!r} needs an SAE trained with learned steps, and this one has none: choose another rule"
