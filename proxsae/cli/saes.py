@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 import time
 from collections.abc import Iterable
@@ -92,7 +90,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     steps = numbers("--steps", arguments.steps)
     check_path("--out", arguments.out)
 
-    from proxsae.report.rows import cell
+    from proxsae.report.rows import as_csv, as_json, cell
 
     if arguments.out is not None:
         check_writable(arguments.out)
@@ -138,11 +136,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         "command": "proxsae " + " ".join(sys.argv[1:]),
     }
     if arguments.out is not None:  # before printing: nobody who pipes the table into `head` loses the run
-        from proxsae.report.rows import as_csv
-
-        plain = [{key: _finite(value) for key, value in row.items()} for row in found]
-        text = json.dumps({"meta": meta, "rows": plain}, indent=1) + "\n"
-        write_files({"rows.csv": as_csv(found), "rows.json": text.encode()}, arguments.out)
+        write_files({"rows.csv": as_csv(found), "rows.json": as_json(found, meta)}, arguments.out)
     how = "by the learned encoder" if analysis == "encoder" else f"by the dictionary, step {meta['step']}"
     given = f"{len(rows)} rows of width {sae.d_in}{of_axes(rows)}"
     print(f"{name_of(R)}, {sae.d_sae} latents, on {given}; further steps {how}")
@@ -221,8 +215,3 @@ def format_of(path: str, sae: Any) -> str:
         return "proxsae"
     converted = (place_of(Path(path)) / CONFIG).is_file()
     return f"proxsae, converted from {sentence(origin)}" if converted else sentence(origin)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has neither NaN nor infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -48,9 +48,7 @@ def add(commands: Any) -> None:
         help="rule of steps 2 to T; learned trains their sizes (default: lipschitz)",
     )
     what.add_argument(
-        "--normalize",
-        choices=("none", "layer_norm", "constant_norm"),
-        help="of each row (default: none)",
+        "--normalize", choices=("none", "layer_norm", "constant_norm"), help="of each row (default: none)"
     )
     how = train.add_argument_group("how")
     how.add_argument("--steps", type=int, default=10_000, metavar="N", help="training steps (default: 10000)")

@@ -65,7 +65,7 @@ class Shards(Protocol):
 
 
 def free_bytes(device: torch.device) -> float:
-    """Memory that is free on the device, what torch holds in reserve included; 0 where nobody says."""
+    """Memory that is free on the device, what torch holds in reserve included; 0 where the system does not say."""
     if device.type == "cuda":
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + reserve)
@@ -80,13 +80,7 @@ class Encode(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        W_enc: Tensor,
-        b_enc: Tensor,
-        W_dec: Tensor,
-        b_dec: Tensor,
-        how: Steps,
+        ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, how: Steps
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """All T steps, one piece of rows after the other."""
         n, k = len(x), min(how.penalty.k, len(W_dec))

@@ -248,9 +248,6 @@ _OWN: dict[str, dict[type, Callable[..., Tensor]]] = {
         GroupL2: _value_group,
         SortedL1: lambda R, z: (_lam(R, z).to(z.dtype) * z.abs().sort(dim=-1, descending=True).values).sum(-1),
     },
-    "slope": {
-        L1: lambda R, z: (_lam(R, z) * z.sign()).to(z.dtype),
-        Penalty: lambda R, z: torch.zeros_like(z),
-    },
+    "slope": {L1: lambda R, z: (_lam(R, z) * z.sign()).to(z.dtype), Penalty: lambda R, z: torch.zeros_like(z)},
 }
 _ENTRYWISE: dict[str, Callable[..., Tensor]] = {"prox": _entrywise_prox, "value": _entrywise_value}

@@ -133,10 +133,7 @@ def default_batch(sae: SAE) -> int:
 
 
 def batches(
-    sae: SAE,
-    rows: Any,
-    batch_size: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    sae: SAE, rows: Any, batch_size: int | None = None, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Iterator[Tensor]:
     """The rows (n, d_in), some at a time, as finite tensors of the dtype and device of `sae`."""
     size = default_batch(sae) if batch_size is None else check_count("batch_size", batch_size, 1)
@@ -161,10 +158,7 @@ def _check_finite(part: Any, start: int) -> None:
 
 @torch.no_grad()
 def encode_rows(
-    sae: SAE,
-    rows: Any,
-    batch_size: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    sae: SAE, rows: Any, batch_size: int | None = None, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
     """The codes of rows (n, d_in) as NumPy arrays: indices (n, s) int32, ascending; values (n, s); d_sae.
 

@@ -98,11 +98,7 @@ plant(
     "thm-one-step-support",
     one_step_sparsity=lambda coherence, dynamic_range: 0.5 * (1 + 1 / coherence),
 )
-plant(
-    "the mean coherence",
-    "thm-one-step-support",
-    coherence=lambda D: abs(cosines(D)).mean(),
-)
+plant("the mean coherence", "thm-one-step-support", coherence=lambda D: abs(cosines(D)).mean())
 plant(
     "selects the largest, not the largest magnitudes",
     "thm-one-step-support",
