@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from proxsae.cli.common import check_path, command, device_named, numbers
-from proxsae.cli.saes import of_axes
+from proxsae.cli.saes import RULES, of_axes
 from proxsae.conventions import Error, check_count, check_seed
 from proxsae.disk import disk_errors, replace_file
 from proxsae.penalties.published import PUBLISHED
@@ -157,10 +157,10 @@ def _start(arguments: argparse.Namespace, rows: Any) -> Any:
     from proxsae.data import Shuffle
     from proxsae.penalties import L0, L1
     from proxsae.sae import SAE, load
-    from proxsae.steps import ExactStep, LearnedSteps, Lipschitz
+    from proxsae.steps import LearnedSteps
 
-    rules: dict[str, Any] = {"lipschitz": Lipschitz(), "exact": ExactStep(), "learned": LearnedSteps()}
-    steps, rule = arguments.encoder_steps, rules.get(arguments.encoder_rule)
+    learned = arguments.encoder_rule == "learned"
+    steps, rule = arguments.encoder_steps, LearnedSteps() if learned else RULES.get(arguments.encoder_rule)
     if arguments.init is not None:
         sae = load(arguments.init)
         if sae.dtype not in (torch.float32, torch.float64):  # what Adam adds would be lost in half precision
