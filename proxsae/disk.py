@@ -20,6 +20,7 @@ from pathlib import Path
 from proxsae.conventions import Error, library
 
 CHUNK = 2**20  # bytes read at once, and so the most that a forged length can allocate
+DEFLATE = 1032  # no byte of deflate gives more (258 bytes of two bits)
 WINDOWS = os.name == "nt"  # where a folder cannot be opened
 LOCK = ".proxsae-lock"  # what is locked there, in the folder
 
@@ -160,14 +161,10 @@ def _exchange(draft: Path, target: Path, names: list[str], hashed: bool) -> None
 
 def append_line(file: Path, line: bytes) -> None:
     """Add one line to a file and force it to the disk; a kill leaves a last line without its end.  Raises `Error`."""
-    try:
-        with open(file, "ab") as stream:
-            stream.write(line + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as problem:
-        msg = f"cannot write {file}: {problem.strerror}"
-        raise Error(msg) from None
+    with disk_errors(file), open(file, "ab") as stream:
+        stream.write(line + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def flush(path: Path) -> None:

@@ -649,7 +649,7 @@ def test_a_name_that_is_not_there_says_what_to_write(name, says):
 
 
 def test_published_names_are_the_choices_of_a_penalty():
-    from proxsae.sae.published import PUBLISHED, published_as
+    from proxsae.penalties.published import PUBLISHED, published_as
 
     for name, make_sae in (("topk", px.topk_sae(4, 8, 3)), ("abstopk", px.abstopk_sae(4, 8, 3))):
         assert PUBLISHED[name].penalty(3, 0.5) == make_sae.penalty

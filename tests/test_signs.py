@@ -3,7 +3,6 @@
 import itertools
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ import torch
 from proxsae.data import Contrast
 from proxsae.report.section import Picture, Table
 from proxsae.sae import abstopk_sae, topk_sae
-from proxsae.studies.parts.signs import concepts as signs_concepts
 from proxsae.studies.parts.signs import measure as signs
 from proxsae.studies.parts.signs import section as report
 from proxsae.studies.parts.signs.concepts import (
@@ -34,7 +32,7 @@ from proxsae.studies.parts.signs.concepts import (
 )
 from proxsae.studies.parts.signs.findings import mean_of, pick, selectivity
 from proxsae.studies.parts.signs.steering import Probe, clamped, ridge, steered
-from proxsae.studies.statistics import bootstrap, holm
+from proxsae.studies.statistics import holm
 from proxsae.studies.task import Setting
 
 CONCEPTS = ("heat", "size", "music")
@@ -384,7 +382,7 @@ def make_pairs():
 def run(tmp_path_factory: pytest.TempPathFactory):
     setting, pairs = make_setting(tmp_path_factory.mktemp("signs")), make_pairs()
     with pytest.MonkeyPatch.context() as patch:  # as many resamples as a report needs would take most of the time
-        patch.setattr(signs_concepts, "bootstrap", partial(bootstrap, n=100))
+        patch.setattr("proxsae.studies.statistics.RESAMPLES", 100)
         patch.setattr(signs, "contrasts", lambda: tuple(pairs))
         rows = [row for task in signs.tasks(setting) for row in task.run()]
     return setting, pairs, rows

@@ -10,13 +10,12 @@ import os
 import re
 import sys
 import textwrap
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from proxsae.conventions import Error, did_you_mean
-from proxsae.studies.machine import machine as machine
-from proxsae.studies.machine import versions as versions
 
 
 class Parser(argparse.ArgumentParser):
@@ -116,26 +115,23 @@ def paragraph(name: str, text: str) -> str:
     return textwrap.fill(text, 110, initial_indent=name, subsequent_indent=" " * len(name), break_on_hyphens=False)
 
 
-class Progress:
-    """A progress bar, if stderr is a terminal and tqdm is installed; call it with what is done and the total."""
+@contextmanager
+def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A function of what is done and the total: it moves a bar, if stderr is a terminal and tqdm is installed."""
+    bar: Any = None
 
-    def __init__(self, unit: str) -> None:
-        self.unit = unit
-        self.bar: Any = None
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __call__(self, done: int, total: int) -> None:
-        """Move the bar to `done` of `total`."""
-        if self.bar is None and sys.stderr.isatty():
+    def show(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None and sys.stderr.isatty():
             with suppress(ImportError):
                 from tqdm import tqdm
 
-                self.bar = tqdm(total=total, unit=f" {self.unit}", leave=False)
-        if self.bar is not None:
-            self.bar.update(done - self.bar.n)
+                bar = tqdm(total=total, unit=f" {unit}", leave=False)
+        if bar is not None:
+            bar.update(done - bar.n)
 
-    def __exit__(self, *problem: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()

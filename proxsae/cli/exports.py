@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from proxsae.cli.common import Progress, check_apart, check_path, command, paragraph
-from proxsae.cli.saes import DATA, RULES, SAE, encoder_options, format_of, open_both
+from proxsae.cli.common import check_apart, check_path, command, paragraph, progress
+from proxsae.cli.saes import RULES, SAE, encoder_arguments, format_of, open_both
 from proxsae.conventions import Error, check_count, check_seed
 from proxsae.disk import beside, check_writable
 
@@ -24,8 +24,6 @@ def add(commands: Any) -> None:
         "write the sparse codes of all rows: indices (n, s), values (n, s) and d_sae in one .npz file",
         "proxsae encode runs/my-sae activations.npy --steps 4 --out codes.npz",
     )
-    encode.add_argument("sae", metavar="SAE", help=SAE)
-    encode.add_argument("data", metavar="DATA", help=DATA)
     encode.add_argument(
         "--steps",
         type=int,
@@ -33,7 +31,7 @@ def add(commands: Any) -> None:
         help="encoder steps (default: as saved); another number, or any of the next three options, replaces the rule "
         "with which the SAE was saved",
     )
-    encoder_options(encode)
+    encoder_arguments(encode)
     encode.add_argument("--out", required=True, metavar="FILE.npz", help="the file to write")
 
     convert = command(
@@ -76,8 +74,8 @@ def _encode(arguments: argparse.Namespace) -> int:
     if steps != sae.steps or arguments.step or arguments.analysis or arguments.b_enc:
         rule, analysis = RULES.get(arguments.step), arguments.analysis or "dictionary"
         sae = unrolled(sae, steps, rule, analysis, arguments.b_enc or "first")
-    with Progress("rows") as progress:
-        codes = encode_rows(sae, rows, arguments.batch_size, progress)
+    with progress("rows") as shown:
+        codes = encode_rows(sae, rows, arguments.batch_size, shown)
 
     import numpy as np
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from proxsae.cli.common import Progress, check_path, command, device_named, machine, numbers, paragraph, versions
+from proxsae.cli.common import check_path, command, device_named, numbers, paragraph, progress
 from proxsae.conventions import Error, check_count
 from proxsae.disk import check_writable, sentence, write_files
 from proxsae.steps import Backtracking, ExactStep, LearnedSteps, Lipschitz, Refit, StepRule
+from proxsae.studies.machine import machine, versions
 
 RULES: dict[str, StepRule] = {
     "exact": ExactStep(),
@@ -23,7 +22,6 @@ RULES: dict[str, StepRule] = {
     "refit": Refit(),
 }
 SAE = "an SAE: a folder or file of proxsae, or of another library"
-DATA = "rows (n, d_in): .npy, .npz, .safetensors or a folder of them"
 HEADINGS = {
     "steps": "steps", "nmse": "nmse", "explained_variance": "ev", "l0": "l0", "cosine": "cosine", "dead": "dead",
     "two_sided": "two-sided", "support_change": "support", "objective": "objective", "cost": "cost",
@@ -49,15 +47,15 @@ def add(commands: Any) -> None:
         "measure an SAE on rows at several numbers of encoder steps: error, sparsity, dead and two-sided latents, cost",
         "proxsae eval runs/my-sae activations.npy --steps 1,2,4,8,16 --out runs/eval",
     )
-    evaluate.add_argument("sae", metavar="SAE", help=SAE)
-    evaluate.add_argument("data", metavar="DATA", help=DATA)
     evaluate.add_argument("--steps", metavar="N,N,...", help="numbers of encoder steps (default: 1,2,4,8,16)")
-    encoder_options(evaluate, (*RULES, "learned"))
+    encoder_arguments(evaluate, (*RULES, "learned"))
     evaluate.add_argument("--out", metavar="DIR", help="folder for rows.csv and rows.json (default: none)")
 
 
-def encoder_options(parser: argparse.ArgumentParser, rules: Iterable[str] = RULES) -> None:
-    """Options of the commands that encode."""
+def encoder_arguments(parser: argparse.ArgumentParser, rules: Iterable[str] = RULES) -> None:
+    """The arguments of the commands that encode: an SAE, rows, and how it is to encode them."""
+    parser.add_argument("sae", metavar="SAE", help=SAE)
+    parser.add_argument("data", metavar="DATA", help="rows (n, d_in): .npy, .npz, .safetensors or a folder of them")
     parser.add_argument(
         "--step",
         choices=tuple(rules),
@@ -92,7 +90,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     steps = numbers("--steps", arguments.steps)
     check_path("--out", arguments.out)
 
-    from proxsae.report.rows import cell
+    from proxsae.report.rows import as_csv, as_json, cell
 
     if arguments.out is not None:
         check_writable(arguments.out)
@@ -109,7 +107,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     steps = steps or tuple(t for t in STEPS if t <= sae.steps or not learned)
     R, started = sae.penalty, time.perf_counter()
     size = default_batch(sae) if arguments.batch_size is None else check_count("--batch-size", arguments.batch_size, 1)
-    with Progress("rows") as progress:
+    with progress("rows") as shown:
         found = evaluate_depths(
             sae,
             rows,
@@ -118,7 +116,7 @@ def _eval(arguments: argparse.Namespace) -> int:
             analysis=analysis,
             b_enc=b_enc,
             batch_size=size,
-            progress=progress,
+            progress=shown,
         )
     meta = {
         "sae": arguments.sae,
@@ -138,11 +136,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         "command": "proxsae " + " ".join(sys.argv[1:]),
     }
     if arguments.out is not None:  # before printing: nobody who pipes the table into `head` loses the run
-        from proxsae.report.rows import as_csv
-
-        plain = [{key: _finite(value) for key, value in row.items()} for row in found]
-        text = json.dumps({"meta": meta, "rows": plain}, indent=1) + "\n"
-        write_files({"rows.csv": as_csv(found), "rows.json": text.encode()}, arguments.out)
+        write_files({"rows.csv": as_csv(found), "rows.json": as_json(found, meta)}, arguments.out)
     how = "by the learned encoder" if analysis == "encoder" else f"by the dictionary, step {meta['step']}"
     given = f"{len(rows)} rows of width {sae.d_in}{of_axes(rows)}"
     print(f"{name_of(R)}, {sae.d_sae} latents, on {given}; further steps {how}")
@@ -221,8 +215,3 @@ def format_of(path: str, sae: Any) -> str:
         return "proxsae"
     converted = (place_of(Path(path)) / CONFIG).is_file()
     return f"proxsae, converted from {sentence(origin)}" if converted else sentence(origin)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has neither NaN nor infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

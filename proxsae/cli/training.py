@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from proxsae.cli.common import check_path, command, device_named, machine, numbers, versions
-from proxsae.cli.saes import of_axes
+from proxsae.cli.common import check_path, command, device_named, numbers
+from proxsae.cli.saes import RULES, of_axes
 from proxsae.conventions import Error, check_count, check_seed
-from proxsae.disk import replace_file
+from proxsae.disk import disk_errors, replace_file
 from proxsae.penalties.published import PUBLISHED
+from proxsae.studies.machine import machine, versions
 
 K = 32
 
@@ -143,11 +144,8 @@ def _train(arguments: argparse.Namespace) -> int:
         "versions": versions(),
         "command": "proxsae " + " ".join(sys.argv[1:]),
     }
-    try:
+    with disk_errors(out / "metrics.json"):
         replace_file(out / "metrics.json", (json.dumps(meta, indent=2) + "\n").encode())
-    except OSError as problem:
-        msg = f"cannot write {out / 'metrics.json'}: {problem.strerror or problem}"
-        raise Error(msg) from None
     print(f"last tenth of {arguments.steps} steps: " + ", ".join(f"{name} {value:.4g}" for name, value in got.items()))
     if hasattr(sae, "batch_threshold"):
         print(
@@ -165,10 +163,10 @@ def _start(arguments: argparse.Namespace, rows: Any) -> Any:
     from proxsae.data import Shuffle
     from proxsae.penalties import L0, L1
     from proxsae.sae import SAE, load
-    from proxsae.steps import ExactStep, LearnedSteps, Lipschitz
+    from proxsae.steps import LearnedSteps
 
-    rules: dict[str, Any] = {"lipschitz": Lipschitz(), "exact": ExactStep(), "learned": LearnedSteps()}
-    steps, rule = arguments.encoder_steps, rules.get(arguments.encoder_rule)
+    learned = arguments.encoder_rule == "learned"
+    steps, rule = arguments.encoder_steps, LearnedSteps() if learned else RULES.get(arguments.encoder_rule)
     if arguments.init is not None:
         sae = load(arguments.init)
         if sae.dtype not in (torch.float32, torch.float64):  # what Adam adds would be lost in half precision

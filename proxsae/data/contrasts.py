@@ -43,15 +43,7 @@ def contrasts() -> tuple[Contrast, ...]:
         rows = [i for i, line in enumerate(lines) if line[0] == name]
         _, sides, words, parts, positive, negative = zip(*(lines[i] for i in rows), strict=True)
         number = {word: i for i, word in enumerate(dict.fromkeys(words))}
-        made.append(
-            Contrast(
-                name,
-                sides[0] == "two",
-                states[rows, 0],
-                states[rows, 1],
-                np.array([number[word] for word in words], dtype=np.int64),
-                np.array([part == "held-out" for part in parts]),
-                tuple(zip(positive, negative, strict=True)),
-            )
-        )
+        clusters = np.array([number[word] for word in words], dtype=np.int64)
+        held_out, pairs = np.array([part == "held-out" for part in parts]), tuple(zip(positive, negative, strict=True))
+        made.append(Contrast(name, sides[0] == "two", states[rows, 0], states[rows, 1], clusters, held_out, pairs))
     return tuple(made)

@@ -20,10 +20,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from proxsae.conventions import Error, library
-from proxsae.disk import CHUNK, Bounded, memory, sentence
+from proxsae.disk import CHUNK, DEFLATE, Bounded, memory, sentence
 
 HEADER = 10_000  # bytes of an .npy header, as NumPy allows
-DEFLATE = 1032  # no byte of deflate gives more (258 bytes of two bits)
 SAFETENSORS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
 
 

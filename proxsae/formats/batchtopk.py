@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from proxsae.conventions import Error
-from proxsae.formats.parts import Config, Found, assemble, jumprelu, shaped
+from proxsae.formats.parts import NOT_SUBTRACTED, Config, Found, assemble, jumprelu, shaped
 from proxsae.penalties import L1, BatchKSparse, KSparse, Penalty
 
 SHAPES = {"W_enc": "dP", "W_dec": "Pd", "b_enc": "P", "b_dec": "d"}
@@ -31,17 +31,8 @@ ONLY = {
     "activation": ("relu", "early versions then select by another function of u"),
 }
 METADATA = (
-    "model_name",
-    "hook_point",
-    "layer",
-    "site",
-    "dataset_path",
-    "dataset",
-    "sae_type",
-    "sae_name",
-    "lr",
-    "seq_len",
-)
+    "model_name", "hook_point", "layer", "site", "dataset_path", "dataset", "sae_type", "sae_name", "lr", "seq_len",
+)  # fmt: skip
 
 
 def read(config: Config, tensors: dict[str, Any]) -> Found:
@@ -61,7 +52,7 @@ def read(config: Config, tensors: dict[str, Any]) -> Found:
     if selects and bool((b_enc != 0).any()):
         notes.append("The file's b_enc is not used: this code selects on (x - b_dec) W_enc.")
     if kind == "jumprelu":
-        notes.append("The file does not subtract b_dec from its input: b_enc has b_dec W_enc added.")
+        notes.append(NOT_SUBTRACTED)
     folded = assemble(
         tensors["W_enc"], tensors["W_dec"], torch.zeros_like(b_enc) if selects else b_enc, tensors["b_dec"],
         subtracts=kind != "jumprelu",

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from proxsae.conventions import Error, library
-from proxsae.disk import Bounded, check_file
+from proxsae.disk import DEFLATE, Bounded, check_file
 
 LARGEST_TEXT = 4 * 2**20  # bytes of JSON, or of a pickle without its tensors: parsed, each may take twenty in memory
-DEFLATE = 1032  # no deflated byte stands for more than this
 UNPACKED, SLACK = 16, 64 * 2**20  # an archive unpacks to at most so many times its size, and this
 STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 ALLOWED = {
@@ -32,13 +31,8 @@ ALLOWED = {
     "torch._utils _rebuild_parameter",
     *(f"torch {kind}Storage" for kind in STORAGES),
 }
-PLAIN = {
-    "GLOBAL",
-    "BINUNICODE",
-    "SHORT_BINUNICODE",
-    "BINUNICODE8",
-    "SHORT_BINSTRING",
-}  # what may stand in a pickle many times
+# What may stand in a pickle many times.
+PLAIN = {"GLOBAL", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "SHORT_BINSTRING"}
 SHARED = 16  # times that a pickle may reuse an object other than a text: nested reuse makes structures without end
 FOREIGN = {"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
 
@@ -130,11 +124,8 @@ def _check_members(path: Path, archive: zipfile.ZipFile, methods: dict[int, int]
                 f"{member.compress_size} by method {member.compress_type}, which no checkpoint needs"
             )
             raise Error(msg)
-    packed, unpacked, size = (
-        sum(m.compress_size for m in members),
-        sum(m.file_size for m in members),
-        path.stat().st_size,
-    )
+    packed, unpacked = (sum(getattr(m, size) for m in members) for size in ("compress_size", "file_size"))
+    size = path.stat().st_size
     if packed > size or unpacked > UNPACKED * size + SLACK:
         msg = f"{path.name} has {size} bytes, but says that its members have {packed}, unpacked {unpacked}"
         raise Error(msg)

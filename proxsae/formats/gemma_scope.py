@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxsae.formats.parts import Config, Found, assemble, jumprelu, shaped
+from proxsae.formats.parts import NOT_SUBTRACTED, Config, Found, assemble, jumprelu, shaped
 
 SHAPES = {"W_enc": "dP", "W_dec": "Pd", "b_enc": "P", "b_dec": "d", "threshold": "P"}
-NOTE = "The file does not subtract b_dec from its input: b_enc has b_dec W_enc added."
 METADATA = ("model_name", "hf_hook_point_in", "hf_hook_point_out", "width", "l0", "type")
 
 
@@ -42,4 +41,4 @@ def _found(name: str, tensors: dict[str, Any], metadata: dict[str, Any]) -> Foun
     latents = shaped(tensors, SHAPES)
     W_enc, W_dec, b_enc, b_dec = (tensors[key] for key in ("W_enc", "W_dec", "b_enc", "b_dec"))
     folded = assemble(W_enc, W_dec, b_enc, b_dec, subtracts=False)
-    return Found(name, folded, jumprelu(tensors["threshold"], latents), "none", metadata, (NOTE,))
+    return Found(name, folded, jumprelu(tensors["threshold"], latents), "none", metadata, (NOT_SUBTRACTED,))

@@ -22,6 +22,7 @@ HOOKS = ("hook_name", "hook_point", "submodule_name", "hf_hook_point_in")
 LAYERS = ("hook_layer", "layer")
 LAYER = re.compile(r"\b(?:blocks|layers|h)[.\[](\d{1,4})\b")
 BLOCK = 4096  # latents at a time in float64
+NOT_SUBTRACTED = "The file does not subtract b_dec from its input: b_enc has b_dec W_enc added."  # see `assemble`
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,13 +81,13 @@ class Config:
             self.refuse(name, "it must be a finite number > 0")
         return float(value)
 
-    def count(self, name: str, most: int, what: str = "the number of latents") -> int:
-        """A field that is a whole number in 1 ... most; a tensor of one entry counts as its number."""
+    def count(self, name: str, most: int) -> int:
+        """A field that is a whole number in 1 ... most, the number of latents; a tensor of one entry counts as one."""
         value = self.get(name)
         if isinstance(value, Tensor) and value.numel() == 1 and not value.dtype.is_floating_point:
             value = value.item()
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            self.refuse(name, f"it must be a whole number from 1 to {most}, {what}")
+            self.refuse(name, f"it must be a whole number from 1 to {most}, the number of latents")
         return value
 
     def section(self, name: str) -> Config:

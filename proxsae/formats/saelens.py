@@ -26,7 +26,7 @@ from torch import Tensor
 
 from proxsae.conventions import Error
 from proxsae.formats.files import read_json
-from proxsae.formats.parts import Config, Found, assemble, gated, jumprelu, row_norms, shaped
+from proxsae.formats.parts import NOT_SUBTRACTED, Config, Found, assemble, gated, jumprelu, row_norms, shaped
 from proxsae.penalties import L1, KSparse, Penalty
 
 COMMON = {"W_enc": "dP", "W_dec": "Pd", "b_enc": "P", "b_dec": "d"}
@@ -85,7 +85,7 @@ def read(config: Config, tensors: dict[str, Any], folder: Path) -> Found:
     scale = _scale(config, folder, notes)
     subtracts = config.flag("apply_b_dec_to_input", True)
     if not subtracts:
-        notes.append("The file does not subtract b_dec from its input: b_enc has b_dec W_enc added.")
+        notes.append(NOT_SUBTRACTED)
     if config.text("reshape_activations", "none") != "none":
         notes.append("Rows are the outputs of all attention heads (hook_z), one after another.")
     penalty: Penalty

@@ -84,7 +84,8 @@ class Penalty(ABC):
         u = check_floats("u", u)
         step = check_step(step, u)
         self.check_fits("u", u, u.shape[-1])
-        return self._prox(np.maximum(u, 0) if self.nonneg else u, _per_row(step))
+        mu = step if isinstance(step, float) else step.astype(np.float64)[..., None]  # one per row
+        return self._prox(np.maximum(u, 0) if self.nonneg else u, mu)
 
     @torch_twin("proxsae.pytorch.prox")
     def slope(self, z: Any) -> Any:
@@ -137,10 +138,6 @@ def rounded(t: Any, dtype: Any) -> Floats:
     """A threshold worked out in float64, rounded once: both backends compare with one number."""
     with np.errstate(over="ignore"):
         return np.asarray(t, dtype=np.float64).astype(dtype)
-
-
-def _per_row(step: float | Floats) -> float | Floats:
-    return step if isinstance(step, float) else step.astype(np.float64)[..., None]
 
 
 def _same(a: Any, b: Any) -> bool:

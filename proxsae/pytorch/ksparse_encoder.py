@@ -80,13 +80,7 @@ class Encode(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        W_enc: Tensor,
-        b_enc: Tensor,
-        W_dec: Tensor,
-        b_dec: Tensor,
-        how: Steps,
+        ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, how: Steps
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """All T steps, one piece of rows after the other."""
         n, k = len(x), min(how.penalty.k, len(W_dec))

@@ -146,22 +146,6 @@ def _lam(R: Any, u: Tensor) -> Tensor:
     return TorchArithmetic(u).number(R.lam)
 
 
-def _prox_l1(R: L1, u: Tensor, mu: float | Tensor) -> Tensor:
-    return soft_threshold(u, (mu * _lam(R, u)).to(u.dtype))
-
-
-def _prox_l0(R: L0, u: Tensor, mu: float | Tensor) -> Tensor:
-    return hard_threshold(u, sqrt(2.0 * (mu * _lam(R, u))).to(u.dtype), R.bandwidth)
-
-
-def _prox_ksparse(R: KSparse, u: Tensor, mu: float | Tensor) -> Tensor:
-    return k_sparse(u, R.k)
-
-
-def _prox_batch(R: BatchKSparse, u: Tensor, mu: float | Tensor) -> Tensor:
-    return k_sparse(u.reshape(-1), R.k * math.prod(u.shape[:-1])).reshape(u.shape)
-
-
 def _prox_group(R: GroupL2, u: Tensor, mu: float | Tensor) -> Tensor:
     groups = _groups(R, u)
     norms = group_norms(groups)
@@ -233,10 +217,10 @@ def _value_batch(R: BatchKSparse, z: Tensor) -> Tensor:
 # theirs are written twice on purpose, so that NumPy and torch can be tested against each other.
 _OWN: dict[str, dict[type, Callable[..., Tensor]]] = {
     "prox": {
-        L1: _prox_l1,
-        L0: _prox_l0,
-        KSparse: _prox_ksparse,
-        BatchKSparse: _prox_batch,
+        L1: lambda R, u, mu: soft_threshold(u, (mu * _lam(R, u)).to(u.dtype)),
+        L0: lambda R, u, mu: hard_threshold(u, sqrt(2.0 * (mu * _lam(R, u))).to(u.dtype), R.bandwidth),
+        KSparse: lambda R, u, mu: k_sparse(u, R.k),
+        BatchKSparse: lambda R, u, mu: k_sparse(u.reshape(-1), R.k * math.prod(u.shape[:-1])).reshape(u.shape),
         GroupL2: _prox_group,
         SortedL1: _prox_sorted,
     },
@@ -248,9 +232,6 @@ _OWN: dict[str, dict[type, Callable[..., Tensor]]] = {
         GroupL2: _value_group,
         SortedL1: lambda R, z: (_lam(R, z).to(z.dtype) * z.abs().sort(dim=-1, descending=True).values).sum(-1),
     },
-    "slope": {
-        L1: lambda R, z: (_lam(R, z) * z.sign()).to(z.dtype),
-        Penalty: lambda R, z: torch.zeros_like(z),
-    },
+    "slope": {L1: lambda R, z: (_lam(R, z) * z.sign()).to(z.dtype), Penalty: lambda R, z: torch.zeros_like(z)},
 }
 _ENTRYWISE: dict[str, Callable[..., Tensor]] = {"prox": _entrywise_prox, "value": _entrywise_value}

@@ -6,20 +6,15 @@ measured: who calls it brings sections, names and colours.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Sequence
 
 from proxsae.conventions import Error
 from proxsae.disk import write_files
 from proxsae.report.page import html
-from proxsae.report.rows import Row, as_csv, table_csv
+from proxsae.report.rows import Row, as_csv, as_json, table_csv
 from proxsae.report.section import Picture, Section, Table
 from proxsae.report.style import figure_class, image
 from proxsae.report.summary import markdown, stem
@@ -29,27 +24,8 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _json(rows: Sequence[Row], meta: Row) -> bytes:
-    def plain(value: Any) -> Any:  # JSON has neither NumPy's types nor NaN
-        if isinstance(value, np.generic | np.ndarray):
-            value = value.tolist()
-        if isinstance(value, Mapping):
-            return {str(key): plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    # default=str: an odd object in `meta` should not cost the user the results of a long run.
-    content = json.dumps(plain({"meta": meta, "rows": rows}), indent=1, allow_nan=False, default=str)
-    return f"{content}\n".encode()
-
-
 def write_report(
-    sections: Sequence[Section],
-    meta: Row,
-    rows: Sequence[Row],
-    folder: str | os.PathLike[str],
-    title: str = "Report",
+    sections: Sequence[Section], meta: Row, rows: Sequence[Row], folder: str | os.PathLike[str], title: str = "Report"
 ) -> list[str]:
     """Write a report into `folder`, made if missing, and return the names of its files.
 
@@ -67,7 +43,7 @@ def write_report(
         "report.html": html(sections, meta, title, drawn).encode("utf-8", "backslashreplace"),
         "summary.md": markdown(sections, meta, title).encode("utf-8", "backslashreplace"),
         "rows.csv": as_csv(rows),
-        "rows.json": _json(rows, meta),
+        "rows.json": as_json(rows, meta),
     }
     for item in shown:
         if isinstance(item, Picture):

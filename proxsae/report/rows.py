@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -33,6 +34,23 @@ def as_csv(rows: Sequence[Row]) -> bytes:
     # The keys come from the rows, so that a quantity this file has not heard of is saved all the same.
     keys = list(dict.fromkeys(chain(*rows)))
     return table_csv(keys, [[row.get(key) for key in keys] for row in rows])
+
+
+def as_json(rows: Sequence[Row], meta: Row) -> bytes:
+    """The description of a run and its rows as JSON; NaN and infinity as null."""
+
+    def plain(value: Any) -> Any:  # JSON has neither NumPy's types nor NaN
+        if isinstance(value, np.generic | np.ndarray):
+            value = value.tolist()
+        if isinstance(value, Mapping):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    # default=str: an odd object in `meta` should not cost the user the results of a long run.
+    content = json.dumps(plain({"meta": meta, "rows": rows}), indent=1, allow_nan=False, default=str)
+    return f"{content}\n".encode()
 
 
 def table_csv(headings: Sequence[str], lines: Iterable[Sequence[Any]]) -> bytes:

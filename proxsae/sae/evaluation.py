@@ -73,7 +73,6 @@ def evaluate_depths(
     analysis: str = "dictionary",
     b_enc: str = "first",
     batch_size: int | None = None,
-    device: str | torch.device | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """Measurements of `sae` on rows (n, d_in), one dict for each number of encoder steps, in ascending order.
@@ -98,7 +97,6 @@ def evaluate_depths(
     if not wanted:
         msg = "steps is empty, but a table needs at least one number of encoder steps"
         raise Error(msg)
-    sae = sae if device is None else sae.to(device)
     if isinstance(step, LearnedSteps):
         if not isinstance(sae.step, LearnedSteps):
             msg = f"step={step!r} needs an SAE trained with learned steps, and this one has none: choose another rule"
@@ -135,10 +133,7 @@ def default_batch(sae: SAE) -> int:
 
 
 def batches(
-    sae: SAE,
-    rows: Any,
-    batch_size: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    sae: SAE, rows: Any, batch_size: int | None = None, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Iterator[Tensor]:
     """The rows (n, d_in), some at a time, as finite tensors of the dtype and device of `sae`."""
     size = default_batch(sae) if batch_size is None else check_count("batch_size", batch_size, 1)
@@ -163,10 +158,7 @@ def _check_finite(part: Any, start: int) -> None:
 
 @torch.no_grad()
 def encode_rows(
-    sae: SAE,
-    rows: Any,
-    batch_size: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    sae: SAE, rows: Any, batch_size: int | None = None, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
     """The codes of rows (n, d_in) as NumPy arrays: indices (n, s) int32, ascending; values (n, s); d_sae.
 

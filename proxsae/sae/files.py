@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields, is_dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from proxsae.conventions import Error
 from proxsae.penalties import L0
-from proxsae.sae.encoding import Common, Encoding
+from proxsae.sae.parameters import Parameters
 
 
-class Described(Protocol):
-    """The facts of an SAE that are written down."""
-
-    d_in: int
-    d_sae: int
-    normalize: str
-    metadata: dict[str, Any]
-    encoding: Encoding
-    common: Common
-
-
-def describe(sae: Described) -> dict[str, Any]:
+def describe(sae: Parameters) -> dict[str, Any]:
     """Everything about an SAE that its tensors do not say, as JSON has it."""
     R: Any = sae.common.penalty
     if not is_dataclass(R):

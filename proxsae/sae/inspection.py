@@ -14,8 +14,8 @@ from torch import Tensor
 from proxsae.certificates import lipschitz
 from proxsae.disk import sentence
 from proxsae.penalties import L0, L1, BatchKSparse, KSparse, Penalty
+from proxsae.penalties.published import published_as
 from proxsae.sae import SAE
-from proxsae.sae.published import published_as
 
 SUBTRACTED = "b_dec subtracted (equivalently, after folding, where the file does not)"
 INPUTS = {

@@ -96,11 +96,7 @@ def rebuild(config: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
 
 
 def _assemble(
-    sizes: tuple[int, int],
-    penalty: Penalty,
-    tensors: dict[str, Tensor],
-    normalize: str,
-    encoding: Encoding,
+    sizes: tuple[int, int], penalty: Penalty, tensors: dict[str, Tensor], normalize: str, encoding: Encoding
 ) -> SAE:
     """An SAE with these weights, made without allocating more memory than they take."""
     d_in, d_sae = sizes

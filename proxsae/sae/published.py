@@ -1,13 +1,11 @@
-"""The four published SAEs: one class, four choices of penalty (prop-one-step-is-an-sae); names in `PUBLISHED`."""
+"""The four published SAEs: one class, four choices of penalty (prop-one-step-is-an-sae)."""
 
 from __future__ import annotations
 
 from proxsae.conventions import Error
 from proxsae.penalties import L0, L1, KSparse
-from proxsae.penalties.published import PUBLISHED, Published, published_as
 from proxsae.sae.model import SAE
 
-__all__ = ["PUBLISHED", "Published", "abstopk_sae", "jumprelu_sae", "published_as", "relu_sae", "topk_sae"]
 START = "{}=float(x.std()) is a start, and px.train(sae, x, l0=32) adjusts it to 32 non-zeros a row"
 
 

@@ -4,35 +4,13 @@ The checks share the formulas of plain.py and the k-sparse encoder of dense_enco
 """
 
 from proxsae.statements import (  # noqa: F401, I001  (in the order of the docs; each registers its statements)
-    proximal,
-    one_step,
-    signs,
-    descent,
-    certificates,
-    hard,
-    steps,
-    gradients,
-    sparse_steps,
-    mixed_precision,
-    more_steps,
+    proximal, one_step, signs, descent, certificates, hard, steps, gradients, sparse_steps, mixed_precision, more_steps,
     false,
-)
+)  # fmt: skip
 from proxsae.statements.registry import PLANTED, STATEMENTS, Kit, Planted, Statement, problem, run
 from proxsae.statements.table import box, caught, checked_by, details, machine, markdown, proof_status
 
 __all__ = [
-    "PLANTED",
-    "STATEMENTS",
-    "Kit",
-    "Planted",
-    "Statement",
-    "box",
-    "caught",
-    "checked_by",
-    "details",
-    "machine",
-    "markdown",
-    "problem",
-    "proof_status",
-    "run",
-]
+    "PLANTED", "STATEMENTS", "Kit", "Planted", "Statement", "box", "caught", "checked_by", "details", "machine",
+    "markdown", "problem", "proof_status", "run",
+]  # fmt: skip

@@ -192,11 +192,7 @@ plant(
     "thm-duality-gap",
     duality_gap=lambda x, D, z, R, bias=None: certificates.duality_gap(x, D, z, R),
 )
-plant(
-    "gap: half of it",
-    "thm-duality-gap",
-    duality_gap=lambda *a, **b: certificates.duality_gap(*a, **b) / 2,
-)
+plant("gap: half of it", "thm-duality-gap", duality_gap=lambda *a, **b: certificates.duality_gap(*a, **b) / 2)
 
 
 def exact_gap(c: Array, D: Array, z: Array, lam: Array) -> tuple[Fraction, Fraction]:

@@ -30,11 +30,7 @@ def row(*entries: float) -> Array:
     return np.array(entries, dtype=np.float64)
 
 
-@statement(
-    "false-hard-nonexpansive",
-    "False: hard thresholding and AbsTopK are nonexpansive.",
-    source="own; folklore",
-)
+@statement("false-hard-nonexpansive", "False: hard thresholding and AbsTopK are nonexpansive.", source="own; folklore")
 def hard_nonexpansive(kit: Kit, rng: np.random.Generator) -> None:
     """Two inputs 0.01 apart with codes 1.01 apart; two rows 0.0141 apart with codes 1.41 apart."""
     hard, one, soft = kit.L0(0.5), kit.KSparse(1), kit.L1(1.0)
@@ -49,11 +45,7 @@ def hard_nonexpansive(kit: Kit, rng: np.random.Generator) -> None:
         holds(np.linalg.norm(soft.prox(a) - soft.prox(b)) <= np.linalg.norm(a - b), "soft thresholding")
 
 
-@statement(
-    "false-topk-odd",
-    "False: TopK(-u) = -TopK(u).",
-    source="own; folklore",
-)
+@statement("false-topk-odd", "False: TopK(-u) = -TopK(u).", source="own; folklore")
 def topk_odd(kit: Kit, rng: np.random.Generator) -> None:
     """k = 1 at (2, -3), for TopK and for AbsTopK; and a tie, where AbsTopK is odd still."""
     top, both, u = kit.KSparse(1, nonneg=True), kit.KSparse(1), row(2.0, -3.0)
@@ -120,11 +112,7 @@ def splitting_trajectories(kit: Kit, rng: np.random.Generator) -> None:
         assert_close(net(b[2]), other, 1e-12, f"{R}: the second split step")
 
 
-@statement(
-    "false-unit-step",
-    "False: with unit-norm atoms a step mu = 1 never raises the objective.",
-    source="own",
-)
+@statement("false-unit-step", "False: with unit-norm atoms a step mu = 1 never raises the objective.", source="own")
 def unit_step(kit: Kit, rng: np.random.Generator) -> None:
     """Two atoms, k = 1: F goes 2.5, 2, 2.74; three atoms, lam = 0: F goes 0.5, 0.8192, ...; 1/L descends on both."""
     x = row(1.0, -2.0)

@@ -252,9 +252,7 @@ plant(
     L0=twisted("L0", lambda R, u, s: _another_estimate(R, u, s, 1.0, False)),
 )
 plant(
-    "no gradient at all",
-    "prop-threshold-gradient",
-    L0=twisted("L0", lambda R, u, s: R.prox(u, s).detach() + 0 * R.lam),
+    "no gradient at all", "prop-threshold-gradient", L0=twisted("L0", lambda R, u, s: R.prox(u, s).detach() + 0 * R.lam)
 )
 
 

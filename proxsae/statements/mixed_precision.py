@@ -24,7 +24,7 @@ from proxsae.testing.compare import assert_same
 if TYPE_CHECKING:
     from torch import Tensor
 
-statement = page("mixed_precision")
+statement = page("mixed_precision", on_paper="vectors of any length")
 Problem = tuple[str, Array, Array, Array]  # a name, x (n, d), W (P, d) and bias (P,) in float32
 WINS = 2.0**-11 - 2.0**-20  # 1 + WINS rounds down to 1 in float16
 
@@ -186,7 +186,6 @@ plant("lanes of 64", "def-float32-score", certified_topk=changed(LANES=lambda la
     "With scaled float16 factors summed in float32 in any order, |u_j - unit y_j| <= bound for every latent j.",
     source="own; the sums as in Higham 2002, chapters 3 and 4",
     code=("pytorch.certified_topk.half_product", "pytorch.certified_topk.double_product"),
-    on_paper="vectors of any length",
 )
 def rounded_product(kit: Kit, rng: np.random.Generator) -> None:
     """u and the bound against y in exact fractions; the bound is small, and attained where x or W rounds along it."""
@@ -253,7 +252,6 @@ plant(
     "certified_top_k returns the top k of the float32 scores, lowest index first among ties, for every finite x.",
     source="own",
     code=("pytorch.certified_topk.certified_top_k",),
-    on_paper="vectors of any length",
 )
 def certified_topk(kit: Kit, rng: np.random.Generator) -> None:
     """Indices and values, bit for bit, against a stable sort of all scores; both signs, and k from 0 to above P."""

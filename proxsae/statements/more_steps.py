@@ -26,7 +26,7 @@ from proxsae.statements.plain import (
 from proxsae.statements.registry import Kit, insist, page, plant
 from proxsae.testing.compare import assert_close
 
-statement = page("more_steps")
+statement = page("more_steps", on_paper="matrices of any size")
 
 
 def two_bases(d: int) -> Array:
@@ -55,7 +55,6 @@ def support_of(z: Array) -> set[int]:
     "Unit-norm atoms, coherence m, x - b = Dz, ||z||_0 = k < (1 + |z|_min/(m |z|_max))/2: one step finds the support.",
     source="Tropp 2004 and Elad 2010 for thresholding (numbers not verified)",
     code=("theory.one_step_sparsity",),
-    on_paper="matrices of any size",
 )
 def one_step_support(kit: Kit, rng: np.random.Generator) -> None:
     """Codes just inside the bound, of worst signs; and simplices, on which the bound is sharp for equal magnitudes."""
@@ -99,11 +98,7 @@ plant(
     "thm-one-step-support",
     one_step_sparsity=lambda coherence, dynamic_range: 0.5 * (1 + 1 / coherence),
 )
-plant(
-    "the mean coherence",
-    "thm-one-step-support",
-    coherence=lambda D: abs(cosines(D)).mean(),
-)
+plant("the mean coherence", "thm-one-step-support", coherence=lambda D: abs(cosines(D)).mean())
 plant(
     "selects the largest, not the largest magnitudes",
     "thm-one-step-support",
@@ -251,7 +246,6 @@ plant("half the duality gap", "prop-amortisation-gap", duality_gap=lambda *a: 0.
     "If x - b = Dz and the step finds a support S of independent atoms, supp z in S, one Refit step gives z exactly.",
     source="own; folklore (debiasing)",
     code=("Refit", "pytorch.refit.refit"),
-    on_paper="matrices of any size",
 )
 def refit_recovers(kit: Kit, rng: np.random.Generator) -> None:
     """One refit without noise and with it; what one plain step leaves, in formula; orthonormal atoms, where it is 0."""

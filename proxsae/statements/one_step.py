@@ -14,7 +14,7 @@ from proxsae.statements.plain import Numbers, clipped, hard, keep_largest, longe
 from proxsae.statements.registry import Kit, insist, page, plant, planted, planted_ksparse, planted_sae, refused
 from proxsae.testing.compare import assert_close, numpy_of
 
-statement = page("one_step")
+statement = page("one_step", on_paper="matrices of any size")
 
 
 @statement(
@@ -22,7 +22,6 @@ statement = page("one_step")
     "From z = 0 with mu = 1 a proximal gradient step is the encoder prox_R((x - b) W_enc), W_enc = W_dec^T, b_enc = 0.",
     source="Zhu, Khalili and Zhu 2025, Lemma 1",
     code=("SAE",),
-    on_paper="matrices of any size",
 )
 def one_step_is_an_sae(kit: Kit, rng: np.random.Generator) -> None:
     """Six SAEs against the step of `ista`, and both against the six formulas; then W_enc and b_enc of their own."""
@@ -163,7 +162,6 @@ plant("L is the largest atom", "def-lipschitz", lipschitz=longest)
     "L >= P/d for unit-norm atoms, with equality exactly for tight frames; so mu = 1 is never below 2/L once P >= 2d.",
     source="trace of the Gram matrix; folklore",
     code=("theory.lipschitz_floor",),
-    on_paper="matrices of any size",
 )
 def floor(kit: Kit, rng: np.random.Generator) -> None:
     """Random dictionaries lie above the floor, tight frames on it, and `ista` refuses mu = 1 where P >= 2d."""
@@ -204,7 +202,6 @@ plant(
     "If D^T D = a I, one step mu = 1/a from any z is a global minimiser of F, for every R: there one step is enough.",
     source="own; folklore (thresholding in an orthonormal basis)",
     code=("ista",),
-    on_paper="matrices of any size",
 )
 def orthonormal(kit: Kit, rng: np.random.Generator) -> None:
     """One step from a random z0 against competitors: every support with its least squares, and points all around."""

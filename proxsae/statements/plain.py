@@ -162,22 +162,26 @@ def cases(kit: Any, lam: Numbers, k: int) -> Iterator[Case]:
         yield Case(kit.KSparse(k, nonneg), "KSparse", lam, k, nonneg)
 
 
+def independent(D: Array, most: int) -> Iterator[tuple[list[int], Array]]:
+    """The supports S of at most `most` latents whose atoms D_S have full rank, and D_S: some optimum has such a one."""
+    for size in range(1, min(most, *D.shape) + 1):
+        for S in map(list, itertools.combinations(range(len(D)), size)):
+            if np.linalg.matrix_rank(D[S]) == size:
+                yield S, D[S]
+
+
 def l1_optimum(c: Array, D: Array, lam: Numbers, nonneg: bool) -> Array:
     """A minimiser of 1/2 ||c - D z||^2 + sum_j lam_j |z_j|: the best over all supports of full rank and all signs."""
     P, best, least = len(D), np.zeros(len(D)), 0.5 * float(c @ c)
     lam = np.broadcast_to(lam, P)
-    for size in range(1, min(D.shape) + 1):
-        for S in map(list, itertools.combinations(range(P), size)):
-            A = D[S]
-            if np.linalg.matrix_rank(A) < size:  # some optimum has a support of full rank
-                continue
-            signs = np.array(list(itertools.product([1.0] if nonneg else [1.0, -1.0], repeat=size)))
-            codes = np.linalg.solve(A @ A.T, (A @ c)[:, None] - (lam[S] * signs).T).T
-            for z in codes[(codes * signs > 0).all(axis=1)]:
-                value = float(l1_objective(c, A, z, lam[S]))
-                if value < least:
-                    best, least = np.zeros(P), value
-                    best[S] = z
+    for S, A in independent(D, P):
+        signs = np.array(list(itertools.product([1.0] if nonneg else [1.0, -1.0], repeat=len(S))))
+        codes = np.linalg.solve(A @ A.T, (A @ c)[:, None] - (lam[S] * signs).T).T
+        for z in codes[(codes * signs > 0).all(axis=1)]:
+            value = float(l1_objective(c, A, z, lam[S]))
+            if value < least:
+                best, least = np.zeros(P), value
+                best[S] = z
     return best
 
 
@@ -185,16 +189,12 @@ def hard_optimum(c: Array, D: Array, lam: Numbers, k: int, nonneg: bool) -> Arra
     """A minimiser of 1/2 ||c - D z||^2 + sum lam_j 1[z_j != 0] over ||z||_0 <= k: least squares on every support."""
     P, best, least = len(D), np.zeros(len(D)), 0.5 * float(c @ c)
     lam = np.broadcast_to(lam, P)
-    for size in range(1, min(k, *D.shape) + 1):
-        for S in map(list, itertools.combinations(range(P), size)):
-            A = D[S]
-            if np.linalg.matrix_rank(A) < size:  # some optimum has a support of full rank
-                continue
-            z = np.linalg.lstsq(A.T, c, rcond=None)[0]
-            value = float(0.5 * squared_error(c, A, z) + np.sum(lam[S]))
-            if value < least and (not nonneg or (z > 0).all()):
-                best, least = np.zeros(P), value
-                best[S] = z
+    for S, A in independent(D, k):
+        z = np.linalg.lstsq(A.T, c, rcond=None)[0]
+        value = float(0.5 * squared_error(c, A, z) + np.sum(lam[S]))
+        if value < least and (not nonneg or (z > 0).all()):
+            best, least = np.zeros(P), value
+            best[S] = z
     return best
 
 

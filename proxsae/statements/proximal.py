@@ -12,7 +12,7 @@ from proxsae.statements.plain import Array, Numbers, clipped, keep_largest
 from proxsae.statements.registry import Kit, insist, page, plant, planted, planted_ksparse
 from proxsae.testing.compare import assert_close
 
-statement = page("proximal")
+statement = page("proximal", on_paper="any number of latents")
 
 BECK = "Beck 2017"
 
@@ -129,7 +129,6 @@ statement(
     source="Beck and Eldar 2013, section 2; Zhu, Khalili and Zhu 2025, Lemma 1",
     code=("KSparse",),
     laws=("optimal", "convention", "value", "projection"),
-    on_paper="any number of latents",
 )
 
 statement(
@@ -172,7 +171,6 @@ statement(
     source="Bogdan, van den Berg, Sabatti, Su and Candes 2015; the clip: Nemeth and Nemeth 2012",
     code=("SortedL1",),
     laws=("optimal", "value"),
-    on_paper="any number of latents",
 )
 
 statement(
@@ -310,7 +308,6 @@ plant("k-sparse: drops small entries as well", "prop-symmetries", KSparse=_above
     "k-sparse H: ||u||² = ||Hu||² + ||u - Hu||², ||Hu||² >= min(k, P)/P ||u||², ||u - Hu||_2 <= ||u||_1 / (2 sqrt k).",
     source="folklore; the third: Foucart and Rauhut 2013, Theorem 2.5 (number not verified)",
     code=("KSparse",),
-    on_paper="any number of latents",
 )
 def keeps_enough(kit: Kit, rng: np.random.Generator) -> None:
     """The three relations on rows with ties, both signs, k from 0 beyond P; then where they are equalities."""
@@ -353,7 +350,6 @@ plant(
     "k <= k', ties to the lowest index: H_k u is H_k' u on a smaller support, and H_k H_k' u = H_k' H_k u = H_k u.",
     source="own; folklore",
     code=("KSparse",),
-    on_paper="any number of latents",
 )
 def nested(kit: Kit, rng: np.random.Generator) -> None:
     """All pairs k <= k' on rows with many ties: supports, values, and both compositions."""

@@ -14,7 +14,7 @@ from proxsae.statements.plain import Array, Numbers, among_largest, clipped, kee
 from proxsae.statements.registry import Kit, insist, page, plant, planted, planted_ksparse
 from proxsae.testing.compare import assert_close
 
-statement = page("signs")
+statement = page("signs", on_paper="any number of latents")
 
 
 def two_sided(u: Array) -> Array:
@@ -42,7 +42,6 @@ statement(
     "||u - AbsTopK_k(u)|| <= ||u - TopK_k(u)|| for every u; the squares differ by sum_(i <= k) |u|_(i)² - (u_+)_(i)².",
     source="own; immediate from the larger feasible set",
     code=("abstopk_sae",),
-    on_paper="any number of latents",
 )
 def closer(kit: Kit, rng: np.random.Generator) -> None:
     """Both distances against the best support found by enumeration, and their difference against the formula."""
@@ -94,7 +93,6 @@ plant("top-k: keeps negative entries", "prop-abstopk-closer", KSparse=planted_ks
     "for separable R always.",
     source="own; folklore",
     code=("abstopk_sae",),
-    on_paper="any number of latents",
 )
 def splits_codes(kit: Kit, rng: np.random.Generator) -> None:
     """All rows of {-2, ..., 2}^4 with every k, so that each pattern of ties is met; then separable penalties."""

@@ -26,7 +26,7 @@ from proxsae.testing.compare import assert_close, assert_same
 if TYPE_CHECKING:
     from torch import Tensor
 
-statement = page("sparse_steps")
+statement = page("sparse_steps", on_paper="matrices of any size")
 GROUP = 32  # latents in a group
 NAMES = ("x", "W_enc", "b_enc", "D", "b")  # x (n, d), W_enc (d, P), b_enc (P,), D (P, d), b (d,)
 
@@ -277,7 +277,6 @@ def by_way(SAE: Any, way: str) -> Any:
     "With G = D^T D and a = D^T (x - b), z - mu D^T (Dz + b - x) = z + mu a - mu sum of z_j G_j over the support.",
     source="own; folklore (covariance updates, Friedman, Hastie and Tibshirani 2010)",
     code=("SAE.encode_sparse", "pytorch.cost_model.plan"),
-    on_paper="matrices of any size",
 )
 def gram_step(kit: Kit, rng: np.random.Generator) -> None:
     """Codes by Gram rows, by residuals, and dense; then what `plan` chooses against times from counted bytes."""
@@ -397,7 +396,6 @@ def gradients(
     "With supports and steps held, the gradient of T k-sparse steps needs k numbers and k indices a row and step.",
     source="own; for T = 1 as in the kernels of Gao et al. 2024 and of sparsify",
     code=("SAE.encode_sparse", "SAE.reconstruct", "pytorch.codes.sparse_decode"),
-    on_paper="matrices of any size",
 )
 def sparse_gradient(kit: Kit, rng: np.random.Generator) -> None:
     """All five gradients against complex steps with supports held, and against differences; memory; equal bits."""

@@ -60,18 +60,16 @@ def paired_p(differences: Iterable[float]) -> float:
     return float(stats.ttest_1samp(a, 0.0).pvalue)
 
 
-def bootstrap(
-    clusters: NDArray[np.int64], statistic: Callable[[NDArray[np.int64]], float], seed: int = 0, n: int = RESAMPLES
-) -> tuple[float, float]:
+def bootstrap(clusters: NDArray[np.int64], statistic: Callable[[NDArray[np.int64]], float]) -> tuple[float, float]:
     """The 2.5 % and 97.5 % quantiles of `statistic`, given indices of examples, over clusters drawn with replacement.
 
     clusters (m,) names the cluster of each example.  Examples of one cluster are not independent: resampling them one
     by one would count the same word in five sentences as five words.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     members = [np.flatnonzero(clusters == name) for name in np.unique(clusters)]
     found = []
-    for _ in range(n):
+    for _ in range(RESAMPLES):
         drawn = rng.integers(len(members), size=len(members))
         found.append(statistic(np.concatenate([members[i] for i in drawn])))
     low, high = np.quantile(found, (0.025, 0.975))

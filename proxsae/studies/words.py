@@ -67,14 +67,10 @@ def steps(number: int) -> str:
     return "one step" if number == 1 else f"{number} steps"
 
 
-def seeds(number: int) -> str:
-    """A number of seeds."""
-    return "one seed" if number == 1 else f"{number} seeds"
-
-
 def seeds_of(rows: Iterable[Row]) -> str:
     """How many seeds the rows have."""
-    return seeds(number_of_seeds(rows))
+    number = number_of_seeds(rows)
+    return "one seed" if number == 1 else f"{number} seeds"
 
 
 def number_of_seeds(rows: Iterable[Row]) -> int:

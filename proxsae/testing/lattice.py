@@ -89,13 +89,7 @@ def points(R: Any, step: float, dtype: Any, also: Sequence[float] = ()) -> list[
 
 
 def rows(
-    R: Any,
-    step: float,
-    dtype: Any,
-    n: int = 60,
-    seed: int = 0,
-    specials: bool = False,
-    apply: Apply | None = None,
+    R: Any, step: float, dtype: Any, n: int = 60, seed: int = 0, specials: bool = False, apply: Apply | None = None
 ) -> Iterator[np.ndarray[Any, Any]]:
     """Yield arrays (about 7n/4, P) of each width P: half lattice points, half bounded floats, with many exact ties.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -148,16 +149,9 @@ def _squared_norm(R: Any, u: Array, step: float) -> Array:
     return kept.reshape(u.shape).astype(u.dtype) + u.dtype.type(0)
 
 
-def _without_pooling(R: Any, u: Array, step: float) -> Array:
-    order = np.argsort(-np.abs(u), axis=-1, kind="stable")
-    lowered = np.maximum(np.take_along_axis(np.abs(u), order, -1) - step * R.lam, 0)
-    out = np.zeros(u.shape)
-    np.put_along_axis(out, order, lowered, -1)
-    return (np.sign(u) * out).astype(u.dtype) + u.dtype.type(0)
-
-
-def _weights_reversed(R: Any, u: Array, step: float) -> Array:
-    order = np.argsort(np.abs(u), axis=-1, kind="stable")
+def _without_pooling(R: Any, u: Array, step: float, sign: int = -1) -> Array:
+    """Sort, shrink and put back; -1: the largest magnitude gets the first weight, 1: the smallest does."""
+    order = np.argsort(sign * np.abs(u), axis=-1, kind="stable")
     lowered = np.maximum(np.take_along_axis(np.abs(u), order, -1) - step * R.lam, 0)
     out = np.zeros(u.shape)
     np.put_along_axis(out, order, lowered, -1)
@@ -239,7 +233,7 @@ MUTANTS = (
     Mutant("group: squared norm", "optimal", GROUPS, _squared_norm),
     Mutant("group: keeps blocks at the threshold", "convention", GROUPS, _group_keeps_ties),
     Mutant("sorted: no pooling", "optimal", SORTED, _without_pooling),
-    Mutant("sorted: smallest weight on the largest", "optimal", SORTED, _weights_reversed),
+    Mutant("sorted: smallest weight on the largest", "optimal", SORTED, partial(_without_pooling, sign=1)),
     Mutant("sorted: weights in the order of latents", "optimal", SORTED, lambda R, u, s: L1(R.lam).prox(u, s)),
     Mutant("batch: row by row", "convention", BATCH, lambda R, u, s: KSparse(R.k).prox(u, s)),
     Mutant(

@@ -117,13 +117,10 @@ def plain_prox(R: Any, rows: Array, step: float) -> Array:
         rows = np.array([[v if v > 0 or math.isnan(v) else kind(0) for v in row] for row in rows], rows.dtype)
     if isinstance(R, BatchKSparse):
         return np.array(_largest(rows.ravel(), R.k * len(rows)), rows.dtype).reshape(rows.shape)
-    kinds = ((KSparse, _plain_ksparse), (GroupL2, _plain_group), (SortedL1, _plain_sorted), (object, _plain_entries))
-    one = next(plain for kind, plain in kinds if isinstance(R, kind))
+    if isinstance(R, KSparse):
+        return np.array([_largest(row, R.k) for row in rows], rows.dtype)
+    one = _plain_group if isinstance(R, GroupL2) else _plain_sorted if isinstance(R, SortedL1) else _plain_entries
     return np.array([one(R, row, step) for row in rows], rows.dtype).reshape(rows.shape)
-
-
-def _plain_ksparse(R: Any, u: Array, step: float) -> list[Any]:
-    return _largest(u, R.k)
 
 
 def _largest(u: Array, k: int) -> list[Any]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from proxsae.report.section import Section, Table
-from proxsae.studies.parts.claims.statistics import CANNOT, NO, OPEN, YES, longest
+from proxsae.studies.parts.claims.statistics import CANNOT, NO, OPEN, YES, longest, verdict
 from proxsae.studies.parts.claims.table import BIBLIOGRAPHY, CLAIMS, PAPER, UNTESTABLE
 from proxsae.studies.statistics import pick
 from proxsae.studies.task import Row
@@ -67,9 +67,9 @@ def claims(rows: Sequence[Row], packaged: bool = True) -> list[Tested]:
         part = pick(rows, part=claim.part)
         measured = claim.statistic(part) if part else None
         if measured is not None:
-            verdict = claim.side(measured.interval) if measured.fair else OPEN
+            judged = verdict(measured.interval, claim.below, claim.above, claim.refutable) if measured.fair else OPEN
             text = claim.text.format(**longest(part))
-            found.append(Tested(text, claim.source, measured.measured, verdict, claim.part))
+            found.append(Tested(text, claim.source, measured.measured, judged, claim.part))
     if not packaged:
         return found
     proved = Tested(

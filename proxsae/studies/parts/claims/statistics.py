@@ -1,15 +1,13 @@
 """The statistics that claims rest on, and what makes a verdict of one.
 
-A statistic takes the rows of a part as its last argument and gives what was measured, in words, and an interval.  A
-side takes the interval and gives the verdict: "holds" or "does not hold" only where all of a 95 % interval lies on one
-side of the claim.
+A statistic takes the rows of a part as its last argument and gives what was measured, in words, and an interval.  The
+verdict is "holds" or "does not hold" only where all of a 95 % interval lies on one side of the claim.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 from proxsae.studies.parts.apart.section import bottleneck
@@ -32,7 +30,6 @@ class Found(NamedTuple):
 
 Rows = Sequence[Row]
 Statistic = Callable[[Rows], Found | None]  # None: the rows do not have what the claim is about
-Side = Callable[[Interval], str]
 
 
 def verdict(
@@ -50,19 +47,9 @@ def verdict(
     return YES if found.low > claimed_above else NO if found.high <= claimed_above and refutable else OPEN
 
 
-def below(value: float) -> Side:
-    """The claim is that a quantity lies below `value`."""
-    return partial(verdict, claimed_below=value)
-
-
-def above(value: float, refutable: bool = True) -> Side:
-    """The claim is that a quantity lies above `value`."""
-    return partial(verdict, claimed_above=value, refutable=refutable)
-
-
-def always(found: Interval) -> str:
-    """The verdict on a theorem: it holds in every single case, or not."""
-    return YES if found.mean == 1 else NO
+def _certain(holds: bool) -> Interval:
+    """A theorem holds in every single case, or it does not: 1 or 0, without a doubt."""
+    return Interval(holds, holds, holds, 1)
 
 
 # Errors --------------------------------------------------------------------------------------------------------------
@@ -159,7 +146,7 @@ def promises(rows: Rows) -> Found | None:
         f"{good} of {len(kept)} promises kept (one step and OMP); at range {widest[0]['range']:g} and k = "
         f"{widest[0]['k']} one step finds {one:.0%} of supports, {most} steps {many:.0%}"
     )
-    return Found(measured, over_seeds([good == len(kept) and many > one]))
+    return Found(measured, _certain(good == len(kept) and many > one))
 
 
 def planted(rows: Rows) -> Found | None:
@@ -206,8 +193,8 @@ def overlap(deep: bool, rows: Rows) -> Found | None:
 
 def rates(rows: Rows) -> Found:
     """Whether every measurement obeys its theorem."""
-    kept = [bool(row["holds"]) for row in rows]
-    return Found(f"{sum(kept)} of {len(kept)} hold", over_seeds([all(kept)]))
+    kept = sum(row["holds"] for row in rows)
+    return Found(f"{kept} of {len(rows)} hold", _certain(kept == len(rows)))
 
 
 # Steering ------------------------------------------------------------------------------------------------------------
@@ -215,7 +202,7 @@ def rates(rows: Rows) -> Found:
 
 def steering_selectivity(rows: Rows) -> Found | None:
     """The selectivity of clamping one AbsTopK latent, over that of the difference in means."""
-    latent, dim = (_steered(rows, _selectivity, sae="abstopk", by=by) for by in ("latent", "dim"))
+    latent, dim = (_steered(rows, lambda own: selectivity(own).mean, sae="abstopk", by=by) for by in ("latent", "dim"))
     ratio = ratio_over_seeds(latent, dim)
     measured = f"shift of the concept's probe over that of others', AbsTopK over difference in means: {ratio}"
     return Found(measured, ratio) if ratio.n else None
@@ -236,10 +223,6 @@ def _steered(rows: Rows, value: Callable[[Rows], float], **which: Any) -> dict[i
     """A value of the steering rows of each seed that has some."""
     steered = pick(rows, kind="steering", **which)
     return {seed: value(pick(steered, seed=seed)) for seed in dict.fromkeys(row["seed"] for row in steered)}
-
-
-def _selectivity(rows: Rows) -> float:
-    return selectivity(rows).mean
 
 
 def _both_ways(rows: Rows) -> float:

@@ -6,24 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from proxsae.studies.parts.claims.statistics import (
-    Side,
-    Statistic,
-    above,
-    always,
-    auc,
-    below,
-    dictionary_or_code,
-    errors,
-    mean,
-    opposite_partners,
-    overlap,
-    planted,
-    promises,
-    rates,
-    steering_selectivity,
-    steering_weaker_side,
-)  # fmt: skip
+from proxsae.studies.parts.claims import statistics
+from proxsae.studies.parts.claims.statistics import Statistic
 from proxsae.studies.parts.signs.measure import OFTEN
 from proxsae.studies.words import NAMES
 
@@ -34,17 +18,22 @@ WIDE = "TopK of twice the width"
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim: {last} and {most} in `text` are the most steps of the rows at inference and in training."""
+    """A claim: a statistic lies below, or above, a number; `refutable` is False where it is only a lower bound.
+
+    {last} and {most} in `text` are the most steps of the rows at inference and in training.
+    """
 
     text: str
     source: str
     part: str
     statistic: Statistic
-    side: Side
+    below: float | None = None
+    above: float | None = None
+    refutable: bool = True
 
 
 def _depth(text: str, source: str, what: str, after: dict[str, Any], before: dict[str, Any]) -> Claim:
-    return Claim(text, source, "depth", partial(errors, what, after, before), below(1))
+    return Claim(text, source, "depth", partial(statistics.errors, what, after, before), below=1)
 
 
 def _used(penalty: str, train_depth: int | str = 1, steps: int | str = 1) -> dict[str, Any]:
@@ -73,57 +62,57 @@ CLAIMS = (
     *(
         Claim(f"The learned encoder of {NAMES[penalty]} SAEs leaves a gap to the best code, above 1 % of what one can "
               "gain", "O'Neill et al.: above 0", "apart",
-              partial(mean, f"gap as a share of F(0) - F*, {known}", "share", None, kind="frozen", train_depth=1,
-                      penalty=penalty, method="encoder", steps=1),
-              above(0.01, refutable=known == "certified"))
+              partial(statistics.mean, f"gap as a share of F(0) - F*, {known}", "share", None, kind="frozen",
+                      train_depth=1, penalty=penalty, method="encoder", steps=1),
+              above=0.01, refutable=known == "certified")
         for penalty, known in (("relu", "certified"), ("abstopk", "at least"))
     ),
     *(
         Claim(f"A dictionary learned with {{most}} steps lowers the error of {NAMES[penalty]} more than the best code "
-              "does", f"{OURS}, after {STOP}", "apart", partial(dictionary_or_code, penalty), below(0))
+              "does", f"{OURS}, after {STOP}", "apart", partial(statistics.dictionary_or_code, penalty), below=0)
         for penalty in ("abstopk", "topk")
     ),
     Claim("One step finds every support where it is promised; past that it fails, and {last} steps do better",
-          "thm-one-step-support; Tropp", "recovery", promises, always),
+          "thm-one-step-support; Tropp", "recovery", statistics.promises, above=0),
     Claim("The dictionary, not the inference, holds back the supports that are found (planted, flat, signed)", STOP,
-          "recovery", planted, above(0)),
+          "recovery", statistics.planted, above=0),
     Claim("AbsTopK codes are less alike across seeds when used with {last} steps, trained with one, than trained and "
-          "used with one", OURS, "stability", partial(overlap, False), below(0)),
+          "used with one", OURS, "stability", partial(statistics.overlap, False), below=0),
     Claim("AbsTopK codes are less alike across seeds when trained with {most} steps and used with {last}, than trained "
-          "and used with one", ISAE, "stability", partial(overlap, True), below(0)),
-    Claim("No measurement breaks a proved rate", "the theory pages", "bounds", rates, always),
+          "and used with one", ISAE, "stability", partial(statistics.overlap, True), below=0),
+    Claim("No measurement breaks a proved rate", "the theory pages", "bounds", statistics.rates, above=0),
     Claim("AbsTopK reconstructs as well, to 5 %, as a TopK of twice the width, of which it is a tied one "
           "(prop-splitting-codes)", OURS, "signs",
-          partial(errors, "nmse of AbsTopK over that of TopK (2P)", {"kind": "latents", "sae": "abstopk"},
-                 {"kind": "latents", "sae": "topk2"}), below(1.05)),
+          partial(statistics.errors, "nmse of AbsTopK over that of TopK (2P)", {"kind": "latents", "sae": "abstopk"},
+                 {"kind": "latents", "sae": "topk2"}), below=1.05),
     Claim("Most AbsTopK latents that fire often do so with both signs, whatever these mean", OURS, "signs",
-          partial(mean,
+          partial(statistics.mean,
                   f"share of latents with {OFTEN} firings or more whose rarer sign fires at least a tenth as often",
-                  "often_two_sided", None, kind="latents", sae="abstopk"), above(0.5)),
+                  "often_two_sided", None, kind="latents", sae="abstopk"), above=0.5),
     Claim("TopK cuts directions in two: more of its latents have an opposite partner (cosine below -0.9)", PAPER,
-          "signs", opposite_partners, above(0)),
+          "signs", statistics.opposite_partners, above=0),
     *(
         claim
         for peer, name, source in (("topk", "TopK", PAPER), ("topk2", WIDE, OURS), ("jumprelu", "JumpReLU", PAPER))
         for claim in (
             Claim(f"The best AbsTopK latent tells a two-sided concept apart better than the best one of {name}", source,
-                  "signs", partial(auc, peer, 1), above(0)),
+                  "signs", partial(statistics.auc, peer, 1), above=0),
             Claim(f"Signed codes cost one-sided topics no more than 0.02 of AUC, against {name}", REVIEWS, "signs",
-                  partial(auc, peer, 0), above(-0.02)),
+                  partial(statistics.auc, peer, 0), above=-0.02),
         )
     ),
     Claim("The AbsTopK latent that best tells the sides of a concept apart has opposite signs on them, in most pairs",
           f"{OURS}, after {PAPER} and its reviews", "signs",
-          partial(mean, "share of held-out pairs with z > 0 on one side and z < 0 on the other", "opposite",
+          partial(statistics.mean, "share of held-out pairs with z > 0 on one side and z < 0 on the other", "opposite",
                   ("of the latent chosen for that", "opposite_best"), kind="concept", sae="abstopk", two_sided=1),
-          above(0.5)),
+          above=0.5),
     Claim("Off a topic that has no opposite, its AbsTopK latent is 0 rather than negative", REVIEWS, "signs",
-          partial(mean, "share of rows off the topic with z = 0", "negative_zero", ("with z < 0", "negative_down"),
-                  kind="concept", sae="abstopk", two_sided=0), above(0.5)),
+          partial(statistics.mean, "share of rows off the topic with z = 0", "negative_zero",
+                  ("with z < 0", "negative_down"), kind="concept", sae="abstopk", two_sided=0), above=0.5),
     Claim("Clamping one AbsTopK latent steers as selectively, to 5 %, as the supervised difference in means",
-          f"{OURS}; {PAPER} says so of MMLU and HarmBench", "signs", steering_selectivity, above(0.95)),
+          f"{OURS}; {PAPER} says so of MMLU and HarmBench", "signs", statistics.steering_selectivity, above=0.95),
     Claim("One AbsTopK latent steers further than a TopK latent to the side that it steers to less",
-          f"{OURS}, after {PAPER}", "signs", steering_weaker_side, above(0)),
+          f"{OURS}, after {PAPER}", "signs", statistics.steering_weaker_side, above=0),
 )  # fmt: skip
 
 UNTESTABLE = (

@@ -8,7 +8,7 @@ anew for every number of steps, so that all codes have k non-zeros a row.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -37,16 +37,6 @@ MEASURING = {"relu": 280, "soft": 280, "jumprelu": 260, "jumprelu2": 260, "topk"
 def penalties(k: int, scale: float) -> dict[str, Penalty]:
     """The six penalties, by the name of their SAE; thresholds start at `scale` and adapt in training."""
     return {name: PUBLISHED[name].penalty(k, scale) for name in SIX}
-
-
-def published(d_in: int, d_sae: int, k: int, scale: float) -> dict[str, Callable[[], SAE]]:
-    """The four published SAEs and their two signed cousins, untrained, with one step."""
-    return {name: partial(SAE, d_in, d_sae, R) for name, R in penalties(k, scale).items()}
-
-
-def training_rule(R: Penalty) -> StepRule:
-    """The step rule in training: exact for k-sparse codes, whose supports steps of 1/L seldom change, else 1/L."""
-    return ExactStep() if isinstance(R, KSparse) else Lipschitz()
 
 
 def rules(R: Penalty) -> dict[str, StepRule]:
@@ -89,8 +79,9 @@ def tasks(setting: Setting) -> list[Task]:
 def _train_and_measure(setting: Setting, penalty: str, depth: int, seed: int) -> list[Row]:
     x = setting.train
     R = penalties(setting.k, spread(x))[penalty]
+    rule = ExactStep() if isinstance(R, KSparse) else Lipschitz()  # steps of 1/L seldom change a k-sparse support
     torch.manual_seed(seed)
-    sae = SAE(x.shape[1], setting.d_sae, R, steps=depth, step=training_rule(R)).to(x.device)
+    sae = SAE(x.shape[1], setting.d_sae, R, depth, rule).to(x.device)
     began = time.perf_counter()
     train(sae, x, setting.train_steps, BATCH, LR, seed, l0=setting.k, progress=False)
     trained = time.perf_counter() - began

@@ -6,17 +6,13 @@ from collections.abc import Sequence
 
 from proxsae.report.section import Picture, Section, Table
 from proxsae.report.style import band, canvas, house, legend, log_axis, means, styles
-from proxsae.studies.parts.recovery.findings import (
-    PROBLEM,
-    about_learned,
-    about_separation,
-    method_of,
-)
+from proxsae.studies.parts.recovery.findings import PROBLEM, about_learned, about_separation, method_of
 from proxsae.studies.parts.recovery.measure import D_IN, D_SAE, K
 from proxsae.studies.statistics import grouped, pick
 from proxsae.studies.task import Row
 from proxsae.studies.words import LOG, NAMES, STUDENT, seeds_of, steps
 
+FITS = {"signed": "abstopk", "non-negative": "topk"}  # the SAE whose codes have the signs of the data
 WAY = ("dictionary", "train_depth", "method", "steps")
 SEEDS = f"intervals are {STUDENT}, each with another dictionary"
 
@@ -129,23 +125,23 @@ def _learned(rows: Sequence[Row], signs: str) -> Picture:
 
 def _ranges(rows: Sequence[Row]) -> Picture:
     panels = list(dict.fromkeys(row["signs"] for row in rows))
-    rows = [row for row in pick(rows, data="flat", method="exact") if _fits(row)]
+    rows = [row for row in pick(rows, data="flat", method="exact") if row["sae"] == FITS[row["signs"]]]
     depths = sorted({row["steps"] for row in rows})
-    names = {
-        f"{label.split(', ')[1]}, {'one' if T == 1 else T} at inference": None
-        for label in _lines(rows)
-        for T in (depths[0], depths[-1])
-    }
-    looks = styles(names)
+    ends = depths[0], depths[-1]
+
+    def named(line: str, T: int) -> str:
+        return f"{line.split(', ')[1]}, {'one' if T == 1 else T} at inference"
+
+    looks = styles(named(line, T) for line in _lines(rows) for T in ends)
     figure, axes = canvas(columns=len(panels), height=3.2, sharey=True)
     for ax, signs in zip(axes[0], panels, strict=True):
         for line, of in _lines(pick(rows, signs=signs)).items():
-            for T in (depths[0], depths[-1]):
+            for T in ends:
                 found = grouped(sorted(pick(of, steps=T), key=lambda row: row["range"]), ("range",), "f1")
-                label = f"{line.split(', ')[1]}, {'one' if T == 1 else T} at inference"
+                label = named(line, T)
                 means(ax, [key[0] for key in found], list(found.values()), label, **looks[label])
         log_axis(ax, "x")
-        ax.set_title(f"{signs}: {NAMES[_FITS[signs]]}")
+        ax.set_title(f"{signs}: {NAMES[FITS[signs]]}")
         ax.set_xlabel("dynamic range" + LOG)
     axes[0, 0].set_ylabel("support F1")
     legend(figure, axes, 2)
@@ -153,15 +149,8 @@ def _ranges(rows: Sequence[Row]) -> Picture:
         "recovery-range",
         f"F1 of the supports of {rows[0]['rows']} new flat planted rows against the dynamic range, by training depth, "
         f"at the fewest and the most inference steps. Means over {seeds_of(rows)}; {SEEDS}.",
-        figure, [row for row in _data(rows, ("f1",)) if row["steps"] in (depths[0], depths[-1])],
+        figure, [row for row in _data(rows, ("f1",)) if row["steps"] in ends],
     )  # fmt: skip
-
-
-_FITS = {"signed": "abstopk", "non-negative": "topk"}
-
-
-def _fits(row: Row) -> bool:
-    return row["sae"] == _FITS[row["signs"]]
 
 
 def _table(rows: Sequence[Row]) -> Table:

@@ -19,7 +19,7 @@ from proxsae.data import Contrast, contrasts
 from proxsae.sae import SAE
 from proxsae.steps import ExactStep
 from proxsae.studies.density import matched, sample
-from proxsae.studies.parts.depth.measure import BATCH, LR, published, spread
+from proxsae.studies.parts.depth.measure import BATCH, LR, penalties, spread
 from proxsae.studies.parts.signs.concepts import (
     Array,
     Pairs,
@@ -66,13 +66,8 @@ def tasks(setting: Setting) -> list[Task]:
             seconds = measuring + factor * setting.seconds * setting.train_steps
             found.append(Task(f"signs {name} seed {seed}", seconds, run))
     if pairs:
-        found.append(
-            Task(
-                "signs comparison",
-                len(pairs) * (0.4 + 0.6 * len(setting.seeds)),
-                partial(comparison_rows, setting, pairs),
-            )
-        )
+        seconds = len(pairs) * (0.4 + 0.6 * len(setting.seeds))
+        found.append(Task("signs comparison", seconds, partial(comparison_rows, setting, pairs)))
     return found
 
 
@@ -81,7 +76,7 @@ def sae_rows(setting: Setting, pairs: Sequence[Contrast], name: str, seed: int) 
     rows = training_rows(setting.train, pairs)
     width = 2 * setting.d_sae if name == "topk2" else setting.d_sae
     torch.manual_seed(seed)
-    sae = published(rows.shape[1], width, setting.k, spread(rows))[name.removesuffix("2")]().to(rows.device)
+    sae = SAE(rows.shape[1], width, penalties(setting.k, spread(rows))[name.removesuffix("2")]).to(rows.device)
     train(sae, rows, setting.train_steps, batch_size=BATCH, lr=LR, seed=seed, l0=setting.k, progress=False)
     sae, _ = matched(sae, sample(setting.test), setting.k)  # training brings JumpReLU only near k
     setting.keep(sae, f"signs-{name}-seed{seed}")
@@ -125,26 +120,20 @@ def latents(sae: SAE, rows: Tensor) -> Row:
         error, total = error + float((x - sae.decode(z)).square().sum()), total + float(x.square().sum())
         fired += float((z != 0).sum())
     live = (up + down) > 0
-    balance = (torch.minimum(up, down) / torch.maximum(up, down).clamp(min=1))[live].double().cpu().numpy()
+    of_each = torch.minimum(up, down) / torch.maximum(up, down).clamp(min=1)
+    balance, often = of_each[live].double().cpu().numpy(), of_each[(up + down) >= OFTEN]
     some = len(balance) > 0
     quantiles = {f"balance_q{q}": float(np.quantile(balance, q / 100)) if some else None for q in (10, 25, 50, 75, 90)}
     alive, every = (fragments(sae.W_dec[mask]) for mask in (live, torch.ones_like(live)))
     return {
         "latents": sae.d_sae, "live": len(balance), "dead": 1 - len(balance) / sae.d_sae,
         "balance": float(balance.mean()) if some else None, **quantiles,
-        "two_sided": float((balance >= TWO_SIDED).mean()) if some else None, **_frequent(up, down),
+        "two_sided": float((balance >= TWO_SIDED).mean()) if some else None, "often": len(often),
+        "often_two_sided": float((often >= TWO_SIDED).double().mean()) if len(often) else None,
         "fragments": alive[0], "fragmented": alive[0] / len(balance) if some else None,
         "fragments_all": every[0], "fragmented_all": every[0] / sae.d_sae, "opposed": every[1],
         "nmse": error / total, "l0": fired / len(rows), "rows": len(rows),
     }  # fmt: skip
-
-
-def _frequent(up: Tensor, down: Tensor) -> Row:
-    """The share of two-sided latents among those that fire at least `OFTEN` times."""
-    often = (up + down) >= OFTEN
-    balance = torch.minimum(up, down)[often] / torch.maximum(up, down)[often]
-    share = float((balance >= TWO_SIDED).double().mean()) if len(balance) else None
-    return {"often": len(balance), "often_two_sided": share}
 
 
 def fragments(atoms: Tensor) -> tuple[int, float | None]:
