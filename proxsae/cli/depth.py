@@ -97,6 +97,7 @@ def _depth(arguments: argparse.Namespace) -> int:
     for section in reversed([section for section in found.sections() if section.anchor != "words"]):
         print(f"{section.title}\n")
         print(*(paragraph("  ", finding) for finding in section.findings), sep="\n", end="\n\n")
+    print(*(paragraph("  ", note) + "\n\n" for note in found.notes), sep="", end="")
     print(f"written to {out}: report.html, summary.md, rows.csv, rows.json, figures, tables ({progress.seconds:.0f} s)")
     more = [
         found.hint,
