@@ -111,8 +111,10 @@ def of_one(sae: SAE, rows: Any, steps: Sequence[int], out: Path | None, progress
     with torch.no_grad():
         k = float(R.k) if isinstance(R, KSparse) else metrics.l0(sae.encode(sample(x)))
     if not k:
-        msg = f"no latent of the SAE fires on the first {len(sample(x))} rows, so that there is no density to compare "
-        msg += f"errors at: {R!r} and these rows do not go together"
+        msg = (
+            f"no latent fires on the first {len(sample(x))} rows (l0 = 0), so that there is no density at which errors "
+        )
+        msg += f"could be compared: look at lam of {R!r}, and at the layer, scale and normalisation of the rows"
         raise Error(msg)
     about = {
         "SAE": f"{R!r}, encoder of {words.steps(sae.steps)}, d_in={sae.d_in}, d_sae={sae.d_sae}",

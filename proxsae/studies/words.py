@@ -110,9 +110,13 @@ def _percent(share: float) -> str:
 
 def change(ratio: Interval) -> str:
     """A ratio as a change in whole percent, with its interval where it has one: `-36 % [-37, -35]`."""
-    mean, low, high = (f"{100 * (value - 1):+.0f}".replace("+0", "0").replace("-", "\N{MINUS SIGN}")
-                       if value == value else "" for value in ratio[:3])  # fmt: skip
+    mean, low, high = map(_signed, ratio[:3])
     return f"{mean} %" + (f" [{low}, {high}]" if ratio.n > 1 else "")
+
+
+def _signed(ratio: float) -> str:
+    whole = f"{100 * (ratio - 1):+.0f}".replace("-", "\N{MINUS SIGN}") if ratio == ratio else ""
+    return "0" if whole[1:] == "0" else whole
 
 
 def unequal(l0: Sequence[float]) -> str:
