@@ -404,6 +404,7 @@ def test_the_curve_of_an_sae_from_python(sae, place):
     few, many = (next(row for row in found.rows if row["rule"] == "exact" and row["steps"] == t) for t in (1, 4))
     assert many["nmse"] < few["nmse"]
     lines = found.table().splitlines()
+    assert "  over the first  " in lines[0]
     assert len(lines) == 1 + len(found.rows)
     ratio = f"{many['nmse'] / few['nmse']:#.3g}"  # over one step
     assert lines[-1].split()[:6] == ["jumprelu", "1", "exact", "4", f"{many['nmse']:#.3g}", ratio]

@@ -99,6 +99,11 @@ def test_errors_at_unequal_density_are_not_compared():
     assert "l0" not in changes["TopK"]
     (told,) = (finding for finding in depth.findings if finding.startswith("AbsTopK"))
     assert told.endswith(" (at l0 5.0 and 20.0).")
+    for row in pick(rows, penalty="abstopk"):
+        row["l0"] = 4.0 + (row["steps"] == 8)  # at the number of steps with most of the gain
+    gain, cost, *_ = sections(rows, "")[0].findings
+    assert "at equal density" in gain
+    assert cost == "16 steps cost as much as 46 encoders."
     for row in pick(rows, penalty="topk"):  # of a kind that the sentence is not about
         row["l0"] = 4.0 + row["steps"]
     for row in pick(rows, penalty="abstopk"):

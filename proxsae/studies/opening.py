@@ -68,7 +68,7 @@ def _answer(depth: Sequence[Row], apart: Sequence[Row]) -> Section | None:
     hero = next((name for name in HERO if name in gains), next(iter(gains)))
     many = f"{last} {taken(drawn)}"
     l0 = {name: densities(drawn, *({"penalty": name, "steps": t} for t in (1, last))) for name in gains}
-    sentences = [_gain(hero, trained, many, gains, l0), _cost(drawn, hero, trained, last, not l0[hero])]
+    sentences = [_gain(hero, trained, many, gains, l0), _cost(drawn, hero, trained, last)]
     sentences += _rest(depth, apart, hero, trained, last)
     lines = []
     for name, gain in gains.items():
@@ -112,14 +112,18 @@ def _gain(hero: str, trained: int, many: str, gains: dict[str, Interval], l0: di
     return f"{said} at equal density, with no retraining{among}."
 
 
-def _cost(rows: Sequence[Row], hero: str, trained: int, last: int, fair: bool) -> str:
+def _cost(rows: Sequence[Row], hero: str, trained: int, last: int) -> str:
     """The fewest steps with most of the gain, where there clearly is one, and what they and all steps cost."""
+
+    def clear(t: int) -> bool:
+        return not _unclear(found[t]) and not densities(rows, *({"penalty": hero, "steps": s} for s in (1, t)))
+
     cost = grouped(pick(rows, penalty=hero), ("steps",), "cost")
     more = sorted(t for (t,) in cost if t > 1)
     found = {t: error_ratio(rows, hero, (trained, t), (trained, 1)) for t in more}
     least = MOST * (1 - found[last].mean)
-    enough = next(t for t in more if t == last or (1 - found[t].mean >= least > 0 and not _unclear(found[t])))
-    if enough == last or _unclear(found[last]) or not fair:
+    enough = next(t for t in more if t == last or (1 - found[t].mean >= least > 0 and clear(t)))
+    if enough == last or not clear(last):
         return f"{last} steps cost as much as {cost[last,].mean:.0f} encoders."
     return (
         f"Most of that comes early: after {enough} steps it {_moves(found[enough])}, at the "

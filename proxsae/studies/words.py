@@ -32,7 +32,7 @@ GLOSSARY = (
     "Error (nmse): sum of ||x - x̂||² over the sum of ||x||²; 0 is perfect. SAEs that a study trains are measured on "
     "held-out rows, which they were not trained on.",
     "l0: non-zeros of a code, mean over rows; k is how many were asked for. λ (lam): the weight of the penalty. Where "
-    "there is one, it is set anew for each number of steps, so that all codes have the same density: a code with more "
+    "it is above 0, it is set anew for each number of steps, so that all codes have the same density: a code with more "
     "non-zeros has a lower error for that reason alone. This is why errors of l1 codes rise from one step to two.",
     "Steps: of proximal gradient on ½||x - b - Dz||² + R(z). The first is the learned encoder, the others use the "
     "decoder's atoms D. Steps in training: with how many an SAE was trained. Steps at inference: with how many it is "

@@ -73,11 +73,12 @@ def findings(rows: Sequence[Row]) -> list[str]:
             changes = {t: error_ratio(rows, penalty, (trained, t), (trained, first)) for t in depths}
             worst = max(changes, key=lambda t: changes[t].mean)
             if changes[last].n and first < last:
-                used = ({"penalty": penalty, "train_depth": trained, "steps": t} for t in (first, last))
-                said = f"trained with {steps(trained)}: {times(changes[last])}{unequal(densities(rows, *used))}"
-                parts.append(
-                    said + (f", but {times(changes[worst])} after {worst}" if worst not in (first, last) else "")
-                )
+                ends = []
+                for t in (last, worst):
+                    used = ({"penalty": penalty, "train_depth": trained, "steps": s} for s in (first, t))
+                    ends.append(times(changes[t]) + unequal(densities(rows, *used)))
+                said = f"trained with {steps(trained)}: {ends[0]}"
+                parts.append(said + (f", but {ends[1]} after {worst}" if worst not in (first, last) else ""))
         if parts:
             before = "one" if first == 1 else first
             told.append(
