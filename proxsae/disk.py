@@ -159,14 +159,11 @@ def _exchange(draft: Path, target: Path, names: list[str], hashed: bool) -> None
 
 def append_line(file: Path, line: bytes) -> None:
     """Add one line to a file and force it to the disk; a kill leaves a last line without its end.  Raises `Error`."""
-    new = not file.exists()
     try:
         with open(file, "ab") as stream:
             stream.write(line + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
-        if new:
-            flush(file.parent)
     except OSError as problem:
         msg = f"cannot write {file}: {problem.strerror}"
         raise Error(msg) from None

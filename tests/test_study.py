@@ -187,7 +187,7 @@ def test_no_journal_is_not_an_empty_one(tmp_path):
 
 def test_the_name_of_a_new_journal_is_flushed_once(tmp_path, monkeypatch):
     flushed = []
-    monkeypatch.setattr("proxsae.disk.flush", flushed.append)
+    monkeypatch.setattr("proxsae.studies.journal.flush", flushed.append)
     Journal(tmp_path, {"k": 3}).add("a", [], 1.0)
     assert flushed == [tmp_path]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from proxsae.conventions import Error
-from proxsae.disk import append_line
+from proxsae.disk import append_line, disk_errors, flush
 from proxsae.studies.task import Row
 
 FILE = "study.jsonl"
@@ -36,6 +36,8 @@ class Journal:
         if there is None:
             self.path.unlink(missing_ok=True)
             append_line(self.path, json.dumps({"study": study}).encode())
+            with disk_errors(folder):
+                flush(folder)  # the name of the new file
             return
         check_same(self.path, there, study)
         whole = _lines(self.path)
