@@ -250,6 +250,19 @@ def test_the_section_counts_its_verdicts_and_repeats_its_rows():
     assert [c.text for c in claims.claims([]) if c.verdict != CANNOT] == [table.lines[0][0]]
 
 
+def test_one_claim_is_counted_in_the_singular():
+    rows = [row for row in depth_rows(lambda penalty, depth, steps: 0.2 / steps) if row["penalty"] == "relu"]
+    alone = [row for row in rows if row["train_depth"] == 1]
+    for change, says in ((1, "1 holds, 0 do not, and 0 are"), (-1, "0 hold, 1 does not, and 0 are")):
+        made = [row | {"nmse": row["nmse"] ** change} for row in alone]
+        assert f"Of 1 claim {says} undecided here." in claims.section(made, "", packaged=False).findings
+    one = claims.section([row for row in alone if row["seed"] == 0], "", packaged=False)
+    assert "Of 1 claim 0 hold, 0 do not, and 1 is undecided here." in one.findings
+    assert one.notes == [], "no command repeats a row"
+    assert "concept" not in one.shown[0].caption
+    assert "Holm's test over words." in claims.section(rows, "").shown[0].caption
+
+
 def test_a_report_of_the_users_own_rows_names_no_paper_and_no_reviews():
     rows = depth_rows(lambda penalty, depth, steps: 0.2 / steps) + stability_rows(0.1) + sign_rows(0.1, 0.01)
     section = claims.section(rows, "proxsae depth", packaged=False)

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import proxsae as px
 from proxsae.cli import main
+from proxsae.disk import held
 from proxsae.studies import study
 from proxsae.studies.journal import FILE
 from proxsae.studies.parts.depth import measure as depth_part
@@ -202,6 +204,30 @@ def test_parts_that_were_chosen_are_not_those_that_are_named(place, capsys):
         assert run("depth", *small, name, value) == 2
         assert f"is of another study ({name} is {there}, not [" in capsys.readouterr().err
     assert run("depth", *small) == 0
+    assert run("depth", *small, "--parts", "depth", "--train-depths", "1") == 0, "those that were chosen are the same"
+
+
+@pytest.mark.usefixtures("few")
+def test_a_foreign_journal_is_one_sentence(place, capsys):
+    assert depth() == 0
+    first, *_ = (place / "out" / FILE).read_text().splitlines()
+    capsys.readouterr()
+    own = json.loads(first)["study"]
+    plan = own["plan"]
+    for damage, says in (
+        ({"x": 1}, "is of another study (the data is unknown, not "),
+        ({"plan": 3}, "is of another study (the data is unknown, not "),
+        (own | {"the version": "0.0"}, "is of another study (the version is 0.0, not "),
+        *(
+            (own | {"plan": kept}, "is not the journal of a study")
+            for kept in (3, {}, plan | {"seeds": "two"}, plan | {"rows": 0}, plan | {"a training step": None})
+        ),
+    ):
+        (place / "out" / FILE).write_text(json.dumps({"study": damage}) + "\n")
+        assert depth() == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("proxsae: out/study.jsonl ")
+        assert says in line
 
 
 @pytest.mark.usefixtures("few")
@@ -314,6 +340,17 @@ def test_a_small_budget_gets_the_smallest_study(place, capsys):
     ]
 
 
+@pytest.mark.usefixtures("few")
+def test_the_whole_study_has_what_was_asked(place, capsys):
+    small = ["--data", "rows.npy", "--d-sae", "16", "--k", "4", "--out", "out", "--budget", "1e-7"]
+    assert run("depth", *small, "--seeds", "2", "--train-depths", "1,2") == 0
+    told = capsys.readouterr().err
+    assert "--budget 20 --parts" not in told
+    assert "--k 4 --d-sae 16 --train-depths 1,2 --budget 20 --seeds 2 --out out-whole" in told
+    page = (place / "out" / "report.html").read_text()
+    assert "To repeat a row" not in page, "the plan has named the parts"
+
+
 @pytest.mark.parametrize("option", ["--data", "--out", "--sae"])
 def test_an_empty_path_is_refused(option, place, capsys):
     assert main(["depth", option, ""]) == 2
@@ -367,6 +404,7 @@ def test_the_curve_of_an_sae_from_python(sae, place):
     few, many = (next(row for row in found.rows if row["rule"] == "exact" and row["steps"] == t) for t in (1, 4))
     assert many["nmse"] < few["nmse"]
     lines = found.table().splitlines()
+    assert "  over the first  " in lines[0]
     assert len(lines) == 1 + len(found.rows)
     ratio = f"{many['nmse'] / few['nmse']:#.3g}"  # over one step
     assert lines[-1].split()[:6] == ["jumprelu", "1", "exact", "4", f"{many['nmse']:#.3g}", ratio]
@@ -412,6 +450,7 @@ def test_the_study_from_python_is_that_of_the_command(place, capsys):
 
 
 def test_wrong_calls_from_python(sae, place):
+    never_fires = px.relu_sae(8, 16, lam=100.0)
     for arguments, options, says in (
         ((ROWS, ROWS), {}, "activations needs an SAE as the first argument, which is ndarray"),
         ((ROWS,), {"steps": (1, 2)}, "steps needs an SAE as the first argument"),
@@ -422,6 +461,14 @@ def test_wrong_calls_from_python(sae, place):
         ((ROWS,), {"k": 99}, "--k=99 must be between 1 and d_sae=24"),
         ((ROWS,), {"train_depths": (0,)}, "--train-depths=0"),
         ((ROWS[:4],), {}, "4 rows"),
+        ((sae, ROWS), {"steps": 4}, "steps=4 must be whole numbers >= 1"),
+        ((never_fires, ROWS), {}, "no latent fires on the first 60 rows (l0 = 0)"),
+        ((ROWS,), {"train_depths": 4}, "--train-depths=4 must be whole numbers >= 1"),
+        ((ROWS,), {"budget": "3"}, "--budget '3' must be a number of minutes > 0"),
+        ((ROWS,), {"device": "cuda:99"}, "--device cuda:99 is not there"),
+        ((ROWS,), {"parts": "d"}, "--parts 'd' must be of"),
+        ((ROWS,), {"parts": 3}, "--parts 3 must be names"),
+        ((ROWS,), {"seeds": 0}, "--seeds=0"),
     ):
         with pytest.raises(px.Error) as caught:
             px.studies.depth(*arguments, **options, progress=False)
@@ -430,6 +477,39 @@ def test_wrong_calls_from_python(sae, place):
     with pytest.raises(px.Error, match="no rows of the part depth"):
         alone.plot()
     assert contents(place) == ["rows.npy"]
+
+
+def test_an_sae_whose_lam_is_0_is_not_said_to_keep_its_density(place):
+    made = px.relu_sae(8, 16, lam=0.0)
+    found = px.studies.depth(made.unrolled(2, analysis="encoder"), ROWS, steps=(1, 8), progress=False)
+    assert {row["lam_factor"] for row in found.rows} == {1}
+    answer = found.sections()[0]
+    few, many = (next(row["l0"] for row in found.rows if (row["rule"], row["steps"]) == ("exact", t)) for t in (1, 8))
+    assert many > 1.05 * few or few > 1.05 * many
+    assert f"at densities {few:.1f} and {many:.1f}, so that the errors cannot be compared" in answer.findings[0]
+    assert any("lam is 0, so steps without b_enc seek no sparse code" in note for note in answer.notes)
+    assert any("The SAE has steps by the learned encoder; here" in note for note in answer.notes)
+    of_one_step = px.studies.depth(made, ROWS, steps=(1, 8), progress=False).sections()
+    (claimed,) = (section for section in of_one_step if section.anchor == "claims")
+    assert claimed.notes == [], "no command repeats a row"
+
+
+@pytest.mark.usefixtures("few")
+def test_other_kinds_of_rows_from_python(sae, place):
+    rows = torch.tensor(ROWS)
+    half = px.studies.depth(sae, rows.bfloat16(), steps=(1,), progress=False)
+    same = px.studies.depth(sae, rows.bfloat16().float(), steps=(1,), progress=False)
+    assert [row["nmse"] for row in half.rows] == [row["nmse"] for row in same.rows]
+    boxes = px.studies.depth(sae, ROWS.reshape(6, 10, 8), steps=(1,), progress=False)
+    assert boxes.notes == ["The data are arrays of 3 axes: all but the last were taken as rows."]
+    small = {"seeds": 1, "train_steps": 2, "parts": "depth", "k": np.int64(4), "train_depths": np.array([1])}
+    np.save(place / "boxes.npy", ROWS.reshape(6, 10, 8))
+    state = torch.random.get_rng_state()
+    whole = px.studies.depth(place / "boxes.npy", **small, progress=False)
+    assert torch.equal(state, torch.random.get_rng_state()), "the caller's generator stays as it was"
+    assert whole.notes == boxes.notes
+    assert f"--data {place / 'boxes.npy'} " in whole.about["to repeat"]
+    assert px.studies.depth(rows.bfloat16(), **small, progress=False).repeat == ""
 
 
 def test_the_command_takes_an_sae(sae, place, capsys):
@@ -444,6 +524,14 @@ def test_the_command_takes_an_sae(sae, place, capsys):
     assert run("depth", "--sae", "mine", "--out", "other") == 2  # the packaged rows are wider
     assert "(n, 8)" in capsys.readouterr().err
     assert not (place / "other").exists()
+    (place / "out" / FILE).write_text("")
+    before = (place / "out" / "rows.csv").read_bytes()
+    assert run("depth", "--sae", "mine", "--data", "rows.npy", "--out", "out") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("proxsae: out holds a study (study.jsonl)")
+    assert (place / "out" / "rows.csv").read_bytes() == before
+    with held(place / "busy"):
+        assert run("depth", "--sae", "mine", "--data", "rows.npy", "--out", "busy") == 2
+    assert "busy is in use by another run" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("few")

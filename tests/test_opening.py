@@ -7,6 +7,7 @@ import pytest
 from proxsae.report import Picture, Table, write_report
 from proxsae.studies.parts.depth.section import curve
 from proxsae.studies.sections import sections
+from proxsae.studies.statistics import pick
 from proxsae.studies.words import ANEW
 from tests.test_apart import make_rows as apart_rows
 from tests.test_claims import PENALTIES, stability_rows
@@ -59,6 +60,70 @@ def test_a_change_that_is_not_sure_is_not_called_a_cut():
     worse = sections(depth_rows(lambda penalty, depth, steps: 0.4 * steps**0.1), "")[0].findings
     assert "raise the error of an AbsTopK SAE by 32 % [" in worse[0]
     assert worse[1] == "16 steps cost as much as 46 encoders."
+
+
+def test_a_direction_is_stated_only_where_there_is_one():
+    def even(penalty, depth, steps):
+        return 0.4 * steps**-0.1
+
+    rows = depth_rows(even)
+    for row in rows:
+        row["nmse"] *= 1 + 0.1 * (row["seed"] - 1) * (row["train_depth"] > 1)
+    rest = sections(rows, "")[0].findings[-1]
+    assert "the error after 16 steps does not clearly change (0 % [" in rest
+    known = apart_rows(depths=(1, 4))
+    for row in pick(known, kind="frozen"):
+        row["nmse"] *= 1 + 0.5 * (row["seed"] - 1) * (row["train_depth"] > 1)
+    rest = sections(rows + known, "")[0].findings[-1]
+    assert "the error falls by 40 %" in rest
+    assert "best code against best code, it does not clearly change (" in rest
+    for row in rows:
+        row["nmse"] *= 1 + 0.9 * (row["seed"] - 1) * (row["steps"] == 16)
+    gain, cost, *_ = sections(rows, "")[0].findings
+    assert "do not clearly change" in gain
+    assert cost == "16 steps cost as much as 46 encoders."
+
+
+def test_errors_at_unequal_density_are_not_compared():
+    rows = depth_rows(falls, depths=(1,))
+    for row in pick(rows, penalty="abstopk"):
+        row["l0"] = 4.0 + row["steps"]
+    answer, depth, *_ = sections(rows, "")
+    assert answer.findings == [
+        "16 exact steps of the same weights cut the error of an AbsTopK SAE by 22 % [22, 23] at densities 5.0 and "
+        "20.0, so that the errors cannot be compared.",
+        "16 steps cost as much as 46 encoders.",
+    ]
+    changes = {line[0]: line[3] for line in answer.shown[1].lines}
+    assert changes["AbsTopK"].endswith("] (at l0 5.0 and 20.0)")
+    assert "l0" not in changes["TopK"]
+    (told,) = (finding for finding in depth.findings if finding.startswith("AbsTopK"))
+    assert told.endswith(" (at l0 5.0 and 20.0).")
+    for row in pick(rows, penalty="abstopk"):
+        row["l0"] = 4.0 + (row["steps"] == 8)  # at the number of steps with most of the gain
+    gain, cost, *_ = sections(rows, "")[0].findings
+    assert "at equal density" in gain
+    assert cost == "16 steps cost as much as 46 encoders."
+    for row in pick(rows, penalty="topk"):  # of a kind that the sentence is not about
+        row["l0"] = 4.0 + row["steps"]
+    for row in pick(rows, penalty="abstopk"):
+        row["l0"] = 4.0
+    assert "at equal density, with no retraining (5 kinds of SAE: " in sections(rows, "")[0].findings[0]
+
+
+def test_rows_are_held_out_only_where_the_study_trained():
+    rows = depth_rows(falls, seeds=1)
+    own, ours = (sections([row | more for row in rows], "") for more in ({}, {"train_seconds": 1.0}))
+    for found, held_out in ((own, False), (ours, True)):
+        captions = [item.caption for section in found[:2] for item in section.shown]
+        assert len(captions) == 7
+        assert all(("64 held-out rows" in caption) == held_out and "64 " in caption for caption in captions)
+    assert not any("not trained on; 0" in line for line in own[-1].findings)
+
+
+def test_the_article_fits_the_name():
+    rows = [row | {"penalty": "MCP"} for row in depth_rows(falls, seeds=1, depths=(1,), penalties=("soft",))]
+    assert "the error of an MCP SAE by" in sections(rows, "")[0].findings[0]
 
 
 def test_one_seed_gives_numbers_and_no_verdicts():

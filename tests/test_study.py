@@ -75,6 +75,14 @@ def test_a_density_that_no_lam_gives_is_come_near_to():
     assert not (found.encode(x) != 0).any() or factor > 1e3
 
 
+@pytest.mark.parametrize("R", [px.L1(0.0, nonneg=True), px.L0(0.0), px.KSparse(4)], ids=repr)
+def test_an_sae_without_a_lam_to_change_is_left_as_it_is(R):
+    sae = an_sae(R).unrolled(5)
+    found, factor = matched(sae, torch.tensor(DATA), 1.0)
+    assert found is sae
+    assert factor == 1
+
+
 # ---- the depth part --------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +176,22 @@ def test_a_journal_that_a_kill_tore_loses_no_more_than_the_last_task(tmp_path):
         assert Journal(tmp_path, {"k": 3}).done.keys() == {"a", "b", "c"}
 
 
+def test_no_journal_is_not_an_empty_one(tmp_path):
+    assert planned(tmp_path) is None
+    (tmp_path / FILE).write_bytes(b'{"study": {}}\n')
+    assert planned(tmp_path) == {}
+    with pytest.raises(px.Error, match=r"another study \(k is unknown, not 3\)"):
+        Journal(tmp_path, {"k": 3})
+    assert (tmp_path / FILE).read_bytes() == b'{"study": {}}\n'
+
+
+def test_the_name_of_a_new_journal_is_flushed_once(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr("proxsae.studies.journal.flush", flushed.append)
+    Journal(tmp_path, {"k": 3}).add("a", [], 1.0)
+    assert flushed == [tmp_path]
+
+
 def test_another_study_and_a_foreign_file_are_refused(tmp_path):
     Journal(tmp_path, {"k": 3, "seeds": [0, 1]})
     with pytest.raises(px.Error, match=r"another study \(k is 3, not 4\): one folder holds one study"):
@@ -250,6 +274,25 @@ def test_a_smaller_budget_leaves_out_what_answers_least_first(tmp_path, monkeypa
     assert chosen(1e-9, seeds=2, train_steps=7) == study.Plan(2, 7, 100, pytest.approx(1.68), names, (1, 4))
     assert chosen(1e-9, seeds=2).seeds == 2
     assert chosen(1e-9, train_steps=7).train_steps == 7
+
+
+def test_the_part_that_answers_most_is_done_first(tmp_path, monkeypatch):
+    parts = {name: lambda setting, name=name: [Task(name, 1.0, list)] for name in study.PARTS}
+    monkeypatch.setattr(study, "PARTS", parts)
+    tasks = study.all_tasks(setting(tmp_path), study.parts_with_needs(("stability", "apart")))
+    assert [task.name for task in tasks] == ["depth", "apart", "stability"]
+
+
+def test_the_whole_study_is_sized_for_what_was_asked(priced, tmp_path):
+    made = setting(tmp_path)
+    assert study.minutes_of_the_whole(made, (), (), None, None) == 20
+    for seeds, steps in ((1000, None), (None, 50_000)):
+        seconds = 0.02 * (seeds or study.WHOLE[0]) * (steps or study.WHOLE[1])
+        least = seconds / study.HEADROOM / 60
+        assert least <= study.minutes_of_the_whole(made, (), (), seeds, steps) < least + 10
+    assert study.minutes_of_the_whole(made, ("depth",), (), 1000, None) < 2 / 3 * (
+        study.minutes_of_the_whole(made, (), (), 1000, None)
+    )
 
 
 def test_parts_bring_what_they_need():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from proxsae.cli.common import command, device_named
+from proxsae.cli.common import command
 from proxsae.conventions import Error, check_seed, did_you_mean
+from proxsae.studies.machine import device_named
 
 
 def add(commands: Any) -> None:

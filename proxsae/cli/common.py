@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -93,21 +92,6 @@ def numbers(name: str, text: str | None) -> tuple[int, ...]:
         msg = f"{name} {text!r} must be whole numbers >= 1 with commas between, such as 1,2,4"
         raise Error(msg)
     return found
-
-
-def device_named(name: str) -> str:
-    """Return the name of a device that torch can compute on, or raise `Error`."""
-    import torch
-
-    try:
-        torch.zeros(1, device=name).tolist()
-    except (RuntimeError, AssertionError) as problem:
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-            msg = f"--device {name} must be cpu, cuda or cuda:N"
-            raise Error(msg) from None
-        msg = f"--device {name} is not there: {str(problem).splitlines()[0]}"
-        raise Error(msg) from None
-    return name
 
 
 def paragraph(name: str, text: str) -> str:

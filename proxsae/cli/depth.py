@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from proxsae.cli.common import check_path, check_there, command, device_named, numbers, paragraph
+from proxsae.cli.common import check_path, check_there, command, numbers, paragraph
 from proxsae.conventions import Error, check_seed
+from proxsae.studies.machine import device_named
 
 TRAINS = ("budget", "parts", "d_sae", "k", "train_steps", "train_depths", "seeds")  # options without sense for --sae
 
@@ -97,6 +98,7 @@ def _depth(arguments: argparse.Namespace) -> int:
     for section in reversed([section for section in found.sections() if section.anchor != "words"]):
         print(f"{section.title}\n")
         print(*(paragraph("  ", finding) for finding in section.findings), sep="\n", end="\n\n")
+    print(*(paragraph("  ", note) + "\n\n" for note in found.notes), sep="", end="")
     print(f"written to {out}: report.html, summary.md, rows.csv, rows.json, figures, tables ({progress.seconds:.0f} s)")
     more = [
         found.hint,

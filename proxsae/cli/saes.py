@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from proxsae.cli.common import check_path, command, device_named, numbers, paragraph, progress
+from proxsae.cli.common import check_path, command, numbers, paragraph, progress
 from proxsae.conventions import Error, check_count
 from proxsae.disk import check_writable, sentence, write_files
 from proxsae.steps import Backtracking, ExactStep, LearnedSteps, Lipschitz, Refit, StepRule
-from proxsae.studies.machine import machine, versions
+from proxsae.studies.machine import device_named, machine, versions
 
 RULES: dict[str, StepRule] = {
     "exact": ExactStep(),

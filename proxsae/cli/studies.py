@@ -6,10 +6,10 @@ import argparse
 import time
 from typing import Any
 
-from proxsae.cli.common import check_path, command, device_named
+from proxsae.cli.common import check_path, command
 from proxsae.conventions import check_count, check_seed
 from proxsae.disk import check_writable
-from proxsae.studies.machine import machine
+from proxsae.studies.machine import device_named, machine
 
 
 def add(commands: Any) -> None:

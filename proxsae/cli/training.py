@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from proxsae.cli.common import check_path, command, device_named, numbers
+from proxsae.cli.common import check_path, command, numbers
 from proxsae.cli.saes import RULES, of_axes
 from proxsae.conventions import Error, check_count, check_seed
 from proxsae.disk import disk_errors, replace_file
 from proxsae.penalties.published import PUBLISHED
-from proxsae.studies.machine import machine, versions
+from proxsae.studies.machine import device_named, machine, versions
 
 K = 32
 

@@ -6,24 +6,25 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from proxsae import __version__
-from proxsae.conventions import Error, check_seed
+from proxsae.conventions import Error, check_count, check_seed
 from proxsae.disk import check_writable, held
 from proxsae.report import figure_class
 from proxsae.studies import study
-from proxsae.studies.journal import FILE, Journal, check_same, planned
+from proxsae.studies.journal import FILE, Journal, check_same, foreign, planned
 from proxsae.studies.machine import about_machine
 from proxsae.studies.progress import Progress
 from proxsae.studies.request import Request
 from proxsae.studies.results import Study
 from proxsae.studies.study import Plan
 from proxsae.studies.task import Row, Setting, Task
+from proxsae.studies.words import counted
 
 SELDOM, SHARE = 5.0, 10.0  # the report is written again after 5 s, and after 10 times what writing it took
 
@@ -31,20 +32,22 @@ SELDOM, SHARE = 5.0, 10.0  # the report is written again after 5 s, and after 10
 def carry_out(request: Request, out: Path | None, progress: Progress, command: str) -> Study:
     """Plan a study or resume that of `out`, do what is left of it, and write the report into `out` as it grows."""
     check_folder(out)
-    request.check()
-    train, test, name = request.rows()
+    request = request.checked()
+    train, test, name, notes = request.rows()
     d_sae, k = request.sizes(train.shape[1])
-    parts = study.parts_with_needs(tuple(request.parts))
+    parts = study.parts_with_needs(request.parts)
     asked = {
         "the data": study.fingerprint(train, test), "--d-sae": d_sae, "--k": k,
-        "--train-depths": sorted(set(request.train_depths or study.DEPTHS)), "--parts": list(parts),
+        "--train-depths": list(request.train_depths or study.DEPTHS), "--parts": list(parts),
         "--seed": request.seed, "--budget": request.budget, "--seeds": request.seeds,
         "--train-steps": request.train_steps, "--device": request.device, "the version": __version__,
     }  # fmt: skip
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proxsae-")))
         setting = Setting(train, test, d_sae, k, (), 1, (), folder, request.data is None, 0.0)
-        made, plan = _planned(request, setting, asked, progress)
+        stack.enter_context(torch.random.fork_rng([train.device] if train.is_cuda else []))  # the caller's stays
+        made, first = _planned(request, setting, asked, progress)
+        plan = first["plan"]
         setting = replace(setting, seconds=plan["a training step"])
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(plan.get("threads", torch.get_num_threads()))
@@ -75,9 +78,10 @@ def carry_out(request: Request, out: Path | None, progress: Progress, command: s
             "training steps": made.train_steps,
             "to repeat": replace(request, train_depths=()).command(**fixed),
         }
+        repeat = "" if "parts" in fixed or not request.named else about["to repeat"]
         stack.enter_context(held(folder))
-        run = _Run(study.all_tasks(setting, made.parts), Journal(folder, asked | {"plan": plan}), made, about, progress)
-        run.study = replace(run.study, packaged=setting.packaged, hint=hint)
+        run = _Run(study.all_tasks(setting, made.parts), Journal(folder, first), made, about, progress)
+        run.study = replace(run.study, packaged=setting.packaged, hint=hint, repeat=repeat, notes=notes)
         run.carry_out(lines, out)
     return run.study
 
@@ -96,7 +100,7 @@ class _Run:
         self.written, self.took = -float("inf"), 0.0  # when the report was last written, and how long that took
 
     def carry_out(self, lines: Sequence[str], out: Path | None) -> None:
-        """Do the tasks; leave a report of those that ended, whatever ends the run."""
+        """Do the tasks; leave a report of those that ended when an error of this package or Ctrl-C ends the run."""
         done = sum(task.name in self.journal.done for task in self.tasks)
         for line in lines:
             self.progress.say(line)
@@ -164,43 +168,59 @@ class _Run:
 def _planned(
     request: Request, setting: Setting, asked: dict[str, Any], progress: Progress
 ) -> tuple[Plan, dict[str, Any]]:
-    """The plan of the study, and as the journal keeps it: with the threads and seconds of a training step."""
+    """The plan of the study, and the first line of its journal: what is asked, the plan, and how it was timed."""
     there = planned(setting.folder)
-    if there:
-        plan = {"parts": there.get("--parts"), "train_depths": there.get("--train-depths")} | there["plan"]
-        given = {
-            "--parts": (request.parts, plan["parts"]),
-            "--train-depths": (request.train_depths, plan["train_depths"]),
-        }
-        check_same(setting.folder / FILE, there | {name: kept for name, (own, kept) in given.items() if own}, asked)
-        values = {each.name: plan[each.name] for each in fields(Plan)}
-        made = Plan(**values | {"parts": tuple(plan["parts"]), "train_depths": tuple(plan["train_depths"])})
-        return made, there["plan"]
+    if there is not None:
+        return _planned_before(request, setting.folder / FILE, there, asked), there
     progress.doing("timing a training step on this machine")
     seconds, threads = study.speed(setting.train, setting.d_sae, setting.k)
     depths = tuple(sorted(set(request.train_depths)))
     made = study.choose(
         replace(setting, seconds=seconds), request.parts, depths, request.budget, request.seeds, request.train_steps
     )
-    return made, vars(made) | {"a training step": seconds, "threads": threads}
+    return made, asked | {"plan": vars(made) | {"a training step": seconds, "threads": threads}}
+
+
+def _planned_before(request: Request, path: Path, there: dict[str, Any], asked: dict[str, Any]) -> Plan:
+    """The plan in the first line of the journal at `path`; `Error` where that is of another study, or foreign.
+
+    Parts and training depths may be named as the plan chose them.
+    """
+    plan = there.get("plan")
+    plan = plan if isinstance(plan, dict) else {}
+    chosen = {
+        "--parts": plan.get("parts") if request.parts else None,
+        "--train-depths": plan.get("train_depths") if request.train_depths else None,
+    }
+    check_same(path, there | {name: value for name, value in chosen.items() if value}, asked)
+    try:
+        check_count("threads", plan.get("threads", 1), 1)
+        seeds, steps, rows = (check_count(name, plan[name], 1) for name in ("seeds", "train_steps", "rows"))
+        depths = tuple(check_count("train_depths", depth, 1) for depth in plan["train_depths"])
+        float(plan["a training step"])
+        return Plan(seeds, steps, rows, float(plan["seconds"]), study.parts_with_needs(plan["parts"]), depths)
+    except (KeyError, TypeError, ValueError):
+        raise foreign(path) from None
 
 
 def _said(request: Request, setting: Setting, made: Plan, out: Path | None) -> tuple[list[str], str]:
     """What is said of a plan before it is carried out, and after it how to get the whole study.
 
-    `setting` has all of its rows: here a plan is measured against others.
+    `setting` must hold all test rows, since other plans are sized from it.
     """
-    whole = study.minutes_of_the_whole(setting)
-    command = request.command(budget=whole, **({} if out is None else {"out": f"{out}-whole"}))
+    parts, depths, seeds, steps = request.parts, request.train_depths, request.seeds, request.train_steps
+    whole = study.minutes_of_the_whole(setting, parts, depths, seeds, steps)
+    place = {} if out is None else {"out": f"{out}-whole"}
+    command = request.command(budget=whole, parts=parts, seeds=seeds, train_steps=steps, **place)
     setting = replace(setting, train_depths=made.train_depths)
     tasks = len(study.all_tasks(replace(setting, seeds=tuple(range(made.seeds))), made.parts))
     size = f"{counted(made.seeds, 'seed')}, {counted(made.train_steps, 'training step')}"
     lines = [f"{size}, {made.rows} rows, {counted(tasks, 'task')}: about {minutes(made.seconds)} on this machine"]
     if made.seeds == 1:
         lines.append("one seed: numbers, no verdicts")
-    if request.seeds and request.train_steps:  # nothing was chosen
+    if seeds and steps:  # nothing was chosen
         return lines, ""
-    seeds, steps = request.seeds or study.ENOUGH[0], request.train_steps or study.ENOUGH[1]
+    seeds, steps = seeds or study.ENOUGH[0], steps or study.ENOUGH[1]
     wanted = study.sized(setting, made.parts, seeds, steps)
     if made.seeds < seeds or made.train_steps < steps:
         more = f"{counted(seeds, 'seed')} of {counted(steps, 'training step')}"
@@ -208,17 +228,12 @@ def _said(request: Request, setting: Setting, made: Plan, out: Path | None) -> t
         lines.append(f"{said} For the whole study: {command}")
     if not study.fits(made, request.budget):
         lines.append(f"There is no smaller study: this one takes longer than {request.budget or study.BUDGET:g} min")
-    left = [] if request.parts else [name for name in study.ANSWERS if name not in made.parts]
-    if not request.train_depths and made.train_depths != study.DEPTHS:
+    left = [] if parts else [name for name in study.ANSWERS if name not in made.parts]
+    if not depths and made.train_depths != study.DEPTHS:
         left.append(f"training with {study.DEPTHS[-1]} encoder steps")
     if left and request.budget is not None:
         lines.append(f"left out, to fit into {request.budget:g} min: {', '.join(left)}. To have them: {command}")
     return lines, f"For the whole study, about {whole} min: {command}" if left else ""
-
-
-def counted(number: int, what: str) -> str:
-    """A number of things: "1 seed", "2 seeds"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def minutes(seconds: float) -> str:

@@ -16,7 +16,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from proxsae.metrics import l0
-from proxsae.penalties import L0, KSparse
+from proxsae.penalties import L0
 from proxsae.sae import SAE
 
 NEAR = 0.01  # relative distance of L0 at which the search is over
@@ -46,9 +46,11 @@ def matched(sae: SAE, x: Tensor, k: float, start: float = 1.0) -> tuple[SAE, flo
     """The SAE whose lam gives k non-zeros a row, on average over the rows x (n, d_in), and the factor of lam.
 
     Codes are those of all `sae.steps` steps.  Found by Brent's method in log lam, from the factor `start`, to 1 %;
-    where no lam gives k, that with the nearest density.  A `KSparse` SAE has no lam: it is returned, with factor 1.
+    where no lam gives k, that with the nearest density.  An SAE without a lam > 0 is returned as it is, with factor 1:
+    k-sparse ones have none, and a factor changes no lam of 0.
     """
-    if isinstance(sae.penalty, KSparse):
+    lam = sae.threshold if isinstance(sae.penalty, L0) else getattr(sae.penalty, "lam", 0.0)
+    if not bool((torch.as_tensor(lam) > 0).any()):
         return sae, 1.0
 
     def excess(log_factor: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,19 @@ import numpy as np
 import torch
 
 from proxsae import data, metrics
-from proxsae.conventions import Error, check_count
+from proxsae.conventions import Error
+from proxsae.disk import held
 from proxsae.penalties import BatchKSparse, KSparse
 from proxsae.sae import SAE
+from proxsae.sae.inspection import lam_is_zero
 from proxsae.studies import words
 from proxsae.studies.carry_out import carry_out, check_folder
 from proxsae.studies.density import sample
+from proxsae.studies.journal import FILE
 from proxsae.studies.machine import about_machine
 from proxsae.studies.parts.depth import measure
 from proxsae.studies.progress import Progress
-from proxsae.studies.request import PACKAGED, Request, plain
+from proxsae.studies.request import PACKAGED, Request, counts, of_axes, plain
 from proxsae.studies.results import Study
 
 ROWS = 1024  # of the user's, on which an SAE of the user's is measured
@@ -47,13 +51,14 @@ def depth(
 
     With an SAE and rows (n, d_in): its error after each number of `steps`, by every step rule that fits, with no
     training.  Rows may also be a path; of more than 1024 rows that many are drawn.  Where the penalty has a lam, it is
-    set anew for each number of steps, so that codes keep the density that they have as the SAE is.
+    set anew for each number of steps, so that codes keep the density that they have as the SAE is.  A lam of 0 stays 0:
+    then densities differ, and the report says so.
 
     With rows only, or nothing for the packaged rows: the study that `proxsae depth` does, as much as fits into `budget`
     minutes (by default 2.5).  It trains SAEs of six penalties on four fifths of the rows, and measures on the rest.
 
-    parts         of depth, stability, apart, recovery, signs, bounds; by default what fits, in the order of what they
-                  answer
+    parts         one or some of depth, stability, apart, recovery, signs, bounds; by default what fits, in the order of
+                  what they answer
     d_sae, k      latents, by default 3 d_in; non-zeros a row, by default 32, or d_sae / 4 if that is less
     train_steps, train_depths, seeds, seed
                   steps of training, numbers of encoder steps in training, how many seeds, and the first; by default
@@ -63,7 +68,8 @@ def depth(
     progress      whether lines, and on a terminal a bar, are shown on stderr
 
     Returns a `Study`: `.rows`, `.table()`, `.plot()` (a matplotlib figure), `.report(path)`.
-    Raises `Error` for rows that are not finite or do not fit, numbers out of range, and a folder of another study.
+    Raises `Error` for rows that are not finite or do not fit, numbers out of range, a device that is not there, an SAE
+    that never fires on the rows, and a folder of another study.
 
     >>> import proxsae as px
     >>> sae, rows = px.topk_sae(8, 16, 4), px.data.planted(200, 8, 16, 4, seed=0).x
@@ -86,7 +92,10 @@ def depth(
 def of_one(sae: SAE, rows: Any, steps: Sequence[int], out: Path | None, progress: Progress, command: str = "") -> Study:
     """Measure one SAE on rows, or on the packaged ones, for several numbers of steps; write the report into `out`."""
     check_folder(out)
-    wanted = sorted({check_count("steps", t, 1) for t in steps})
+    if out is not None and (out / FILE).exists():
+        msg = f"{out} holds a study ({FILE}), whose report this one would replace: name another folder with --out"
+        raise Error(msg)
+    wanted = sorted(set(counts("steps", steps)))
     if not wanted:
         msg = "steps is empty, but a curve needs at least one number of encoder steps"
         raise Error(msg)
@@ -101,9 +110,12 @@ def of_one(sae: SAE, rows: Any, steps: Sequence[int], out: Path | None, progress
     R = sae.penalty
     with torch.no_grad():
         k = float(R.k) if isinstance(R, KSparse) else metrics.l0(sae.encode(sample(x)))
-    progress.doing(f"{', '.join(map(str, wanted))} encoder steps on {len(x)} rows")
-    same = {"part": "depth", "penalty": measure.kind_of(R), "train_depth": sae.steps, "seed": 0}
-    found = [same | row for row in measure.errors(sae, x, k, wanted)]
+    if not k:
+        msg = (
+            f"no latent fires on the first {len(sample(x))} rows (l0 = 0), so that there is no density at which errors "
+        )
+        msg += f"could be compared: look at lam of {R!r}, and at the layer, scale and normalisation of the rows"
+        raise Error(msg)
     about = {
         "SAE": f"{R!r}, encoder of {words.steps(sae.steps)}, d_in={sae.d_in}, d_sae={sae.d_sae}",
         "data": name,
@@ -112,7 +124,29 @@ def of_one(sae: SAE, rows: Any, steps: Sequence[int], out: Path | None, progress
         **about_machine(),
         "command": command or "proxsae.studies.depth(sae, rows)",
     }
-    made = Study(found, about | {"to repeat": about["command"]}, (1, 1))
-    if out is not None:
-        made.report(out)
+    with nullcontext() if out is None else held(out):
+        progress.doing(f"{', '.join(map(str, wanted))} encoder steps on {len(x)} rows")
+        same = {"part": "depth", "penalty": measure.kind_of(R), "train_depth": sae.steps, "seed": 0}
+        found = [same | row for row in measure.errors(sae, x, k, wanted)]
+        about["to repeat"] = about["command"]
+        made = Study(found, about, (1, 1), notes=[*_remarks(sae), *of_axes(opened)])
+        if out is not None:
+            made.report(out)
     return made
+
+
+def _remarks(sae: SAE) -> list[str]:
+    """How the steps that are measured differ from the SAE's own, and that they need b_enc where lam is 0."""
+    told, further = [], sae.steps > 1
+    own = {
+        "b_enc in every step": sae.encoding.b_enc == "every",
+        "steps by the learned encoder": further and sae.analysis == "encoder",
+        "learned step sizes": further and sae.encoding.learned,
+    }
+    if any(own.values()):
+        had = " and ".join(name for name, there in own.items() if there)
+        told.append(f"The SAE has {had}; here its further steps are by the dictionary, with b_enc in the first only.")
+    if lam_is_zero(sae.penalty):
+        told.append("lam is 0, so steps without b_enc seek no sparse code: "
+                    "try `proxsae eval SAE DATA --steps 1,16 --b-enc every`.")  # fmt: skip
+    return told

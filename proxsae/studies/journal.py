@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from proxsae.conventions import Error
-from proxsae.disk import append_line
+from proxsae.disk import append_line, disk_errors, flush
 from proxsae.studies.task import Row
 
 FILE = "study.jsonl"
+UNKNOWN = "unknown"  # what a journal of another version does not have
 TORN = b'{"study": '  # the beginning of a first line, of which a kill may leave only a part
 
 
@@ -32,9 +33,11 @@ class Journal:
         self.fresh: dict[str, float] = {}
         study = json.loads(json.dumps(study))
         there = planned(folder)
-        if not there:
+        if there is None:
             self.path.unlink(missing_ok=True)
             append_line(self.path, json.dumps({"study": study}).encode())
+            with disk_errors(folder):
+                flush(folder)  # the name of the new file
             return
         check_same(self.path, there, study)
         whole = _lines(self.path)
@@ -58,27 +61,31 @@ class Journal:
 def check_same(path: Path, there: dict[str, Any], study: dict[str, Any]) -> None:
     """Raise `Error` if the journal at `path` is of another study, with the first option that differs."""
     for name, value in study.items():
-        if there.get(name) != value:
-            was, now = ("the default" if given is None else given for given in (there.get(name), value))
+        if there.get(name, UNKNOWN) != value:
+            was, now = ("the default" if given is None else given for given in (there.get(name, UNKNOWN), value))
             msg = f"{path} is of another study ({name} is {was}, not {now}): "
             msg += "one folder holds one study, so name another folder with --out, or remove this one"
             raise Error(msg)
 
 
-def planned(folder: Path) -> dict[str, Any]:
-    """The first line of the journal in a folder, {} where there is none; `Error` for a foreign file."""
+def planned(folder: Path) -> dict[str, Any] | None:
+    """The first line of the journal in a folder, None where there is none; `Error` for a foreign file."""
     path = folder / FILE
     try:
         torn = path.exists() and not _lines(path) and TORN.startswith(path.read_bytes()[: len(TORN)])
         if torn or not path.exists():
-            return {}
+            return None
         study = json.loads(_lines(path)[0])["study"]
         if not isinstance(study, dict):
             raise TypeError
     except (OSError, ValueError, KeyError, IndexError, TypeError):
-        msg = f"{path} is not the journal of a study: use another folder, or remove it"
-        raise Error(msg) from None
+        raise foreign(path) from None
     return study
+
+
+def foreign(path: Path) -> Error:
+    """The error for a file that is no journal."""
+    return Error(f"{path} is not the journal of a study: use another folder, or remove it")
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -1,11 +1,29 @@
-"""What a run is described by: the processor, and the versions of what computes."""
+"""Where a run computes: the device, the processor, and the versions of what computes."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
+
+from proxsae.conventions import Error
+
+
+def device_named(name: str) -> str:
+    """Return the name of a device that torch can compute on, or raise `Error`."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name).tolist()
+    except (RuntimeError, AssertionError) as problem:
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+            msg = f"--device {name} must be cpu, cuda or cuda:N"
+            raise Error(msg) from None
+        msg = f"--device {name} is not there: {str(problem).splitlines()[0]}"
+        raise Error(msg) from None
+    return name
 
 
 def machine() -> str:

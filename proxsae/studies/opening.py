@@ -11,18 +11,35 @@ from proxsae.studies.parts.apart.section import bottleneck
 from proxsae.studies.parts.depth.section import by_exact_steps, curve, curve_rows, error_ratio, points, taken
 from proxsae.studies.statistics import Interval, grouped, mean_of, pick
 from proxsae.studies.task import Row
-from proxsae.studies.words import NAMES, change, number_of_seeds, penalties_of, percent, seeds_of, steps
+from proxsae.studies.words import (
+    NAMES,
+    change,
+    densities,
+    number_of_seeds,
+    penalties_of,
+    percent,
+    rows_of,
+    seeds_of,
+    steps,
+    unequal,
+)  # fmt: skip
 
 HERO = ("abstopk", "topk")  # the sentences are about the first of these that has rows
 MOST = 0.8  # of the gain counts as most of it
 
 
-def opening(rows: Sequence[Row], told: Sequence[Section], done: tuple[int, int] | None = None) -> tuple[Section, ...]:
+def opening(
+    rows: Sequence[Row],
+    told: Sequence[Section],
+    done: tuple[int, int] | None = None,
+    remarks: Sequence[str] = (),
+) -> tuple[Section, ...]:
     """The answer, and the sections that were told without what the answer took from them.
 
-    rows   of all parts
-    told   the sections of the parts, in order
-    done   how many tasks have ended, of how many
+    rows     of all parts
+    told     the sections of the parts, in order
+    done     how many tasks have ended, of how many
+    remarks  on the SAE and the data, for the notes
 
     Without rows of the part on depth the answer is the first finding of each section, and the first picture.
     """
@@ -35,6 +52,7 @@ def opening(rows: Sequence[Row], told: Sequence[Section], done: tuple[int, int] 
         notes.append(f"{done[0]} of {done[1]} tasks are done. What is missing here follows when they end.")
     if number_of_seeds(rows) == 1:
         notes.append("One seed: numbers, no verdicts. There are no error bars with one seed.")
+    notes += remarks
     notes.append("These results hold for these SAEs and these rows only.")
     return replace(answer, notes=notes), *told
 
@@ -49,15 +67,17 @@ def _answer(depth: Sequence[Row], apart: Sequence[Row]) -> Section | None:
         return None
     hero = next((name for name in HERO if name in gains), next(iter(gains)))
     many = f"{last} {taken(drawn)}"
-    sentences = [_gain(hero, trained, many, gains), _cost(drawn, hero, trained, last, gains[hero])]
+    l0 = {name: densities(drawn, *({"penalty": name, "steps": t} for t in (1, last))) for name in gains}
+    sentences = [_gain(hero, trained, many, gains, l0), _cost(drawn, hero, trained, last)]
     sentences += _rest(depth, apart, hero, trained, last)
     lines = []
     for name, gain in gains.items():
         error, cost = (grouped(pick(drawn, penalty=name), ("steps",), value) for value in ("nmse", "cost"))
         lines.append(
-            [NAMES.get(name, name), str(error[1,]), str(error[last,]), change(gain), f"{cost[last,].mean:.1f}"]
-        )
-    said = f"{drawn[0]['rows']} held-out rows, {seeds_of(drawn)}"
+            [NAMES.get(name, name), str(error[1,]), str(error[last,]), change(gain) + unequal(l0[name]),
+             f"{cost[last,].mean:.1f}"]
+        )  # fmt: skip
+    said = f"{rows_of(drawn)}, {seeds_of(drawn)}"
     said += "; bars and brackets are 95 % intervals." if number_of_seeds(drawn) > 1 else "."
     picture = Picture(
         "depth-steps",
@@ -74,31 +94,40 @@ def _answer(depth: Sequence[Row], apart: Sequence[Row]) -> Section | None:
     )
 
 
-def _gain(hero: str, trained: int, many: str, gains: dict[str, Interval]) -> str:
-    found, others = gains[hero], [gain.mean for gain in gains.values()]
+def _gain(hero: str, trained: int, many: str, gains: dict[str, Interval], l0: dict[str, list[float]]) -> str:
+    """The gain of an SAE, and the range of those of all kinds, where their densities allow to compare errors."""
+    found, others = gains[hero], [gain.mean for name, gain in gains.items() if not l0[name]]
     name = NAMES.get(hero, hero)
-    what = f"the error of {'an' if name[0] in 'AEIOU' else 'a'} {name} SAE"
+    what = f"the error of {'an' if name[0] in 'AEIOU' or name == 'MCP' else 'a'} {name} SAE"
     what += f" trained with {steps(trained)}" if trained > 1 else ""
-    if found.low <= 1 <= found.high:
+    if _unclear(found):
         said = f"{many} of the same weights do not clearly change {what} ({change(found)})"
     else:
         said = f"{many} of the same weights {'cut' if found.mean < 1 else 'raise'} {what} by {_size(found)}"
+    if l0[hero]:
+        few, late = (f"{n:.1f}" for n in l0[hero])
+        return f"{said} at densities {few} and {late}, so that the errors cannot be compared."
     ends = [change(Interval(end, math.nan, math.nan, 1)) for end in (max(others), min(others))]
     among = f" ({len(others)} kinds of SAE: {ends[0]} to {ends[1]})" if others[1:] else ""
     return f"{said} at equal density, with no retraining{among}."
 
 
-def _cost(rows: Sequence[Row], hero: str, trained: int, last: int, gain: Interval) -> str:
-    """The fewest steps with most of the gain, and what they and all steps cost."""
+def _cost(rows: Sequence[Row], hero: str, trained: int, last: int) -> str:
+    """The fewest steps with most of the gain, where there clearly is one, and what they and all steps cost."""
+
+    def clear(t: int) -> bool:
+        return not _unclear(found[t]) and not densities(rows, *({"penalty": hero, "steps": s} for s in (1, t)))
+
     cost = grouped(pick(rows, penalty=hero), ("steps",), "cost")
     more = sorted(t for (t,) in cost if t > 1)
     found = {t: error_ratio(rows, hero, (trained, t), (trained, 1)) for t in more}
-    enough = next(t for t in more if t == last or 1 - found[t].mean >= MOST * (1 - gain.mean) > 0)
-    if enough == last:
+    least = MOST * (1 - found[last].mean)
+    enough = next(t for t in more if t == last or (1 - found[t].mean >= least > 0 and clear(t)))
+    if enough == last or not clear(last):
         return f"{last} steps cost as much as {cost[last,].mean:.0f} encoders."
     return (
-        f"Most of that comes early: after {enough} steps it {_moves(found[enough].mean)} by {_size(found[enough])}, at "
-        f"the cost of {cost[enough,].mean:.0f} encoders; {last} steps cost {cost[last,].mean:.0f}."
+        f"Most of that comes early: after {enough} steps it {_moves(found[enough])}, at the "
+        f"cost of {cost[enough,].mean:.0f} encoders; {last} steps cost {cost[last,].mean:.0f}."
     )
 
 
@@ -108,14 +137,15 @@ def _rest(depth: Sequence[Row], apart: Sequence[Row], hero: str, trained: int, l
     found = bottleneck(apart, hero, trained, most)
     if found is not None:
         return [
-            f"With the best code known for the same dictionary the error {_moves(found.code.mean)} by "
-            f"{_size(found.code)}; with a dictionary trained with {steps(most)}, best code against best code, it "
-            f"{_moves(found.dictionary.mean)} by {_size(found.dictionary)}: {found.verdict}."
+            f"With the best code known for the same dictionary the error {_moves(found.code)}; with a dictionary "
+            f"trained with {steps(most)}, best code against best code, it {_moves(found.dictionary)}: {found.verdict}."
         ]
-    more = error_ratio(by_exact_steps(depth), hero, (most, last), (trained, last))
+    exact = by_exact_steps(depth)
+    more = error_ratio(exact, hero, (most, last), (trained, last))
     if most > trained and more.n:
+        used = ({"penalty": hero, "train_depth": t, "steps": last} for t in (trained, most))
         return [f"Trained with {steps(most)} instead of {steps(trained)}, the error after {last} steps "
-                f"{_moves(more.mean)} by {_size(more)}."]  # fmt: skip
+                f"{_moves(more)}{unequal(densities(exact, *used))}."]  # fmt: skip
     left = mean_of(apart, "share", kind="frozen", penalty=hero, train_depth=trained, method="encoder", steps=1)
     said = f"The learned encoder leaves at least {percent(left)} of the gain that a better code could reach."
     return [said] if left.n else []
@@ -132,8 +162,16 @@ def _first_of(told: Sequence[Section]) -> tuple[Section, list[Section]]:
     return Section("answer", "The answer", "", findings), list(told)
 
 
-def _moves(ratio: float) -> str:
-    return "falls" if ratio < 1 else "rises"
+def _unclear(ratio: Interval) -> bool:
+    """Whether the interval of a ratio contains 1, so that it has no direction; a single value has no interval."""
+    return ratio.low <= 1 <= ratio.high
+
+
+def _moves(ratio: Interval) -> str:
+    """How an error with that ratio to an earlier one moves, and by how much."""
+    if _unclear(ratio):
+        return f"does not clearly change ({change(ratio)})"
+    return f"{'falls' if ratio.mean < 1 else 'rises'} by {_size(ratio)}"
 
 
 def _size(ratio: Interval) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from proxsae import data
 from proxsae.conventions import Error, check_count, check_finite, check_seed
 from proxsae.studies import study
+from proxsae.studies.machine import device_named
 
 PACKAGED = "hidden states after layer 3 of all-MiniLM-L6-v2 on CPython's documentation topics (packaged)"
 K = 32
@@ -46,9 +48,14 @@ class Request:
     seed: int = 0
     device: str = "cpu"
 
+    @property
+    def named(self) -> bool:
+        """Whether a command can name the rows: a path, or none for the packaged ones."""
+        return self.data is None or isinstance(self.data, (str, os.PathLike))
+
     def command(self, **more: Any) -> str:
         """Return the command that asks for the same with `more` instead of some options."""
-        source = self.data if self.data is None or isinstance(self.data, str) else "ROWS.npy"
+        source = None if self.data is None else os.fspath(self.data) if self.named else "ROWS.npy"
         given = {name: getattr(self, name) for name in ("k", "d_sae", "train_depths", "seed", "device")}
         words = ["proxsae", "depth"]
         for name, value in ({"data": source} | given | more).items():
@@ -57,18 +64,29 @@ class Request:
                 words += [f"--{name.replace('_', '-')}", text]
         return shlex.join(words)
 
-    def check(self) -> None:
-        """Raise `Error` for numbers out of range and unknown parts."""
-        study.parts_with_needs(tuple(self.parts))
-        for name in ("d_sae", "k", "train_steps", "seeds"):
-            if (value := getattr(self, name)) is not None:
-                check_count(f"--{name.replace('_', '-')}", value, 1)
-        for trained in self.train_depths:
-            check_count("--train-depths", trained, 1)
-        check_seed(self.seed)
-        if self.budget is not None and not 0 < self.budget < math.inf:
-            msg = f"--budget {self.budget:g} must be a number of minutes > 0"
+    def checked(self) -> Request:
+        """The same with plain numbers; `Error` for those out of range, unknown parts and a device that is not there."""
+        parts = (self.parts,) if isinstance(self.parts, str) else self.parts
+        if not isinstance(parts, Iterable):
+            msg = f"--parts {parts!r} must be names such as ('depth', 'apart')"
             raise Error(msg)
+        parts = tuple(parts)
+        study.parts_with_needs(parts)
+        sizes = {
+            name: check_count(f"--{name.replace('_', '-')}", value, 1)
+            for name in ("d_sae", "k", "train_steps", "seeds") if (value := getattr(self, name)) is not None
+        }  # fmt: skip
+        depths = tuple(sorted(set(counts("--train-depths", self.train_depths))))
+        check_seed(self.seed)
+        given = self.budget
+        if given is not None and not (isinstance(given, Real) and 0 < given < math.inf):
+            msg = f"--budget {f'{given:g}' if isinstance(given, Real) else repr(given)} must be a number of minutes > 0"
+            raise Error(msg)
+        budget = None if given is None else float(given)
+        device = device_named(str(self.device))
+        return replace(
+            self, **sizes, parts=parts, train_depths=depths, seed=int(self.seed), budget=budget, device=device
+        )
 
     def sizes(self, d_in: int) -> tuple[int, int]:
         """d_sae and k for rows of that width."""
@@ -79,15 +97,15 @@ class Request:
             raise Error(msg)
         return d_sae, k
 
-    def rows(self) -> tuple[Tensor, Tensor, str]:
-        """Training rows and held-out rows (the last fifth of the user's own) on the device, and what to call them."""
+    def rows(self) -> tuple[Tensor, Tensor, str, list[str]]:
+        """Training rows and held-out rows (the last fifth of the user's own) on the device, their name, and notes."""
+        notes: list[str] = []
         if self.data is None:
             train, test = data.packaged()
             name = PACKAGED
         else:
-            path = self.data if isinstance(self.data, (str, os.PathLike)) else None
-            rows = data.read(path) if path is not None else data.open_rows(plain(self.data))[:]
-            title = "the array" if path is None else Path(path).name
+            rows = data.open_rows(plain(self.data))
+            title, notes = Path(self.data).name if self.named else "the array", of_axes(rows)
             held_out = len(rows) // 5
             if not held_out:
                 msg = f"{title} holds {len(rows)} rows, but a study needs at least 5: the last fifth is held out"
@@ -99,9 +117,25 @@ class Request:
         x, y = (torch.tensor(np.asarray(a), dtype=torch.float32, device=self.device) for a in (train, test))
         check_finite("the training rows, in float32,", x)
         check_finite("the held-out rows, in float32,", y)
-        return x, y, name
+        return x, y, name, notes
 
 
 def plain(rows: Any) -> Any:
-    """Rows as what `data.open_rows` takes: a tensor as an array."""
-    return rows.detach().cpu().numpy() if isinstance(rows, Tensor) else rows
+    """Rows as what `data.open_rows` takes: a tensor as an array, in float32 where NumPy has no such dtype."""
+    if not isinstance(rows, Tensor):
+        return rows
+    rows = rows.detach().cpu()
+    return (rows.float() if rows.dtype == torch.bfloat16 else rows).numpy()
+
+
+def of_axes(rows: data.Rows) -> list[str]:
+    """A note where the arrays have more axes than two."""
+    return [f"The data are arrays of {rows.axes} axes: all but the last were taken as rows."] if rows.axes > 2 else []
+
+
+def counts(name: str, values: Any) -> list[int]:
+    """Several whole numbers >= 1; `Error` for anything else."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        msg = f"{name}={values!r} must be whole numbers >= 1, such as (1, 4)"
+        raise Error(msg)
+    return [check_count(name, value, 1) for value in values]

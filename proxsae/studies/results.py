@@ -18,7 +18,7 @@ from proxsae.studies.task import Row
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HEADINGS = ("SAE", "trained with", "rule", "steps", "error (nmse)", "over one step", "l0", "products")
+HEADINGS = ("SAE", "trained with", "rule", "steps", "error (nmse)", "over the first", "l0", "products")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Study:
     done     how many tasks have ended, and how many there are
     packaged whether the rows of data are the packaged ones
     hint     how to get the whole study, where this is less
+    repeat   the command that repeats one part with --parts PART added to it, where there is one
+    notes    on the SAE and the data: what was taken differently from how it was given
     """
 
     rows: list[Row] = field(repr=False)
@@ -37,6 +39,8 @@ class Study:
     done: tuple[int, int]
     packaged: bool = False
     hint: str = ""
+    repeat: str = ""
+    notes: Sequence[str] = ()
 
     def plot(self) -> Figure:
         """Draw the error against the number of exact steps: a matplotlib figure; `Error` without rows of that part."""
@@ -45,8 +49,8 @@ class Study:
     def table(self) -> str:
         """Return the errors as text, a line for each SAE, rule and number of steps, with 95 % intervals over seeds.
 
-        "over one step" is the ratio of two errors of the same SAE, "products" the cost in products with the dictionary,
-        of which an encoder is one.  Raises `Error` without rows of the part on depth.
+        "over the first" is the ratio to the error of the same SAE after the fewest steps, "products" the cost in
+        products with the dictionary, of which an encoder is one.  Raises `Error` without rows of the part on depth.
         """
         lines: list[Sequence[str]] = [HEADINGS]
         rows = self._depth()
@@ -70,7 +74,7 @@ class Study:
 
     def sections(self) -> list[Section]:
         """The sections of the report: what was found, in sentences, pictures and tables."""
-        return sections(self.rows, self.about["to repeat"], self.packaged, self.done)
+        return sections(self.rows, self.repeat, self.packaged, self.done, self.notes)
 
     def _depth(self) -> list[Row]:
         rows = pick(self.rows, part="depth")

@@ -30,17 +30,22 @@ PARTS: dict[str, Callable[[list[Row]], Section]] = {
 
 
 def sections(
-    rows: Sequence[Row], command: str, packaged: bool = True, done: tuple[int, int] | None = None
+    rows: Sequence[Row],
+    command: str,
+    packaged: bool = True,
+    done: tuple[int, int] | None = None,
+    remarks: Sequence[str] = (),
 ) -> list[Section]:
     """Return the report of a study, of all of its rows or of those that there are by now: the answer comes first.
 
-    command    repeats the study
+    command    repeats one part with --parts PART added to it; "" where no command does
     packaged   whether the rows are of the packaged data: then claims have their sources in the literature beside them
     done       how many tasks have ended, of how many; the answer says so while some are left
+    remarks    on the SAE and the data, for the notes of the answer
     """
     told = [PARTS[name](part) for name in PARTS if (part := pick(rows, part=name))]
     words = Section("words", "Words", "What do the names on this page mean?", GLOSSARY)
-    answer, *parts = opening(rows, told, done)
+    answer, *parts = opening(rows, told, done, remarks)
     claimed = claims.section(rows, command, packaged)
     last = [claimed, words] if claimed.shown else [words]
     return [answer, *(replace(section, folded=True) for section in [*parts, *last])]

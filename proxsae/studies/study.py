@@ -63,7 +63,7 @@ class Plan:
 
 
 def parts_with_needs(names: Sequence[str]) -> tuple[str, ...]:
-    """The parts of these names (all where there are none) and those that they need; `Error` for an unknown name."""
+    """The named parts, or all if none is named, with the parts that they depend on; `Error` for an unknown name."""
     unknown = [name for name in names if name not in PARTS]
     if unknown:
         msg = f"--parts {unknown[0]!r} must be of {', '.join(PARTS)}, with commas between"
@@ -136,9 +136,9 @@ def fits(made: Plan, minutes: float | None) -> bool:
 def plan(
     setting: Setting, parts: Sequence[str], minutes: float | None, seeds: int | None, train_steps: int | None
 ) -> Plan:
-    """The most seeds and training steps that fit into some minutes (`BUDGET` by default), or else the fewest.
+    """The largest plan, by estimated time, that fits; the smallest if none fits.
 
-    What is given stays as it is.  Where both are given the minutes do not matter.
+    What is given stays as it is.  Where both are given the minutes (`BUDGET` by default) do not matter.
     """
     rungs = dict.fromkeys((seeds or most, train_steps or steps) for most, steps, _ in LADDER)
     plans = [sized(setting, parts, *rung) for rung in rungs]
@@ -154,15 +154,21 @@ def sized(setting: Setting, parts: Sequence[str], seeds: int, train_steps: int) 
     return Plan(seeds, train_steps, rows, sum(task.seconds for task in all_tasks(trial, parts)))
 
 
-def minutes_of_the_whole(setting: Setting) -> int:
-    """A budget, in whole tens of minutes and at least 20, into which all parts fit on this machine."""
-    seconds = sized(replace(setting, train_depths=DEPTHS), tuple(PARTS), *WHOLE).seconds
+def minutes_of_the_whole(
+    setting: Setting, parts: Sequence[str], depths: Sequence[int], seeds: int | None, train_steps: int | None
+) -> int:
+    """A budget, in whole tens of minutes and at least 20, into which a whole study fits on this machine.
+
+    What is given stays as it is; the rest is all parts, `DEPTHS` and `WHOLE`.
+    """
+    setting = replace(setting, train_depths=tuple(depths) or DEPTHS)
+    seconds = sized(setting, parts_with_needs(parts), seeds or WHOLE[0], train_steps or WHOLE[1]).seconds
     return max(20, 10 * math.ceil(seconds / HEADROOM / 600))
 
 
 def all_tasks(setting: Setting, parts: Sequence[str]) -> list[Task]:
-    """The tasks of these parts, in order."""
-    return [task for part in parts for task in PARTS[part](setting)]
+    """The tasks of these parts; those of the part that answers most come first."""
+    return [task for part in sorted(parts, key=ANSWERS.index) for task in PARTS[part](setting)]
 
 
 def fingerprint(*rows: Tensor) -> str:

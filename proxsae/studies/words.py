@@ -29,9 +29,10 @@ STYLES = {
 LOG = " (log scale)"
 ANEW = "λ set anew to keep the density"
 GLOSSARY = (
-    "Error (nmse): sum of ||x - x̂||² over the sum of ||x||², on rows that were not trained on; 0 is perfect.",
+    "Error (nmse): sum of ||x - x̂||² over the sum of ||x||²; 0 is perfect. SAEs that a study trains are measured on "
+    "held-out rows, which they were not trained on.",
     "l0: non-zeros of a code, mean over rows; k is how many were asked for. λ (lam): the weight of the penalty. Where "
-    "there is one, it is set anew for each number of steps, so that all codes have the same density: a code with more "
+    "it is above 0, it is set anew for each number of steps, so that all codes have the same density: a code with more "
     "non-zeros has a lower error for that reason alone. This is why errors of l1 codes rise from one step to two.",
     "Steps: of proximal gradient on ½||x - b - Dz||² + R(z). The first is the learned encoder, the others use the "
     "decoder's atoms D. Steps in training: with how many an SAE was trained. Steps at inference: with how many it is "
@@ -78,6 +79,16 @@ def number_of_seeds(rows: Iterable[Row]) -> int:
     return len({row["seed"] for row in rows if row.get("seed") is not None})
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things: "1 seed", "2 seeds"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def rows_of(rows: Sequence[Row]) -> str:
+    """How many rows were measured, and that they were held out, where the study trained the SAEs itself."""
+    return f"{rows[0]['rows']} {'held-out ' if 'train_seconds' in rows[0] else ''}rows"
+
+
 def times(found: Interval) -> str:
     """A ratio, with its interval where it has one."""
     return f"×{found.mean:.3f}" + (f" [{found.low:.3f}, {found.high:.3f}]" if found.n > 1 else "")
@@ -95,9 +106,18 @@ def _percent(share: float) -> str:
 
 def change(ratio: Interval) -> str:
     """A ratio as a change in whole percent, with its interval where it has one: `-36 % [-37, -35]`."""
-    mean, low, high = (f"{100 * (value - 1):+.0f}".replace("+0", "0").replace("-", "\N{MINUS SIGN}")
-                       if value == value else "" for value in ratio[:3])  # fmt: skip
+    mean, low, high = map(_signed, ratio[:3])
     return f"{mean} %" + (f" [{low}, {high}]" if ratio.n > 1 else "")
+
+
+def _signed(ratio: float) -> str:
+    whole = f"{100 * (ratio - 1):+.0f}".replace("-", "\N{MINUS SIGN}") if ratio == ratio else ""
+    return "0" if whole[1:] == "0" else whole
+
+
+def unequal(l0: Sequence[float]) -> str:
+    """What `densities` found, in brackets after a ratio of errors."""
+    return f" (at l0 {' and '.join(f'{n:.1f}' for n in l0)})" if l0 else ""
 
 
 def densities(rows: Sequence[Row], *which: Mapping[str, Any]) -> list[float]:

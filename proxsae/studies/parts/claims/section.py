@@ -14,13 +14,15 @@ from proxsae.studies.parts.claims.statistics import CANNOT, NO, OPEN, YES, longe
 from proxsae.studies.parts.claims.table import BIBLIOGRAPHY, CLAIMS, PAPER, UNTESTABLE
 from proxsae.studies.statistics import pick
 from proxsae.studies.task import Row
+from proxsae.studies.words import counted
 
 VERDICTS = (YES, NO, OPEN, CANNOT)
 CAPTION = (
     "Decided claims first. Brackets are Student's 95 % intervals over seeds; a verdict needs all of one on one side of "
-    "the claim, at densities that differ by 5 % at most. On which SAE tells two-sided concepts apart it also needs "
-    "Holm's test over words, on stability the agreement of all pairs of five seeds, on theorems every measurement."
+    "the claim, at densities that differ by 5 % at most; on stability it also needs the agreement of all pairs of five "
+    "seeds, on theorems every measurement"
 )
+CONCEPTS = ", on which SAE tells two-sided concepts apart Holm's test over words"
 
 
 class Tested(NamedTuple):
@@ -34,7 +36,7 @@ class Tested(NamedTuple):
 
 
 def section(rows: Sequence[Row], command: str, packaged: bool = True) -> Section:
-    """All claims; `command` repeats the study, and with the part of a row that row."""
+    """All claims; `command`, where there is one, repeats a row with its part as --parts."""
     found = claims(rows, packaged)
     columns = {"claim": "text", "verdict": "verdict", "measured here": "measured", "said or asked by": "source",
                "part": "part"}  # fmt: skip
@@ -43,10 +45,11 @@ def section(rows: Sequence[Row], command: str, packaged: bool = True) -> Section
     lines = [[str(getattr(claim, field)) for field in columns.values()]
              for verdict in VERDICTS for claim in found if claim.verdict == verdict]  # fmt: skip
     counts = {each: sum(claim.verdict == each for claim in found) for each in VERDICTS}
-    rest = f"{counts[OPEN]} are undecided here"
+    rest = f"{counts[OPEN]} {'is' if counts[OPEN] == 1 else 'are'} undecided here"
     rest += f", and {counts[CANNOT]} cannot be tested here" if packaged else ""
     told = [
-        f"Of {len(found)} claims {counts[YES]} hold, {counts[NO]} do not, {'' if packaged else 'and '}{rest}.",
+        f"Of {counted(len(found), 'claim')} {counts[YES]} {'holds' if counts[YES] == 1 else 'hold'}, {counts[NO]} "
+        f"{'does' if counts[NO] == 1 else 'do'} not, {'' if packaged else 'and '}{rest}.",
         "Verdicts are not adjusted for each other: at 95 %, one interval in twenty misses by chance.",
     ]
     repeat = f"To repeat a row, run {command} --parts PART --out depth-PART with the part of the row for PART."
@@ -55,8 +58,8 @@ def section(rows: Sequence[Row], command: str, packaged: bool = True) -> Section
         "Which claims hold",
         "Which claims about these SAEs hold on these rows, after this much training?",
         told,
-        [Table("claims", CAPTION, list(columns), lines)] if lines else [],
-        [repeat, *([BIBLIOGRAPHY] if packaged else [])],
+        [Table("claims", f"{CAPTION}{CONCEPTS if packaged else ''}.", list(columns), lines)] if lines else [],
+        [*([repeat] if command else []), *([BIBLIOGRAPHY] if packaged else [])],
     )
 
 

@@ -19,11 +19,14 @@ from proxsae.studies.words import (
     STUDENT,
     STYLES,
     change,
+    densities,
     penalties_of,
+    rows_of,
     seeds_of,
     steps,
     times,
     title,
+    unequal,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ def section(rows: Sequence[Row]) -> Section:
     """The part on reconstruction, from the rows of `measure`."""
     depths = sorted({row["train_depth"] for row in rows})
     first, exact = pick(rows, train_depth=depths[0]), by_exact_steps(rows)
-    size = f"{rows[0]['rows']} held-out rows, {seeds_of(rows)}. {INTERVAL}"
+    size = f"{rows_of(rows)}, {seeds_of(rows)}. {INTERVAL}"
     shown: list[Picture | Table] = [
         _picture("depth-rules", first, "rule", "steps",
                  f"Error by step rule, of SAEs trained with {steps(depths[0])}. {size}"),
@@ -57,7 +60,10 @@ def section(rows: Sequence[Row]) -> Section:
 
 
 def findings(rows: Sequence[Row]) -> list[str]:
-    """One sentence for each penalty: errors after the most exact steps, and the worst, over that after the fewest."""
+    """One sentence for each penalty: the ratio of the error after the most exact steps to that after the fewest.
+
+    A number of steps between the two whose error is higher than both is named as well.
+    """
     told, rows = [], by_exact_steps(rows)
     depths = sorted({row["steps"] for row in rows})
     first, last = depths[0], depths[-1]
@@ -67,10 +73,12 @@ def findings(rows: Sequence[Row]) -> list[str]:
             changes = {t: error_ratio(rows, penalty, (trained, t), (trained, first)) for t in depths}
             worst = max(changes, key=lambda t: changes[t].mean)
             if changes[last].n and first < last:
-                said = f"trained with {steps(trained)}: {times(changes[last])}"
-                parts.append(
-                    said + (f", but {times(changes[worst])} after {worst}" if worst not in (first, last) else "")
-                )
+                ends = []
+                for t in (last, worst):
+                    used = ({"penalty": penalty, "train_depth": trained, "steps": s} for s in (first, t))
+                    ends.append(times(changes[t]) + unequal(densities(rows, *used)))
+                said = f"trained with {steps(trained)}: {ends[0]}"
+                parts.append(said + (f", but {ends[1]} after {worst}" if worst not in (first, last) else ""))
         if parts:
             before = "one" if first == 1 else first
             told.append(
@@ -205,7 +213,7 @@ def _changes(rows: Sequence[Row]) -> Table:
         "least error at", "encoder products", "p (Holm)",
     ]  # fmt: skip
     caption = (
-        f"Errors at {steps(first)} and at {last}, {rows[0]['rows']} held-out rows, {seeds_of(rows)}; brackets are "
+        f"Errors at {steps(first)} and at {last}, {rows_of(rows)}, {seeds_of(rows)}; brackets are "
         f"{STUDENT}. The ratio is the geometric mean of each seed's own. p: Student's paired test that it is 1, "
         f"adjusted for all {len(lines)} rows (Holm)."
     )
@@ -226,7 +234,7 @@ def _densities(rows: Sequence[Row]) -> Table:
     headings = ["SAE", "steps in training", "step rule", "l0 (range)", "λ multiplied by", f"dead, {steps(first)}",
                 f"two-sided, {steps(first)}"]  # fmt: skip
     caption = (
-        f"Non-zeros a row, with their range over steps and {seeds_of(rows)}, on {rows[0]['rows']} held-out rows; the "
+        f"Non-zeros a row, with their range over steps and {seeds_of(rows)}, on {rows_of(rows)}; the "
         f"factor of λ that keeps them; at {steps(first)} the share of latents that never fire, and of the others the "
         "share that fires with both signs."
     )
