@@ -63,3 +63,14 @@ def test_the_address_of_the_repository_is_one_field():
     for name, mark in (("README.md", "git clone "), ("CITATION.cff", "repository-code: ")):
         found = re.findall(rf"^{mark}(\S+)", (ROOT / name).read_text(encoding="utf-8"), re.M)
         assert found == ([address] if address else []), name
+
+
+def test_the_gain_in_the_readme_is_that_of_the_study():
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    study = (ROOT / "docs" / "study.md").read_text(encoding="utf-8").replace("\N{MINUS SIGN}", "-")
+    for name, percent in re.findall(r"(AbsTopK|TopK|JumpReLU|ReLU)(?: sparse autoencoder)? by (\d+) %", readme):
+        line = next(line for line in study.splitlines() if line.startswith(f"| {name} |"))
+        assert f"| -{percent} % [" in line, name
+    gain = re.search(r"AbsTopK sparse autoencoder by (\d+ % \[\d+, \d+\])", readme)[1]
+    assert f"of an AbsTopK SAE by {gain} at equal density" in study
+    assert "3 seeds" in study
