@@ -31,7 +31,8 @@ INTRODUCTION = (
 def main(folder):
     """Write the page and the figures."""
     study = json.loads((Path(folder) / "rows.json").read_text(encoding="utf-8"))
-    answer, *parts = sections(study["rows"], study["meta"]["to repeat"])
+    trained = f"The SAEs were trained for {study['meta']['training steps']} steps."
+    answer, *parts = sections(study["rows"], study["meta"]["to repeat"], remarks=[trained])
     for item in [item for section in (answer, *parts) for item in section.shown]:
         if item.name in FIGURES:
             (DOCS / "figures" / f"{item.name}.svg").write_bytes(image(item.figure, "svg"))

@@ -29,10 +29,11 @@ def duality_gap(x: Any, D: Any, z: Any, R: Penalty, bias: Any = None) -> Any:
 
     Statement: thm-duality-gap (Mairal 2010, appendix D; Fenchel duality); it bounds what a deeper encoder could still
     gain (prop-amortisation-gap).  Shapes: x (..., d), D (P, d), z (..., P).
-    Raises `Error` for other penalties, which have no convex dual, and for data that does not fit.
+    Raises `Error` for other penalties, and for data that does not fit.
     """
     if not runs(R, L1):
-        msg = f"duality_gap is for L1, not {type(R).__name__}: a non-convex penalty has no zero gap (thm-duality-gap)"
+        kind = type(R).__name__
+        msg = f"duality_gap is worked out for L1 only, not for {kind}: use fixed_point_residual (thm-duality-gap)"
         raise Error(msg)
     x = check_floats("x", x)
     c, D, z, _ = _problem(x, D, z, R, bias)

@@ -106,6 +106,9 @@ class StepSizes(GivenStep):
             raise Error(msg)
         sizes = self.mu.tolist() if is_torch(self.mu) else list(self.mu)
         for n, mu in enumerate(sizes):
+            if is_torch(mu):
+                msg = f"step[{n}] is a tensor: give one tensor of all of them, torch.stack([...]), so that each is learned"
+                raise Error(msg)
             number = as_number(mu)
             if number is None or number <= 0:
                 msg = f"step[{n}]={mu!r} must be finite and > 0: one number per iteration (thm-ista-descent)"

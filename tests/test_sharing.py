@@ -245,6 +245,16 @@ def test_rows_may_be_numpy_or_lists_and_come_back_as_tensors():
             sae.encode(x.numpy().astype(int))
 
 
+def test_codes_may_be_numpy_or_lists_and_whole_numbers_are_rows():
+    sae = px.topk_sae(4, 8, 2)
+    z = sae.encode([[1, 2, 3, 4]])
+    assert_same(z, sae.encode(torch.tensor([[1.0, 2.0, 3.0, 4.0]])))
+    for same in (z.detach().numpy(), z.tolist()):
+        assert_same(sae.decode(same), sae.decode(z))
+    with pytest.raises(px.Error, match="codes is str"):
+        sae.decode("codes")
+
+
 def test_nothing_is_left_in_the_object_by_a_run(tmp_path):
     sae = made()
     names = set(vars(sae))

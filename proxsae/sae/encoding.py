@@ -34,7 +34,7 @@ class Encoding:
     def __post_init__(self) -> None:
         check_count("steps", self.steps, 1)
         if not (self.rule is None or isinstance(self.rule, (StepRule, LearnedSteps))):
-            msg = f"step={self.rule!r} must be a step rule, such as ExactStep(), or LearnedSteps()"
+            msg = f"step={self.rule!r} must be a step rule, such as ExactStep() or FixedStep(0.1), or LearnedSteps()"
             raise Error(msg)
         if self.analysis not in ("dictionary", "encoder"):
             msg = f"analysis={self.analysis!r} must be 'dictionary' or 'encoder'"

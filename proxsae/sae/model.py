@@ -156,10 +156,12 @@ class SAE(Parameters):
         return self._points(x, prox(self.penalty, self.pre_activations(x)))
 
     def decode(self, z: Tensor | SparseCodes, like: Any = None) -> Tensor:
-        """z W_dec + b_dec: dense codes (..., d_sae) or `SparseCodes` -> (..., d_in); `Error` for others.
+        """z W_dec + b_dec: dense codes (..., d_sae), also NumPy ones, or `SparseCodes` -> (..., d_in).
 
         Where rows are normalised, so is this; with `like`, the x (..., d_in) that was encoded, it is in the units of x.
         """
+        if not isinstance(z, (Tensor, SparseCodes)):
+            z = check_floats("codes", _as_tensor("codes", z)).to(self.W_dec)
         width, values = (z.d_sae, z.values) if isinstance(z, SparseCodes) else (z.shape[-1], z)
         if width != self.d_sae or values.dtype != self.W_dec.dtype:
             msg = f"codes have {width} latents of {values.dtype}, but this SAE has {self.d_sae} of {self.W_dec.dtype}"
@@ -252,7 +254,9 @@ class SAE(Parameters):
 def _as_tensor(name: str, a: Any) -> Tensor:
     """NumPy rows or lists of numbers as a tensor of their own dtype, or `Error`."""
     try:
-        return torch.tensor(np.asarray(a))
+        array = np.asarray(a)
+        whole = array.dtype.kind in "iu" and not isinstance(a, np.ndarray)  # a list of whole numbers
+        return torch.tensor(array.astype(float) if whole else array)
     except (TypeError, ValueError):
         msg = f"{name} is {type(a).__name__}, but must be rows of numbers: a torch tensor, a NumPy array or lists"
         raise Error(msg) from None

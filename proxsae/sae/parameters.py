@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any, Self, cast
 
 import numpy as np
@@ -136,6 +136,10 @@ class Parameters(nn.Module):
         """Multiply lam by `factor`, in place; an L0 SAE has its threshold instead, and a k-sparse one neither."""
         R = self.common.penalty
         if hasattr(R, "lam") and not isinstance(R, L0):
+            if not is_dataclass(R):
+                kind = type(R).__name__
+                msg = f"lam of {kind} must be rescaled, for which its class needs @dataclass(frozen=True, eq=False)"
+                raise Error(msg)
             self.common.penalty = replace(cast(Any, R), lam=R.lam * factor)
 
     @torch.no_grad()

@@ -81,6 +81,7 @@ def carry_out(request: Request, out: Path | None, progress: Progress, command: s
         repeat = "" if "parts" in fixed or not request.named else about["to repeat"]
         stack.enter_context(held(folder))
         run = _Run(study.all_tasks(setting, made.parts), Journal(folder, first), made, about, progress)
+        notes = [f"The SAEs were trained for {counted(made.train_steps, 'step')}.", *notes]
         run.study = replace(run.study, packaged=setting.packaged, hint=hint, repeat=repeat, notes=notes)
         run.carry_out(lines, out)
     return run.study
@@ -138,8 +139,8 @@ class _Run:
         """Take the rows of the tasks that ended."""
         done = [task for task in self.tasks if task.name in self.journal.done]
         rows = [row for task in done for row in self.journal.done[task.name]]
-        spent = f"{self.journal.seconds / 60:.1f} of work, {self.made.seconds / 60:.1f} were planned"
-        about = self.about | {"minutes": spent}
+        spent = f"{minutes(self.journal.seconds)} of work, {minutes(self.made.seconds)} were planned"
+        about = self.about | {"time": spent}
         self.study = replace(self.study, rows=rows, about=about, done=(len(done), len(self.tasks)))
 
     def write(self, out: Path) -> None:

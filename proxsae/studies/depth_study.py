@@ -17,7 +17,6 @@ from proxsae.disk import held
 from proxsae.penalties import BatchKSparse, KSparse
 from proxsae.sae import SAE
 from proxsae.sae.inspection import lam_is_zero
-from proxsae.studies import words
 from proxsae.studies.carry_out import carry_out, check_folder
 from proxsae.studies.density import sample
 from proxsae.studies.journal import FILE
@@ -103,6 +102,9 @@ def of_one(sae: SAE, rows: Any, steps: Sequence[int], out: Path | None, progress
     if isinstance(sae.penalty, BatchKSparse):
         sae = sae.thresholded()  # its codes depend on the batch
     opened = data.open_rows(data.packaged()[1] if rows is None else plain(rows))
+    if rows is None and opened.shape[1] != sae.d_in:
+        msg = f"the packaged rows have width {opened.shape[1]}, but this SAE needs {sae.d_in}: give its rows (--data)"
+        raise Error(msg)
     which = np.arange(len(opened))
     if len(which) > ROWS:
         which = np.sort(np.random.default_rng(0).choice(which, ROWS, replace=False))
@@ -117,7 +119,7 @@ def of_one(sae: SAE, rows: Any, steps: Sequence[int], out: Path | None, progress
         msg += f"could be compared: look at lam of {R!r}, and at the layer, scale and normalisation of the rows"
         raise Error(msg)
     about = {
-        "SAE": f"{R!r}, encoder of {words.steps(sae.steps)}, d_in={sae.d_in}, d_sae={sae.d_sae}",
+        "SAE": sae.extra_repr(),
         "data": name,
         "rows": f"{len(x)} of {len(opened)}",
         "l0": f"{k:.4g}",

@@ -12,6 +12,7 @@ from proxsae.studies.parts.depth.section import by_exact_steps, curve, curve_row
 from proxsae.studies.statistics import Interval, grouped, mean_of, pick
 from proxsae.studies.task import Row
 from proxsae.studies.words import (
+    GIVEN,
     NAMES,
     change,
     densities,
@@ -21,6 +22,7 @@ from proxsae.studies.words import (
     rows_of,
     seeds_of,
     steps,
+    trained_with,
     unequal,
 )  # fmt: skip
 
@@ -68,7 +70,13 @@ def _answer(depth: Sequence[Row], apart: Sequence[Row]) -> Section | None:
     hero = next((name for name in HERO if name in gains), next(iter(gains)))
     many = f"{last} {taken(drawn)}"
     l0 = {name: densities(drawn, *({"penalty": name, "steps": t} for t in (1, last))) for name in gains}
-    sentences = [_gain(hero, trained, many, gains, l0), _cost(drawn, hero, trained, last)]
+    name = NAMES.get(hero, hero)
+    sae = f"{'an' if name[0] in 'AEIOU' or name == 'MCP' else 'a'} {name} SAE"
+    if trained_with(drawn, trained) == GIVEN:
+        sae = f"the given {name} SAE"
+    elif trained > 1:
+        sae += f" trained with {steps(trained)}"
+    sentences = [_gain(hero, sae, many, gains, l0), _cost(drawn, hero, trained, last)]
     sentences += _rest(depth, apart, hero, trained, last)
     lines = []
     for name, gain in gains.items():
@@ -81,7 +89,7 @@ def _answer(depth: Sequence[Row], apart: Sequence[Row]) -> Section | None:
     said += "; bars and brackets are 95 % intervals." if number_of_seeds(drawn) > 1 else "."
     picture = Picture(
         "depth-steps",
-        f"Error of SAEs trained with {steps(trained)}, used with more {taken(drawn)} of the same weights; {said}",
+        f"Error of SAEs {trained_with(drawn, trained)}, used with more {taken(drawn)} of the same weights; {said}",
         curve(depth), points(drawn),
     )  # fmt: skip
     headings = ["SAE", "error (nmse), one step", many, "change", f"cost of {last}, in encoders"]
@@ -94,12 +102,10 @@ def _answer(depth: Sequence[Row], apart: Sequence[Row]) -> Section | None:
     )
 
 
-def _gain(hero: str, trained: int, many: str, gains: dict[str, Interval], l0: dict[str, list[float]]) -> str:
+def _gain(hero: str, sae: str, many: str, gains: dict[str, Interval], l0: dict[str, list[float]]) -> str:
     """The gain of an SAE, and the range of those of all kinds, where their densities allow to compare errors."""
     found, others = gains[hero], [gain.mean for name, gain in gains.items() if not l0[name]]
-    name = NAMES.get(hero, hero)
-    what = f"the error of {'an' if name[0] in 'AEIOU' or name == 'MCP' else 'a'} {name} SAE"
-    what += f" trained with {steps(trained)}" if trained > 1 else ""
+    what = f"the error of {sae}"
     if _unclear(found):
         said = f"{many} of the same weights do not clearly change {what} ({change(found)})"
     else:

@@ -49,6 +49,7 @@ GLOSSARY = (
 )
 STUDENT = "95 % over seeds (Student)"
 INTERVAL = "Bars are 95 % intervals over seeds."
+GIVEN = "as given"
 SAME_DENSITY = 1.05  # ratio of l0 up to which errors are compared
 
 
@@ -87,6 +88,16 @@ def counted(number: int, what: str) -> str:
 def rows_of(rows: Sequence[Row]) -> str:
     """How many rows were measured, and that they were held out, where the study trained the SAEs itself."""
     return f"{rows[0]['rows']} {'held-out ' if 'train_seconds' in rows[0] else ''}rows"
+
+
+def trained_with(rows: Sequence[Row], number: int) -> str:
+    """With how many encoder steps SAEs were trained, where the study trained them; of a given SAE it is not known."""
+    return f"trained with {steps(number)}" if "train_seconds" in rows[0] else GIVEN
+
+
+def bars(rows: Sequence[Row], said: str = INTERVAL) -> str:
+    """What is said of intervals over seeds, where there are any."""
+    return said if number_of_seeds(rows) > 1 else ""
 
 
 def times(found: Interval) -> str:

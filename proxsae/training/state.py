@@ -65,7 +65,8 @@ def check_atoms(sae: SAE) -> None:
     if bool(((norms - 1).abs() > ROUNDED).any()) and not (homogeneous and sae.steps == 1):
         low, high = float(norms.min()), float(norms.max())
         msg = f"atoms have norms from {low:.3g} to {high:.3g}, but training keeps them at 1:"
-        msg += f" that is the same SAE for one step of L0 or of a plain ReLU, and not for {type(R).__name__} here"
+        msg += f" that is the same SAE for one step of L0 or of a plain ReLU, and not for {type(R).__name__} here;"
+        msg += " scale the rows of W_dec to norm 1 first"
         raise Error(msg)
 
 

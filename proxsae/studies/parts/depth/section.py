@@ -12,20 +12,22 @@ from proxsae.studies.task import Row
 from proxsae.studies.words import (
     ANEW,
     FAMILIES,
-    INTERVAL,
     LOG,
     NAMES,
     RULES,
     STUDENT,
     STYLES,
+    bars,
     change,
     densities,
+    number_of_seeds,
     penalties_of,
     rows_of,
     seeds_of,
     steps,
     times,
     title,
+    trained_with,
     unequal,
 )  # fmt: skip
 
@@ -41,10 +43,10 @@ def section(rows: Sequence[Row]) -> Section:
     """The part on reconstruction, from the rows of `measure`."""
     depths = sorted({row["train_depth"] for row in rows})
     first, exact = pick(rows, train_depth=depths[0]), by_exact_steps(rows)
-    size = f"{rows_of(rows)}, {seeds_of(rows)}. {INTERVAL}"
+    size = f"{rows_of(rows)}, {seeds_of(rows)}. {bars(rows)}".rstrip()
     shown: list[Picture | Table] = [
         _picture("depth-rules", first, "rule", "steps",
-                 f"Error by step rule, of SAEs trained with {steps(depths[0])}. {size}"),
+                 f"Error by step rule, of SAEs {trained_with(rows, depths[0])}. {size}"),
         _picture("depth-cost", first, "rule", "cost", f"The same errors against what their codes cost. {size}"),
     ]  # fmt: skip
     if len(depths) > 1:
@@ -77,7 +79,7 @@ def findings(rows: Sequence[Row]) -> list[str]:
                 for t in (last, worst):
                     used = ({"penalty": penalty, "train_depth": trained, "steps": s} for s in (first, t))
                     ends.append(times(changes[t]) + unequal(densities(rows, *used)))
-                said = f"trained with {steps(trained)}: {ends[0]}"
+                said = f"{trained_with(rows, trained)}: {ends[0]}"
                 parts.append(said + (f", but {ends[1]} after {worst}" if worst not in (first, last) else ""))
         if parts:
             before = "one" if first == 1 else first
@@ -206,17 +208,19 @@ def _changes(rows: Sequence[Row]) -> Table:
             title(penalty), str(depth), RULES.get(rule, rule), str(error[(first,)]), str(error[(last,)]),
             times(ratio_over_seeds(many, few)), str(least), f"{cost[(last,)].mean:.1f}",
         ])  # fmt: skip
-    for line, p in zip(lines, holm(p_values), strict=True):
-        line.append(f"{p:.2g}")
     headings = [
         "SAE", "steps in training", "step rule", f"nmse, {steps(first)}", f"nmse, {last} steps", "ratio",
-        "least error at", "encoder products", "p (Holm)",
+        "least error at", "encoder products",
     ]  # fmt: skip
-    caption = (
-        f"Errors at {steps(first)} and at {last}, {rows_of(rows)}, {seeds_of(rows)}; brackets are "
-        f"{STUDENT}. The ratio is the geometric mean of each seed's own. p: Student's paired test that it is 1, "
-        f"adjusted for all {len(lines)} rows (Holm)."
-    )
+    caption = f"Errors at {steps(first)} and at {last}, {rows_of(rows)}, {seeds_of(rows)}."
+    if number_of_seeds(rows) > 1:
+        headings.append("p (Holm)")
+        for line, p in zip(lines, holm(p_values), strict=True):
+            line.append(f"{p:.2g}")
+        caption += (
+            f" Brackets are {STUDENT}. The ratio is the geometric mean of each seed's own. p: Student's paired test "
+            f"that it is 1, adjusted for all {len(lines)} rows (Holm)."
+        )
     return Table("depth-changes", caption, headings, lines, folded=True)
 
 

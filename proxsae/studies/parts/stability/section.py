@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from proxsae.report.section import Picture, Section
 from proxsae.report.style import canvas, house, legend, means
-from proxsae.studies.statistics import Interval
+from proxsae.studies.statistics import Interval, pick
 from proxsae.studies.task import Row
-from proxsae.studies.words import STYLES, TITLES, steps
+from proxsae.studies.words import STYLES, TITLES, penalties_of, steps
 
 
 @house()
@@ -29,7 +30,7 @@ def _picture(rows: Sequence[Row], pairs: str) -> Picture:
     measures = {"cosine": "matched decoder cosine", "iou": "code IoU"}
     depths = sorted({row["train_depth"] for row in rows})
     taken = sorted({row["steps"] for row in rows})
-    penalties = list(dict.fromkeys(row["penalty"] for row in rows))
+    penalties = penalties_of(rows)
     figure, axes = canvas(columns=len(depths), rows=2, sharex=True, sharey="row")
     for (measure, title), across in zip(measures.items(), axes, strict=True):
         found = spans(rows, measure)
@@ -66,7 +67,9 @@ def findings(rows: Sequence[Row]) -> list[str]:
     first, last = min(row["steps"] for row in rows), max(row["steps"] for row in rows)
     cosine, iou = spans(rows, "cosine"), spans(rows, "iou")
     said = []
-    for penalty, depth in dict.fromkeys((row["penalty"], row["train_depth"]) for row in rows):
+    for penalty, depth in product(penalties_of(rows), sorted({row["train_depth"] for row in rows})):
+        if not pick(rows, penalty=penalty, train_depth=depth):
+            continue
         before, after, atoms = (
             found.get((penalty, depth, t)) for found, t in ((iou, first), (iou, last), (cosine, first))
         )
