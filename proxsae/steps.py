@@ -107,7 +107,7 @@ class StepSizes(GivenStep):
         sizes = self.mu.tolist() if is_torch(self.mu) else list(self.mu)
         for n, mu in enumerate(sizes):
             if is_torch(mu):
-                msg = f"step[{n}] is a tensor: give one tensor of all of them, torch.stack([...]), so that each is learned"
+                msg = f"step[{n}] is a tensor: give all as one tensor, torch.stack([...]), so that each is learned"
                 raise Error(msg)
             number = as_number(mu)
             if number is None or number <= 0:

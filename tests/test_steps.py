@@ -149,5 +149,5 @@ def test_restarts_are_those_of_solve():
 
 def test_a_list_of_tensors_is_refused_with_what_to_write():
     mu = torch.tensor(0.1, requires_grad=True)
-    with pytest.raises(px.Error, match=r"step\[0\] is a tensor: give one tensor of all of them, torch.stack"):
+    with pytest.raises(px.Error, match=r"step\[0\] is a tensor: give all as one tensor, torch.stack"):
         px.ista(torch.ones(3), torch.eye(3), px.L1(0.1), 2, step=[mu, mu])
