@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 
-@torch.library.custom_op("proxsae::sqrt", mutates_args=())
+@library.custom_op("proxsae::sqrt", mutates_args=())
 def sqrt(a: Tensor) -> Tensor:
     """The square root, correctly rounded; its derivative at 0 is 0, and not infinity.
 
