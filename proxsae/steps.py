@@ -8,6 +8,7 @@ z+ = prox_{mu R}(z - mu g).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -42,12 +43,12 @@ class StepRule:
     falls: ClassVar[bool] = True
 
 
-class GivenStep(StepRule):
+class GivenStep(StepRule, ABC):
     """A rule whose mu is known before the step is taken."""
 
+    @abstractmethod
     def size(self, n: int, L: float) -> Any:
         """mu of step n = 0, 1, ..., for L = ||D||^2."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

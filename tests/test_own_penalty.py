@@ -10,6 +10,7 @@ import proxsae as px
 from proxsae import testing as pt
 from proxsae.penalties import Separable
 from proxsae.pytorch.arithmetic import sqrt
+from proxsae.studies import density
 
 
 class Renamed(px.L1):
@@ -240,6 +241,24 @@ def test_a_penalty_that_is_no_dataclass_cannot_be_written_and_says_what_it_needs
     with pytest.raises(px.Error, match=r"Plain cannot be written to a file: its class needs @dataclass"):
         sae.save(tmp_path / "sae")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_penalty_that_is_no_dataclass_cannot_be_given_another_lam():
+    class Plain(px.Penalty):
+        """lam times the number of latents, which is enough to be asked for another lam."""
+
+        lam = 0.5
+
+        def _value(self, z):
+            return np.full(z.shape[:-1], self.lam * z.shape[-1])
+
+        def _prox(self, u, step):
+            return u.copy()
+
+    sae = px.SAE(8, 16, Plain())
+    for call in (lambda: sae.scale_lam(2.0), lambda: density.with_lam(sae, 2.0)):
+        with pytest.raises(px.Error, match=r"Plain cannot be given another lam: its class needs @dataclass"):
+            call()
 
 
 def test_a_root_of_bfloat16_is_a_root():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import is_dataclass, replace
 from typing import Any, ClassVar, TypeGuard, TypeVar
 
 import numpy as np
@@ -132,6 +133,19 @@ def runs(R: Any, family: type[P]) -> TypeGuard[P]:
     """
     mine = type(R)
     return isinstance(R, family) and all(getattr(mine, f, None) is getattr(family, f, None) for f in FORMULAS)
+
+
+def check_dataclass(R: Any, what: str) -> Any:
+    """Return R where its fields are known; `Error` for a penalty whose class is no dataclass, and what it cannot be."""
+    if not is_dataclass(R):
+        msg = f"{type(R).__name__} cannot be {what}: its class needs @dataclass(frozen=True, eq=False)"
+        raise Error(msg)
+    return R
+
+
+def with_lam(R: Any, lam: Any) -> Any:
+    """The same penalty with another lam."""
+    return replace(check_dataclass(R, "given another lam"), lam=lam)
 
 
 def rounded(t: Any, dtype: Any) -> Floats:

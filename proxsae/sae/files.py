@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
 
-from proxsae.conventions import Error
 from proxsae.penalties import L0
+from proxsae.penalties.base import check_dataclass
 from proxsae.sae.parameters import Parameters
 
 
 def describe(sae: Parameters) -> dict[str, Any]:
     """Everything about an SAE that its tensors do not say, as JSON has it."""
-    R: Any = sae.common.penalty
-    if not is_dataclass(R):
-        msg = f"{type(R).__name__} cannot be written to a file: its class needs @dataclass(frozen=True, eq=False)"
-        raise Error(msg)
+    R = check_dataclass(sae.common.penalty, "written to a file")
     parameters = {f.name: np.asarray(getattr(R, f.name)).tolist() for f in fields(R)}
     if isinstance(R, L0):
         del parameters["lam"]  # it is in the trained threshold

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import is_dataclass, replace
-from typing import Any, Self, cast
+from dataclasses import replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from proxsae.certificates import lipschitz
 from proxsae.conventions import Error, check_count
 from proxsae.penalties import L0, BatchKSparse, Penalty
+from proxsae.penalties.base import with_lam
 from proxsae.sae.encoding import Common, Encoding
 from proxsae.sae.normalize import check_kind
 from proxsae.sae.sharing import shared
@@ -64,7 +65,7 @@ class Parameters(nn.Module):
         W, lam = self.W_dec, getattr(penalty, "lam", None)
         penalty.check_fits("penalty", W, self.d_sae)
         if isinstance(lam, Tensor):  # lam is not trained here: a tensor of the caller gets no gradient
-            penalty = replace(cast(Any, penalty), lam=lam.detach().cpu().double().numpy())
+            penalty = with_lam(penalty, lam.detach().cpu().double().numpy())
         self.common.penalty = penalty
         if isinstance(penalty, L0):
             theta = torch.tensor(np.sqrt(2 * np.asarray(penalty.lam)))
@@ -136,11 +137,7 @@ class Parameters(nn.Module):
         """Multiply lam by `factor`, in place; an L0 SAE has its threshold instead, and a k-sparse one neither."""
         R = self.common.penalty
         if hasattr(R, "lam") and not isinstance(R, L0):
-            if not is_dataclass(R):
-                kind = type(R).__name__
-                msg = f"lam of {kind} must be rescaled, for which its class needs @dataclass(frozen=True, eq=False)"
-                raise Error(msg)
-            self.common.penalty = replace(cast(Any, R), lam=R.lam * factor)
+            self.common.penalty = with_lam(R, R.lam * factor)
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from proxsae.penalties import Penalty
+from proxsae.penalties.base import with_lam
 from proxsae.pytorch.iteration import Point
 from proxsae.pytorch.prox import prox
 
@@ -47,7 +47,7 @@ def learned(
         mu, Rt = log_step.exp(), R
         if log_lam_factors is not None:
             lam = R.lam if isinstance(R.lam, Tensor) else torch.as_tensor(np.array(R.lam))
-            Rt = replace(R, lam=lam.to(g.device) * log_lam_factors[t].double().exp())
+            Rt = with_lam(R, lam.to(g.device) * log_lam_factors[t].double().exp())
         u = point.z - mu * (g if tilt is None else g - tilt)
         point = Point(prox(Rt, u, mu), point.c, point.D, point.spent + 2, tilt=tilt)
         yield point

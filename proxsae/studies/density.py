@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from proxsae.metrics import l0
-from proxsae.penalties import L0
+from proxsae.penalties import L0, base
 from proxsae.sae import SAE
 
 NEAR = 0.01  # relative distance of L0 at which the search is over
@@ -30,7 +29,7 @@ def with_lam(sae: SAE, factor: float) -> SAE:
     R: Any = sae.penalty
     if isinstance(R, L0):
         return sae.twin(weights={"threshold": sae.threshold.detach() * math.sqrt(factor)})
-    return sae.twin(penalty=replace(R, lam=R.lam * factor)) if hasattr(R, "lam") else sae.twin()
+    return sae.twin(penalty=base.with_lam(R, R.lam * factor)) if hasattr(R, "lam") else sae.twin()
 
 
 def sample(x: Tensor) -> Tensor:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,7 +90,7 @@ def speed(x: Tensor, d_sae: int, k: int) -> tuple[float, int]:
                 started = time.perf_counter()
                 train(sae, x, TRIAL, depth.BATCH, depth.LR, progress=False)
                 times.append((time.perf_counter() - started) / TRIAL)
-            found[threads] = statistics.median(times)
+            found[threads] = float(np.median(times))
     finally:
         torch.set_num_threads(before)
     threads = min(found, key=lambda n: found[n])

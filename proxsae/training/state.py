@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from proxsae.conventions import Error
 from proxsae.disk import sentence
 from proxsae.penalties import L0, L1
+from proxsae.penalties.base import with_lam
 from proxsae.sae import SAE
 from proxsae.sae.shards import DIMENSION, part_of, split
 from proxsae.sae.team import Team
@@ -85,7 +86,7 @@ def _with_scale(R: Any, saved: dict[str, Any]) -> Any:
     """R with the lam of a checkpoint; an L0 has its lam in the weight `threshold`, and its bandwidth here."""
     if isinstance(R, L0):
         return replace(R, bandwidth=saved["bandwidth"])
-    return replace(R, lam=saved["lam of R"]) if hasattr(R, "lam") else R
+    return with_lam(R, saved["lam of R"]) if hasattr(R, "lam") else R
 
 
 def _norms(sae: SAE) -> Tensor:
