@@ -87,7 +87,7 @@ class SparseCoder(_Transformer):
     @property
     def components_(self) -> Any:
         """The dictionary as an array of floats, (n_components, n_features)."""
-        D = self.dictionary.detach().cpu() if is_torch(self.dictionary) else self.dictionary
+        D = self.dictionary.detach().cpu().numpy() if is_torch(self.dictionary) else self.dictionary
         return check_array(D, dtype=FLOATS, input_name="dictionary")
 
     def fit(self, X: Any, y: Any = None) -> Self:

@@ -13,7 +13,8 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.utils import estimator_checks
+from sklearn.utils import estimator_checks, get_tags
+from sklearn.utils.validation import check_is_fitted
 
 import proxsae as px
 from proxsae.reference.pursuit import omp
@@ -114,12 +115,20 @@ def test_codes_are_those_of_ista_and_solve(kind):
     made = SparseCoder(DATA.D, R, steps=4, step=px.ExactStep()).fit(x)
     trace = px.ista(torch.tensor(x), torch.tensor(D), R, 4, px.ExactStep())
     assert_same(made.transform(x), trace.codes.numpy())
-    solved = SparseCoder(torch.nn.Parameter(torch.tensor(D)), R).transform(x)  # as sae.W_dec is
-    assert_same(solved, px.solve(torch.tensor(x).double(), torch.tensor(D).double(), R).codes.numpy().astype(kind))
+    given = SparseCoder(torch.nn.Parameter(torch.tensor(D)), R)  # as sae.W_dec is
+    assert_same(given.components_, D)
+    solution = px.solve(torch.tensor(x).double(), torch.tensor(D).double(), R)
+    assert_same(given.transform(x), solution.codes.numpy().astype(kind))
     back = made.inverse_transform(trace.codes.numpy())
     assert back.dtype == kind
     assert np.allclose(back, trace.codes.numpy() @ D)
-    assert_same(made.components_, DATA.D)
+    assert_same(made.components_, DATA.D)  # in its own dtype, whatever that of the rows
+
+
+def test_the_coder_needs_no_fit():
+    made = SparseCoder(DATA.D, px.L1(0.1))
+    check_is_fitted(made)
+    assert_same(make_pipeline(made).transform(DATA.x), clone(made).fit(DATA.x).transform(DATA.x))
 
 
 def test_the_coder_says_what_does_not_fit():
@@ -229,6 +238,11 @@ def test_a_grid_search_over_a_pipeline_chooses_penalties_steps_and_widths():
     search = GridSearchCV(given, grid, cv=2, n_jobs=1).fit(DATA.x, concept)
     assert search.predict(DATA.x).shape == (40,)
     assert search.best_params_["sparsecoder__penalty"] in (px.KSparse(1), px.KSparse(3))
+
+
+@pytest.mark.parametrize("make", ESTIMATORS.values(), ids=ESTIMATORS)
+def test_scikit_learn_is_told_which_dtypes_are_kept(make):
+    assert get_tags(make(3)).transformer_tags.preserves_dtype == ["float64", "float32"]
 
 
 @pytest.mark.parametrize("make", ESTIMATORS.values(), ids=ESTIMATORS)
