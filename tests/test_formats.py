@@ -23,6 +23,7 @@ import proxsae as px
 from proxsae.conventions import Error
 from proxsae.formats import Found, read, saelens_layout, write_saelens
 from proxsae.formats.files import show
+from proxsae.testing import assert_same
 from tests.checkpoint_files import WRITERS, D, K, P, batchtopk, dictionary_learning, draw, openai, saelens, sparsify
 from tests.checkpoint_files import gemma_scope_1 as gemma_scope_1_files
 from tests.checkpoint_files import gemma_scope_2 as gemma_scope_2_files
@@ -535,7 +536,8 @@ def test_a_folder_of_folders_says_which_hold_weights(tmp_path):
     ("text", "sentence"),
     [
         ("[" * 100_000, "not readable JSON"),
-        ('{"d_in": NaN}', "NaN is not a JSON number"),
+        ('{"d_in": NaN}', "says d_in=nan, but the width is 6 in the tensors"),
+        ('{"d_in": 6, "metadata": {"sae_lens_version": Infinity}}', "sae_lens_version=inf, but it must be text"),
         ("[1]", "holds a list, but a configuration is an object"),
         ("{", "not readable JSON"),
         ('{"d_in": 6, "x": ' + "9" * 10_000 + "}", "not readable JSON"),
@@ -547,6 +549,58 @@ def test_hostile_json(text, sentence, tmp_path):
     (tmp_path / "cfg.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(Error, match=sentence):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_byte_order_mark_and_infinities_that_nobody_reads_change_nothing(name, encoding, tmp_path):
+    """As editors and shells on Windows save JSON, and Python writes what it has not measured."""
+    path = WRITERS[name](tmp_path)
+    good = read(path)
+    for file in tmp_path.rglob("*.json"):
+        fields = json.loads(file.read_text()) | {
+            "best_loss": float("inf"),
+            "lr_end": -float("inf"),
+            "loss": float("nan"),
+        }
+        file.write_bytes(json.dumps(fields).encode(encoding))
+    same_found(read(path), good)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_axes_of_length_one_are_no_other_shape(name, tmp_path):
+    """b_dec (1, d) of a parameter that broadcasts, biases (P, 1), scalars (1, 1), matrices (1, d, P)."""
+    path = WRITERS[name](tmp_path)
+    good = read(path)
+    for at in (0, -1):
+        for file in [f for f in tmp_path.rglob("*") if f.suffix in (".safetensors", ".npz", ".pt")]:
+            rewritten(file, lambda a: a.unsqueeze(at) if at == 0 or a.ndim < 2 else a)  # noqa: B023
+        same_found(read(path), good)
+
+
+def rewritten(file, change):
+    """The same file with its tensors changed."""
+    if file.suffix == ".safetensors":
+        save_file({name: change(a).contiguous() for name, a in load_file(file).items()}, file)
+    elif file.suffix == ".npz":
+        with np.load(file) as held:
+            changed = {name: change(torch.tensor(a)).numpy() for name, a in held.items()}
+        np.savez(file, **changed)
+    else:
+        held = torch.load(file, weights_only=True)
+        torch.save({name: change(a) if isinstance(a, torch.Tensor) else a for name, a in held.items()}, file)
+
+
+def same_found(found, good):
+    assert (found.format, found.normalization, found.metadata, found.notes) == (
+        good.format, good.normalization, good.metadata, good.notes,
+    )  # fmt: skip
+    assert type(found.penalty) is type(good.penalty)
+    z = torch.randn(5, P, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    assert_same(found.penalty.prox(z.numpy()), good.penalty.prox(z.numpy()))
+    assert found.tensors.keys() == good.tensors.keys()
+    for key, a in good.tensors.items():
+        assert_same(found.tensors[key], a)
 
 
 def test_json_has_a_size_limit(tmp_path, monkeypatch):

@@ -90,8 +90,6 @@ def test_folders_pipes_links_devices_and_holes_in_place_of_a_file(form, judge, t
         if name == run_files.METRICS:
             continue
         for how, (instead, claim) in hostile.specials(name, content).items():
-            if form == hostile.DATA and claim == "same":  # no link leaves a folder of activations
-                claim = "error"
             if target.hashed and claim == "any":
                 claim = "kept"
             trial(judge, target, Mutant({**target.files, name: instead}, how, claim), name)
@@ -184,7 +182,7 @@ def test_no_path_comes_from_a_file(judge, targets, tmp_path):
 
 
 def test_a_folder_of_links_as_model_hubs_cache_it(judge, targets):
-    for form in ("proxsae", "SAELens", "training checkpoint"):
+    for form in ("proxsae", "SAELens", "training checkpoint", hostile.DATA):
         target = named(targets, form)[0]
         links = {name: Link(content) for name, content in target.files.items()}
         assert trial(judge, target, Mutant(links, "links", "same")) == "read"
@@ -333,8 +331,8 @@ PLANTED = {
     ),
     "no check of a state": (state, "_check", lambda *_: None, "training checkpoint"),
     "not finite": (formats.parts, "check_finite", lambda name, a: None, "Gemma Scope"),
-    "shapes": (formats.parts, "_check", lambda *_: None, "SAELens"),
-    "sizes": (formats.files, "_dense", lambda path, name, a: a, "openai"),
+    "shapes": (formats.parts, "_checked", lambda name, a, *_: a, "SAELens"),
+    "sizes": (formats.files, "dense", lambda path, name, a: a, "openai"),
     "pipes": (formats.files, "check_file", lambda path: None, "sparsify"),
     "raw words": (loading, "sentence", lambda text, most=0: str(text), "proxsae"),
 }

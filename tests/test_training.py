@@ -190,7 +190,6 @@ REFUSED = {
     "infinity": (MAKE["topk"], lambda x: broken(x, value=np.inf), {}, "infinite"),
     "width": (MAKE["topk"], lambda x: x[:, :5], {}, r"\(1500, 5\)"),
     "one axis": (MAKE["topk"], lambda x: x[0], {}, "shape"),
-    "three axes": (MAKE["topk"], lambda x: x[None], {}, "shape"),
     "no rows": (MAKE["topk"], lambda x: x[:0], {}, "n >= 1"),
     "integers": (MAKE["topk"], lambda x: x.astype(int), {}, "int64"),
     "equal rows": (MAKE["topk"], lambda x: np.ones_like(x), {}, "equal"),

@@ -164,6 +164,7 @@ def _start(arguments: argparse.Namespace, rows: Any) -> Any:
     from proxsae.penalties import L0, L1
     from proxsae.sae import SAE, load
     from proxsae.steps import LearnedSteps
+    from proxsae.training.recipe import mean_and_spread
 
     learned = arguments.encoder_rule == "learned"
     steps, rule = arguments.encoder_steps, LearnedSteps() if learned else RULES.get(arguments.encoder_rule)
@@ -181,7 +182,7 @@ def _start(arguments: argparse.Namespace, rows: Any) -> Any:
     d_sae, k = _sizes(arguments, rows)
     sample = rows[Shuffle(len(rows), arguments.seed).positions(0, min(len(rows), 4096))]
     normalize = arguments.normalize or "none"
-    scale = 1.0 if normalize != "none" else float((sample - sample.mean(axis=0)).std())
+    scale = 1.0 if normalize != "none" else mean_and_spread(torch.from_numpy(sample))[1]
     penalty = PUBLISHED[arguments.kind or "abstopk"].penalty(k, scale)
     return SAE(rows.shape[1], d_sae, penalty, steps or 1, rule, normalize=normalize)
 

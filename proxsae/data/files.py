@@ -1,4 +1,4 @@
-"""Reading activations: the packaged ones, and `.npy`, `.npz`, `.safetensors` files or a folder of them.
+"""Reading activations: the packaged ones, arrays, and `.npy`, `.npz`, `.safetensors`, `.pt` files or a folder of them.
 
 Files are not trusted: nothing in them is run, and the size that a header claims is compared with that of the file
 before anything is allocated.  The formats themselves are in `readers.py` beside this file.
@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import mmap
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from proxsae.conventions import Error
-from proxsae.data.readers import READERS, check_kind, load
+from proxsae.conventions import Error, is_torch
+from proxsae.data.readers import BFLOAT16, READERS, TORCH, check_kind, load, widened
 
 PACKAGED = "minilm-l6-v2-layer3"
 PIECE = 2**20  # entries that are looked at in one go, so that a memory-mapped file is never held whole
@@ -36,10 +36,11 @@ def packaged() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 def read(path: str | os.PathLike[str]) -> NDArray[Any]:
     """Rows (n, d) from a file, or from all files of a folder in the order of their names, looked through for NaN.
 
-    One `.npy` is memory-mapped; several files become one array in memory (`open_rows` reads only the rows asked for).
-    `.npz` and `.safetensors` must hold one array.  Arrays with more axes are read as rows over their last one.  Raises
-    `Error` for a missing, truncated or foreign file, a link that leaves its folder, integers, widths that differ, no
-    rows, and NaN or infinite entries.
+    One file is memory-mapped, but for `.npz` and bfloat16, which becomes float32; several files become one array in
+    memory (`open_rows` reads only the rows asked for).  A file must hold one array; a `.pt` or `.pth` is one tensor,
+    alone or in a dict or list, as `torch.save` writes it.  Arrays with more axes are read as rows over their last one.
+    Raises `Error` for a missing, truncated or foreign file, integers, widths that differ, no rows, and NaN or infinite
+    entries.
     """
     parts = [part.checked() for part in open_parts(path)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -60,21 +61,26 @@ class Part:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The floats that rows are given in: native, and no wider than torch knows."""
-        dtype = self.array.dtype.newbyteorder("=")
-        return dtype if dtype.itemsize <= 8 else np.dtype(np.float64)
+        """The floats that rows are given in."""
+        return np.dtype(np.float32) if self.array.dtype == BFLOAT16 else plain(self.array.dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A mapped file is opened again by the process that gets the part; it must be the same one."""
+        if self.identity is None:
+            return Part, (self.path, self.array, None, None, self.axes)
+        return _opened_again, (self.path, self.identity)
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """The rows of these ascending numbers, as they are stored; a view where they are consecutive."""
-        self._check_still_there()
+        self.check_still_there()
         consecutive = rows[-1] - rows[0] + 1 == len(rows) and bool((np.diff(rows) == 1).all())
         if self.mapping is not None and hasattr(mmap, "MADV_RANDOM"):  # else megabytes are read ahead of every row
             self.mapping.madvise(mmap.MADV_NORMAL if consecutive else mmap.MADV_RANDOM)
         if consecutive and self.array.ndim == 2:
-            return self.array[rows[0] : rows[-1] + 1]
-        return self.array[np.unravel_index(rows, self.array.shape[:-1])]
+            return widened(self.array[rows[0] : rows[-1] + 1])
+        return widened(self.array[np.unravel_index(rows, self.array.shape[:-1])])
 
-    def _check_still_there(self) -> None:
+    def check_still_there(self) -> None:
         """A mapped page that is no longer in its file ends the process (SIGBUS): ask first, at every read."""
         try:
             if self.identity is None or self.identity == _identity(os.stat(self.path)):
@@ -87,7 +93,7 @@ class Part:
 
     def checked(self) -> NDArray[Any]:
         """All rows (n, d) as `dtype`, a view where possible; raise `Error` where one is not finite."""
-        rows = self.array.reshape(-1, self.array.shape[-1])
+        rows = widened(self.array).reshape(-1, self.array.shape[-1])
         if rows.dtype != self.dtype:
             with np.errstate(all="ignore"):  # what overflows is infinite, and refused below
                 rows = rows.astype(self.dtype)
@@ -115,13 +121,33 @@ def open_parts(path: str | os.PathLike[str]) -> list[Part]:
 
 def memory_part(array: Any) -> Part:
     """An array (n, d) that is in memory already, as a part of that array itself."""
-    try:
-        a = np.asarray(array)
-    except Exception as problem:  # a tensor on a GPU, ragged lists
-        msg = f"{type(array).__name__} is not an array of rows (n, d): {' '.join(str(problem).split())}"
-        raise Error(msg) from None
+    a = as_array("the array", array)
     check_kind("the array", a.dtype, a.shape)
     return Part("", a if a.ndim == 2 else a.reshape(-1, a.shape[-1]), axes=a.ndim)
+
+
+def as_array(name: str, given: Any) -> NDArray[Any]:
+    """An array as it is; lists of numbers, and tensors of any device and float, as one; or `Error`."""
+    try:
+        if is_torch(given):
+            a = given.detach().cpu()
+            return np.asarray(a.float() if str(a.dtype) == "torch.bfloat16" else a)
+        a = np.asarray(given)
+    except Exception as problem:  # ragged lists, a sparse tensor
+        msg = f"{name} is {type(given).__name__}, but must be rows of numbers: {' '.join(str(problem).split())}"
+        raise Error(msg) from None
+    return a.astype(np.float64) if a.dtype.kind in "iu" and not hasattr(given, "dtype") else a  # lists of whole numbers
+
+
+def plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The same numbers in this machine's byte order, and floats no wider than torch knows."""
+    return np.dtype(np.float64) if dtype.kind == "f" and dtype.itemsize > 8 else dtype.newbyteorder("=")
+
+
+def _opened_again(path: str, identity: tuple[int, ...]) -> Part:
+    part = replace(_open(Path(path)), identity=identity)
+    part.check_still_there()
+    return part
 
 
 def _open(file: Path) -> Part:
@@ -131,6 +157,8 @@ def _open(file: Path) -> Part:
         array = array.reshape(-1, array.shape[-1])  # of other arrays this would be a copy
     if isinstance(mapping, mmap.mmap):
         return Part(os.path.abspath(file), np.asarray(array), _identity(stat), mapping, axes)
+    if file.suffix in TORCH:  # torch has mapped it
+        return Part(os.path.abspath(file), array, _identity(stat), axes=axes)
     return Part(str(file), array, axes=axes)
 
 
@@ -142,16 +170,10 @@ def _files(source: Path) -> list[Path]:
     try:
         if not source.is_dir():
             return [source]
-        files = sorted(f for f in source.iterdir() if f.suffix in READERS)
-        folder = source.resolve()
-        outside = [f for f in files if not f.resolve().is_relative_to(folder)]
-    except (OSError, RuntimeError) as problem:  # RuntimeError: a loop of links
-        msg = f"cannot read {source}: {getattr(problem, 'strerror', None) or problem}"
+        files = sorted(f for f in source.iterdir() if f.suffix in READERS)  # they may be links, as in a hub's cache
+    except OSError as problem:
+        msg = f"cannot read {source}: {problem.strerror or problem}"
         raise Error(msg) from None
-    if outside:
-        target = outside[0].resolve()
-        msg = f"{outside[0]} is a link to {target}, but no path leaves the folder: name that file or its folder itself"
-        raise Error(msg)
     if not files:
         msg = f"{source} holds no {', '.join(READERS)} file"
         raise Error(msg)

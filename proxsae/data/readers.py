@@ -1,7 +1,7 @@
-"""Read one array of floats from an untrusted `.npy`, `.npz` or `.safetensors` file, or raise `Error`.
+"""Read one array of floats from an untrusted `.npy`, `.npz`, `.safetensors` or `.pt` file, or raise `Error`.
 
-Nothing is unpickled.  A shape is believed only when it fits the bytes that are there: those of the file, or what a zip
-member of that many compressed bytes can hold.  So what is allocated is at most a fixed multiple of the file's size.
+Nothing is unpickled but tensors.  A shape is believed only when it fits the bytes that are there: those of the file, or
+what a zip member of that many compressed bytes can hold.  So at most a fixed multiple of the file's size is allocated.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from proxsae.conventions import Error, library
-from proxsae.disk import CHUNK, DEFLATE, Bounded, memory, sentence
+from proxsae.conventions import Error, library, namespace
+from proxsae.disk import CHUNK, DEFLATE, Bounded, sentence
 
 HEADER = 10_000  # bytes of an .npy header, as NumPy allows
-SAFETENSORS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+BFLOAT16 = np.dtype([("bfloat16", "<u2")])  # NumPy has none: the upper half of a float32, see `widened`
+FLOATS: dict[str, np.dtype[Any]] = {  # as .safetensors files name them
+    "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "BF16": BFLOAT16,
+}  # fmt: skip
 
 
 def load(file: Path) -> tuple[NDArray[Any], os.stat_result]:
     """The one array of a file, float with at least two axes and no axis of length 0, and the file as it was read.
 
-    `.npy` comes as a memory map, the others in memory.  Raises `Error`, naming the file, for everything else.
+    It comes as a memory map, but for `.npz`.  Raises `Error`, naming the file, for everything else.
     """
     if file.suffix not in READERS:
         msg = f"{file} must end in {', '.join(READERS)}"
@@ -40,8 +43,9 @@ def load(file: Path) -> tuple[NDArray[Any], os.stat_result]:
             raise Error(msg)
         with Bounded(io.FileIO(file)) as stream:
             return READERS[file.suffix](str(file), stream), os.fstat(stream.fileno())
-    except Error:
-        raise
+    except Error as problem:
+        msg = str(problem)
+        raise Error(msg if str(file) in msg else f"{file}: {msg}") from None
     except OSError as problem:
         msg = f"cannot read {file}: {problem.strerror or sentence(problem)}"
         raise Error(msg) from None
@@ -50,13 +54,18 @@ def load(file: Path) -> tuple[NDArray[Any], os.stat_result]:
         raise Error(msg) from None
 
 
+def widened(a: NDArray[Any]) -> NDArray[Any]:
+    """`a` itself, or an array of bfloat16 as float32, which holds each of its numbers."""
+    return (a["bfloat16"].astype(np.uint32) << 16).view(np.float32) if a.dtype == BFLOAT16 else a
+
+
 def check_kind(name: str, dtype: Any, shape: tuple[int, ...]) -> None:
     """Raise `Error` unless `dtype` and `shape` are of rows: floats (n, d), at least one of each."""
     if getattr(dtype, "kind", "") != "f" or len(shape) < 2:
         msg = f"{name} holds {sentence(dtype)} of shape {sentence(shape)}, but activations are floats of shape (n, d)"
         raise Error(msg)
     if 0 in shape:
-        msg = f"{name} has shape {sentence(shape)}: there are no rows to encode"
+        msg = f"{name} has shape {sentence(shape)}: there are no rows, but activations have n >= 1 and d >= 1"
         raise Error(msg)
 
 
@@ -129,11 +138,6 @@ def _zip(name: str, stream: IO[bytes]) -> NDArray[Any]:
 
 def _safetensors(name: str, stream: IO[bytes]) -> NDArray[Any]:
     safe_open = library("safetensors", "study").safe_open
-    if (size := os.fstat(stream.fileno()).st_size) > memory():
-        msg = (
-            f"{name} has {size} bytes, which is more than the memory of this machine: save it as .npy, which is mapped"
-        )
-        raise Error(msg)
     with safe_open(name, framework="np") as file:  # checks its header against the size of the file
         keys = sorted(file.keys())
         if len(keys) != 1:
@@ -141,15 +145,34 @@ def _safetensors(name: str, stream: IO[bytes]) -> NDArray[Any]:
             raise Error(msg)
         tensor = file.get_slice(keys[0])
         kind, shape = tensor.get_dtype(), tuple(tensor.get_shape())
-        if kind not in SAFETENSORS:
-            msg = f"{name} holds {kind} of shape {sentence(shape)}, but NumPy's floats are F16, F32, F64: no bfloat16"
-            raise Error(msg)
-        check_kind(name, np.dtype(SAFETENSORS[kind]), shape)
-        return file.get_tensor(keys[0])
+    if kind not in FLOATS:
+        msg = f"{name} holds {kind} of shape {sentence(shape)}, but activations are {', '.join(FLOATS)}"
+        raise Error(msg)
+    check_kind(name, np.dtype(np.float32), shape)
+    dtype = FLOATS[kind]
+    start = os.fstat(stream.fileno()).st_size - math.prod(shape) * dtype.itemsize  # the data end the file, without gaps
+    mapped: NDArray[Any] = np.memmap(stream, dtype, mode="r", offset=start, shape=shape)  # type: ignore
+    return mapped
 
 
+def _torch(name: str, stream: IO[bytes]) -> NDArray[Any]:
+    from proxsae.formats.files import dense, read_torch, tensors_in
+
+    found = tensors_in(read_torch(Path(name), stream))
+    if len(found) != 1:
+        msg = f"{name} holds {len(found)} tensors, but activations are one tensor, alone or in a dict or list"
+        raise Error(msg)
+    a = dense(Path(name), "its tensor", found[0])
+    bfloat16 = str(a.dtype) == "torch.bfloat16"
+    array: NDArray[Any] = (a.view(namespace(a).int16) if bfloat16 else a).numpy()
+    check_kind(name, np.dtype(np.float32) if bfloat16 else array.dtype, array.shape)
+    return array.view(BFLOAT16) if bfloat16 else array
+
+
+TORCH = (".pt", ".pth")
 READERS: dict[str, Callable[[str, IO[bytes]], NDArray[Any]]] = {
     ".npy": _numpy,
     ".npz": _numpy,
     ".safetensors": _safetensors,
+    **dict.fromkeys(TORCH, _torch),
 }

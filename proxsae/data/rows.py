@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from proxsae.conventions import Error
-from proxsae.data.files import Part, memory_part, open_parts
+from proxsae.data.files import Part, as_array, memory_part, open_parts, plain
 
 PROBES = 16  # rows of each part that a fingerprint looks at
 
 
 class Rows:
-    """Rows (n, d) of one or several arrays or files, read only where they are asked for: `rows[2:5]`, `rows[indices]`.
+    """Rows (n, d) of one or several arrays or files, read only where they are asked for.
 
-    Rows come as a new array of the common float dtype, in the order of the indices, which may repeat.  A row with NaN
-    or infinite entries, an index outside [0, n) and a file that was removed or changed in size meanwhile raise `Error`.
-    (A file that is cut in the moment between that question and the reading still ends the process: no reader of mapped
-    memory can exclude it.)  `open_rows` makes one.
+    `rows[2:5]`, `rows[indices]` and `rows[mask]` are (count, d), `rows[3]` and `rows[-1]` are (d,).  They come as a new
+    array of the common float dtype, in the order of the indices, which may repeat.  A row with NaN or infinite entries,
+    an index outside [-n, n) and a file that was removed or changed in size meanwhile raise `Error`.  (A file that is
+    cut in the moment between that question and the reading still ends the process: no reader of mapped memory can
+    exclude it.)  `open_rows` makes one.
+
+    They are a dataset of `torch.utils.data.DataLoader`, also with workers: each opens the mapped files for itself.
     """
 
     def __init__(self, parts: list[Part]) -> None:
@@ -37,8 +41,14 @@ class Rows:
     def __repr__(self) -> str:
         return f"<Rows {self.shape} {self.dtype} of {len(self._parts)} parts>"
 
-    def __getitem__(self, which: slice | NDArray[np.int64]) -> NDArray[Any]:
-        asked = self._indices(which)
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return (self[row] for row in range(len(self)))
+
+    def __getitem__(self, which: Any) -> NDArray[Any]:
+        rows: NDArray[Any] = self._read(self._indices(which))
+        return rows if isinstance(which, slice) or np.ndim(which) else rows[0]
+
+    def _read(self, asked: NDArray[np.int64]) -> NDArray[Any]:
         order = np.argsort(asked, kind="stable")  # files are read from front to back
         ascending = asked[order]
         cuts = np.searchsorted(ascending, self._starts)
@@ -56,16 +66,20 @@ class Rows:
     def _indices(self, which: Any) -> NDArray[np.int64]:
         if isinstance(which, slice):
             return np.arange(*which.indices(len(self)), dtype=np.int64)
-        indices = np.asarray(which)
-        if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
+        indices = np.asarray(None if isinstance(which, tuple) else which)  # of NumPy's arrays a tuple is an entry
+        if indices.dtype == bool and indices.shape == (len(self),):
+            return np.flatnonzero(indices)
+        if indices.ndim > 1 or (indices.size and indices.dtype.kind not in "iu"):
             given = f"{type(which).__name__} of {indices.dtype} and shape {indices.shape}"
-            msg = f"rows are asked for by a slice or an array of whole numbers, shape (count,), not by {given}"
+            msg = f"rows are asked for by a slice, whole numbers (count,) or a mask ({len(self)},), not by {given}"
             raise Error(msg)
-        outside = indices[(indices < 0) | (indices >= len(self))]
+        indices = indices.reshape(-1)
+        outside = indices[(indices < -len(self)) | (indices >= len(self))]
         if outside.size:
-            msg = f"row {outside[0]} must be in [0, {len(self)}): there are no others"
+            msg = f"row {outside[0]} must be in [{-len(self)}, {len(self)}): there are no others"
             raise Error(msg)
-        return indices.astype(np.int64)
+        indices = indices.astype(np.int64)
+        return np.where(indices < 0, indices + len(self), indices)
 
     def where(self, row: int) -> str:
         """Row `row` for an error message, counted within its file: "row 12 of part-3.npy"."""
@@ -89,11 +103,11 @@ class Rows:
 
 
 def open_rows(source: Any) -> Rows:
-    """Open a path (`.npy`, `.npz`, `.safetensors`, or a folder of them) or an array (n, d) as `Rows`.
+    """Open a path (`.npy`, `.npz`, `.safetensors`, `.pt`, or a folder of them), an array or a tensor (n, d) as `Rows`.
 
-    Nothing is looked through and no array is copied: `.npy` is memory-mapped, so a file of any size opens at once.
-    `.npz` and `.safetensors` are read into memory, as `data.read` does: save what is larger as `.npy`.  Raises the
-    errors of `data.read`, but for NaN and infinite entries, which are found when their row is read.
+    Nothing is looked through and no array is copied: files are memory-mapped, so that one of any size opens at once,
+    but for `.npz`, which is read into memory.  What holds bfloat16 gives float32.  Raises the errors of `data.read`,
+    but for NaN and infinite entries, which are found when their row is read.
 
     >>> rows = open_rows(np.arange(12.0).reshape(6, 2))
     >>> rows.shape, rows[np.array([5, 0])].tolist()
@@ -102,3 +116,10 @@ def open_rows(source: Any) -> Rows:
     if isinstance(source, Rows):
         return source
     return Rows(open_parts(source) if isinstance(source, (str, os.PathLike)) else [memory_part(source)])
+
+
+def in_memory(name: str, source: Any) -> NDArray[Any]:
+    """What `open_rows` takes, and arrays of other axes, as an array of its own in memory that torch can take over."""
+    rows = open_rows(source)[:] if isinstance(source, (str, os.PathLike, Rows)) else as_array(name, source)
+    with np.errstate(all="ignore"):  # what overflows is infinite
+        return np.array(rows, dtype=plain(rows.dtype), order="C")

@@ -1,6 +1,6 @@
 """Reading files that may be hostile: nothing is run, and no more memory is taken than the file itself could fill.
 
-JSON has a size limit and no NaN.  A `.pt` must be a zip archive whose members are stored as they are, and its pickle
+JSON has a size limit.  A `.pt` must be a zip archive whose members are stored as they are, and its pickle
 may name only what a dict of tensors needs; it is then loaded with weights_only=True.  An `.npz` must hold plain float
 arrays of the size that its own headers say.  The kind of a file is told by its first bytes, not by its name.
 """
@@ -13,7 +13,7 @@ import math
 import pickletools
 import zipfile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from proxsae.conventions import Error, library
 from proxsae.disk import DEFLATE, Bounded, check_file
 
 LARGEST_TEXT = 4 * 2**20  # bytes of JSON, or of a pickle without its tensors: parsed, each may take twenty in memory
+ZIP = b"PK\x03\x04"  # how such files begin
+OLDER = "older torch files are pickles that may run code"
 UNPACKED, SLACK = 16, 64 * 2**20  # an archive unpacks to at most so many times its size, and this
 STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 ALLOWED = {
@@ -57,7 +59,7 @@ def read_json(path: Path) -> dict[str, Any]:
         msg = f"{path.name} has {size} bytes, but a configuration has at most {LARGEST_TEXT}"
         raise Error(msg)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        value = json.loads(path.read_bytes())  # of any Unicode encoding, with a byte-order mark or without
     except (ValueError, RecursionError) as problem:
         msg = f"{path.name} is not readable JSON: {problem}"
         raise Error(msg) from None
@@ -67,38 +69,40 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _no_constant(name: str) -> NoReturn:
-    msg = f"{name} is not a JSON number"
-    raise Error(msg)
-
-
 def read_tensors(path: Path) -> tuple[str, dict[str, Any]]:
     """Kind ("safetensors", "npz" or "pt") and contents of a file of named tensors; a "pt" may hold other values too."""
     check_file(path)
     with path.open("rb") as file:
         head = file.read(9)
-    if head[:4] == b"PK\x03\x04":
+    if head[:4] == ZIP:
         with Bounded(io.FileIO(path)) as stream, zipfile.ZipFile(stream) as archive:  # no forged length allocates
             names = [member.filename for member in archive.infolist()]
             kind = "npz" if any(name.endswith(".npy") for name in names) else "pt"
-            contents = (_npz if kind == "npz" else _pt)(path, archive)
+            contents = _npz(path, archive) if kind == "npz" else _named(path, _torch_archive(path, archive))
     elif head[8:9] == b"{":
         kind, contents = "safetensors", _safetensors(path)
     else:
-        msg = (
-            f"{path.name} is no safetensors, npz or zipped torch file; older torch files are pickles that may run code"
-        )
+        msg = f"{path.name} is no safetensors, npz or zipped torch file; {OLDER}"
         raise Error(msg)
     for name, value in contents.items():
         if not isinstance(name, str):
             msg = f"{path.name} has an entry named {show(name)}, but tensors are named by text"
             raise Error(msg)
         if isinstance(value, Tensor):
-            contents[name] = _dense(path, name, value)
+            contents[name] = dense(path, name, value)
     return kind, contents
 
 
-def _dense(path: Path, name: str, a: Tensor) -> Tensor:
+def read_torch(path: Path, stream: IO[bytes]) -> Any:
+    """What `torch.save` wrote into `path`, which `stream` reads: tensors, mapped, alone or in dicts and lists."""
+    if stream.read(4) != ZIP:
+        msg = f"{path} is no zipped torch file; {OLDER}"
+        raise Error(msg)
+    with zipfile.ZipFile(stream) as archive:
+        return _torch_archive(path, archive)
+
+
+def dense(path: Path, name: str, a: Tensor) -> Tensor:
     """`a` itself, unless its shape asks for more memory than the file holds for it."""
     plain = a.layout == torch.strided and a.device.type == "cpu" and not a.is_quantized and not a.is_complex()
     if not plain or a.numel() * a.element_size() > min(a.untyped_storage().nbytes(), path.stat().st_size):
@@ -134,7 +138,7 @@ def _check_members(path: Path, archive: zipfile.ZipFile, methods: dict[int, int]
         raise Error(msg)
 
 
-def _pt(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
+def _torch_archive(path: Path, archive: zipfile.ZipFile) -> Any:
     _check_members(path, archive, {zipfile.ZIP_STORED: 1})
     pickles = [m for m in archive.infolist() if m.filename.split("/")[-1].lower() == "data.pkl"]  # to torch all are one
     if len(pickles) != 1 or pickles[0].file_size > LARGEST_TEXT:
@@ -142,6 +146,21 @@ def _pt(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
         raise Error(msg)
     _check_pickle(path, archive.read(pickles[0]))
     contents = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
+    sizes = {member.file_size for member in archive.infolist()}
+    for a in tensors_in(contents):
+        if (size := a.untyped_storage().nbytes()) not in sizes:  # a map would give the bytes that follow
+            msg = f"{path.name} says that a tensor has {size} bytes, and no member has so many"
+            raise Error(msg)
+    return contents
+
+
+def tensors_in(contents: Any) -> list[Tensor]:
+    """The tensors of what was saved: itself, or those in its dict or list."""
+    values = contents.values() if isinstance(contents, dict) else contents if isinstance(contents, list) else [contents]
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _named(path: Path, contents: Any) -> dict[str, Any]:
     if not isinstance(contents, dict):
         msg = f"{path.name} holds a {type(contents).__name__}, but a checkpoint is a dict of tensors"
         raise Error(msg)

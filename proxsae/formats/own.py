@@ -55,7 +55,7 @@ def read(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tens
         msg = f"cannot read {problem.filename or weights_path}: {problem.strerror or problem}"
         raise Error(msg) from None
     try:
-        config = json.loads(text.decode())
+        config = json.loads(text)
         found = digest(config, weights) if isinstance(config, dict) else ""
     except (ValueError, RecursionError) as problem:  # json and unicode
         msg = f"{config_path} is not readable JSON: {sentence(problem)}"

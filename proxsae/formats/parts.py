@@ -132,11 +132,12 @@ def _plain(value: Any) -> bool:
     return isinstance(value, bool) or (isinstance(value, (int, float)) and abs(value) < 1e18)
 
 
-def shaped(tensors: Mapping[str, Any], shapes: Mapping[str, str], optional: Mapping[str, str] | None = None) -> int:
+def shaped(tensors: dict[str, Any], shapes: Mapping[str, str], optional: Mapping[str, str] | None = None) -> int:
     """Check names, shapes, dtypes and finiteness, and return the number of latents P.
 
     A shape is written by letters, as in {"W_enc": "dP", "b_enc": "P", "threshold": ""}; the first of two letters fixes
-    d and P.  Raises `Error` for a tensor that is missing or that no such file holds, and for shapes that disagree.
+    d and P.  A tensor with further axes of length 1, such as a b_dec (1, d), is given the shape without them.  Raises
+    `Error` for a tensor that is missing or that no such file holds, and for shapes that disagree.
     """
     known = {**shapes, **(optional or {})}
     for name in shapes:
@@ -149,6 +150,7 @@ def shaped(tensors: Mapping[str, Any], shapes: Mapping[str, str], optional: Mapp
             msg = f"there is a tensor {show(name)}, which this version cannot account for in this format"
             raise Error(msg)
     first = next(name for name, letters in shapes.items() if len(letters) == 2)
+    tensors[first] = tensors[first].reshape(_without_ones(tensors[first].shape, 2))
     shape = tuple(tensors[first].shape)
     if len(shape) != 2 or 0 in shape:
         msg = f"{first} has shape {show(shape)}, but it must be a matrix with at least one row and column"
@@ -156,21 +158,31 @@ def shaped(tensors: Mapping[str, Any], shapes: Mapping[str, str], optional: Mapp
     sizes = dict(zip(shapes[first], shape, strict=True))
     for name, letters in known.items():
         if name in tensors:
-            _check(name, tensors[name], tuple(sizes[letter] for letter in letters), f"{first} of shape {shape}")
+            wanted = tuple(sizes[letter] for letter in letters)
+            tensors[name] = _checked(name, tensors[name], wanted, f"{first} of shape {shape}")
     return sizes["P"]
 
 
-def _check(name: str, a: Any, shape: tuple[int, ...], whole: str) -> None:
+def _without_ones(shape: tuple[int, ...], axes: int) -> tuple[int, ...]:
+    """The shape without axes of length 1, the first ones first, as long as more than `axes` are left."""
+    left = list(shape)
+    while len(left) > axes and 1 in left:
+        left.remove(1)
+    return tuple(left)
+
+
+def _checked(name: str, a: Any, shape: tuple[int, ...], whole: str) -> Tensor:
     if not isinstance(a, Tensor):
         msg = f"{name} is a {type(a).__name__}, but it must be a tensor"
         raise Error(msg)
-    if tuple(a.shape) != shape and not (shape == () and tuple(a.shape) == (1,)):
+    if _without_ones(a.shape, len(shape)) != shape:
         msg = f"{name} has shape {show(tuple(a.shape))}, but {whole} needs {shape}"
         raise Error(msg)
     if shape and a.dtype not in DTYPES:
         msg = f"{name} has dtype {a.dtype}, but weights are float64, float32, float16 or bfloat16"
         raise Error(msg)
     check_finite(name, a)
+    return a.reshape(shape)
 
 
 def check_finite(name: str, a: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What more encoder steps change in a given SAE, on rows that need not fit into memory: one pass, one walk per batch.
+"""What an SAE does on rows that need not fit into memory, also with more encoder steps: one pass, one batch at a time.
 
 Sums are kept over all rows, in float64, and divided once at the end: a mean of the ratios of batches is another number.
 """
@@ -14,20 +14,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from proxsae import metrics
 from proxsae.conventions import Error, check_count
+from proxsae.data import open_rows
 from proxsae.disk import memory
-from proxsae.metrics import ratio, support_change
+from proxsae.metrics import cosine, ratio, support_change
 from proxsae.sae.model import SAE
 from proxsae.steps import ExactStep, LearnedSteps, Lipschitz, StepRule
 
 STEPS = (1, 2, 4, 8, 16)
+LARGEST = 4096  # rows of a batch, by default
 ENTRIES = 2**23  # of the codes of one batch, by default: 32 MiB in float32, and a walk holds a few such arrays
 
 
 @torch.no_grad()
-def evaluate(sae: SAE, activations: Any, batch_size: int = 4096) -> dict[str, float]:
-    """Measure an SAE on rows (n, d_in), and return a dict.
+def evaluate(sae: SAE, activations: Any, batch_size: int | None = None) -> dict[str, float]:
+    """Measure an SAE on rows (n, d_in), of which one batch is held at a time, and return a dict.
 
     nmse                sum ||x - xhat||^2 / sum ||x||^2
     explained_variance  1 - sum ||x - xhat||^2 / sum ||x - mean||^2
@@ -36,8 +37,9 @@ def evaluate(sae: SAE, activations: Any, batch_size: int = 4096) -> dict[str, fl
     two_sided           share of the other latents that fire with both signs
     sign_balance        mean over these latents of min(p, q) / max(p, q), p and q the counts of either sign
 
-    activations: rows as a tensor, NumPy array or lists of numbers.
-    batch_size: how many rows are encoded together; a `BatchKSparse` SAE selects among them.
+    activations: rows as a tensor, NumPy array or lists of numbers; or a path or `data.Rows`, which are streamed.
+    batch_size: how many rows are encoded together, by default 4096, or as many as keep a batch of codes below
+    `ENTRIES`; a `BatchKSparse` SAE selects among them, and takes 4096 by default.
 
     Raises `Error` for no rows, NaN or infinite rows and a width that does not fit.
 
@@ -45,23 +47,14 @@ def evaluate(sae: SAE, activations: Any, batch_size: int = 4096) -> dict[str, fl
     >>> px.evaluate(px.topk_sae(d_in=4, d_sae=8, k=2), np.eye(4))["l0"] <= 2
     True
     """
-    x = sae.rows(activations)
-    check_count("batch_size", batch_size, 1)
-    batches = x.split(batch_size)
-    codes = [sae.encode(batch) for batch in batches]
-    xhat = torch.cat([sae.decode(z, like=batch) for z, batch in zip(codes, batches, strict=True)])
-    z = torch.cat(codes)
-    live = (z != 0).any(dim=0)
-    balance = metrics.sign_balance(z)[live]
-    return {
-        "nmse": metrics.nmse(x, xhat),
-        "explained_variance": metrics.explained_variance(x, xhat),
-        "cosine": metrics.cosine(x, xhat),
-        "l0": metrics.l0(z),
-        "dead": metrics.dead_fraction(z),
-        "two_sided": ratio((balance > 0).sum(), live.sum()),
-        "sign_balance": ratio(balance.sum(), live.sum()),
-    }
+    spread, sums = Spread(sae.d_in), _Sums(sae)
+    for x in batches(sae, activations, LARGEST if batch_size is None and not sae.penalty.rowwise else batch_size):
+        z = sae.encode(x)
+        spread.add(x)
+        sums.add(x, sae.decode(z, like=x), z, None)
+    found = sums.measures(spread, compared=False)
+    names = ("nmse", "explained_variance", "cosine", "l0", "dead", "two_sided")
+    return {**{name: found[name] for name in names}, "sign_balance": sums.sign_balance()}
 
 
 @torch.no_grad()
@@ -129,7 +122,7 @@ def unrolled(sae: SAE, steps: int, step: StepRule | None, analysis: str, b_enc: 
 
 def default_batch(sae: SAE) -> int:
     """How many rows are encoded together by default."""
-    return min(4096, max(1, ENTRIES // sae.d_sae))
+    return min(LARGEST, max(1, ENTRIES // sae.d_sae))
 
 
 def batches(
@@ -137,15 +130,24 @@ def batches(
 ) -> Iterator[Tensor]:
     """The rows (n, d_in), some at a time, as finite tensors of the dtype and device of `sae`."""
     size = default_batch(sae) if batch_size is None else check_count("batch_size", batch_size, 1)
-    total, shape = len(rows), tuple(rows.shape)
-    if len(shape) != 2 or shape[1] != sae.d_in or not total:
-        msg = f"the data has shape {shape}, but this SAE needs rows of width {sae.d_in}: (n, {sae.d_in}) with n >= 1"
-        raise Error(msg)
+    rows = _opened(sae, rows)
+    total = len(rows)
     for start in range(0, total, size):
         part = rows[start : start + size]
         _check_finite(part, start)
         yield sae.rows(part)
         progress(min(start + size, total), total)
+
+
+def _opened(sae: SAE, rows: Any) -> Any:
+    """Rows (n, d_in) that come in slices: what `SAE.rows` takes, or anything that has a shape and slices of arrays."""
+    rows = rows if hasattr(rows, "shape") else open_rows(rows)
+    rows = rows.reshape(-1, rows.shape[-1]) if len(rows.shape) > 2 and rows.shape[-1] else rows
+    shape = tuple(rows.shape)
+    if len(shape) != 2 or shape[1] != sae.d_in or not shape[0]:
+        msg = f"the data has shape {shape}, but this SAE needs rows of width {sae.d_in}: (n, {sae.d_in}) with n >= 1"
+        raise Error(msg)
+    return rows
 
 
 def _check_finite(part: Any, start: int) -> None:
@@ -165,6 +167,7 @@ def encode_rows(
     s is the largest support of a row.  Others are padded as `SparseCodes` are, with other latents of value 0.  The
     codes are held in memory, and an `Error` says so as soon as they will not fit.
     """
+    rows = _opened(sae, rows)
     parts: list[tuple[NDArray[Any], NDArray[Any]]] = []
     done, held, there = 0, 0, memory()
     for x in batches(sae, rows, batch_size, progress):
@@ -202,18 +205,22 @@ class Spread:
     """sum ||x||^2 and sum ||x - mean||^2 of rows that come in batches.
 
     Each batch is centred on its own mean and then moved to the common one (Chan, Golub and LeVeque 1979): the textbook
-    sum ||x||^2 - n ||mean||^2 cancels where the mean is large.
+    sum ||x||^2 - n ||mean||^2 cancels where the mean is large.  Means are those of x - the first row of all, so that
+    equal rows have none.
     """
 
     def __init__(self, width: int) -> None:
         self.n, self.square, self.centred = 0, 0.0, 0.0
         self.mean = torch.zeros(width, dtype=torch.float64)
+        self.first: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
         """Add the rows x (B, d)."""
         x, B = x.double(), len(x)
-        mean = x.mean(dim=0)
         self.square += float(x.square().sum())
+        self.first = x[0] if self.first is None else self.first
+        x = x - self.first
+        mean = x.mean(dim=0)
         self.centred += float((x - mean).square().sum())
         move = mean.cpu() - self.mean
         self.centred += float(move.square().sum()) * self.n * B / (self.n + B)
@@ -225,27 +232,31 @@ class _Sums:
     """What is summed at one number of steps."""
 
     def __init__(self, sae: SAE) -> None:
-        self.n = self.fired = 0
+        self.n = 0
         self.error = self.cosine = self.change = self.objective = self.cost = 0.0
-        self.up, self.down = torch.zeros(2, sae.d_sae, dtype=torch.bool, device=sae.W_dec.device)
+        self.up, self.down = torch.zeros(2, sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)  # firings by sign
 
     def add(self, x: Tensor, xhat: Tensor, z: Tensor, before: Tensor | None) -> None:
         """Add rows; `before` are their codes at the next smaller number of steps."""
         x, xhat = x.double(), xhat.double()
         self.n += len(x)
-        self.fired += int((z != 0).sum())
         self.error += float((x - xhat).square().sum())
-        self.cosine += float(torch.cosine_similarity(x, xhat, dim=-1).sum())
+        self.cosine += len(x) * cosine(x, xhat)
         self.change += 0.0 if before is None else len(x) * support_change(before, z)
-        self.up |= (z > 0).any(dim=0)
-        self.down |= (z < 0).any(dim=0)
+        self.up += (z > 0).sum(dim=0, dtype=torch.int32)  # one batch at a time in 32 bits: twice as fast
+        self.down += (z < 0).sum(dim=0, dtype=torch.int32)
 
-    def measures(self, spread: Spread, compared: bool) -> dict[str, float | None]:
-        live, both = int((self.up | self.down).sum()), int((self.up & self.down).sum())
+    def sign_balance(self) -> float:
+        """The mean over latents that fire of min(p, q) / max(p, q)."""
+        balance = torch.minimum(self.up, self.down) / torch.maximum(self.up, self.down).clamp(min=1)
+        return float(balance.double().sum()) / max(1, int((self.up + self.down > 0).sum()))
+
+    def measures(self, spread: Spread, compared: bool) -> dict[str, Any]:
+        live, both = int((self.up + self.down > 0).sum()), int(((self.up > 0) & (self.down > 0)).sum())
         return {
             "nmse": _ratio(self.error, spread.square),
             "explained_variance": 1 - _ratio(self.error, spread.centred),
-            "l0": self.fired / self.n,
+            "l0": int((self.up + self.down).sum()) / self.n,
             "cosine": self.cosine / self.n,
             "dead": 1 - live / len(self.up),
             "two_sided": both / live if live else 0.0,

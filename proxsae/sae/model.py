@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from proxsae import formats
 from proxsae.conventions import Error, check_finite, check_floats
+from proxsae.data.rows import in_memory
 from proxsae.formats import own
 from proxsae.penalties import L0, KSparse
 from proxsae.penalties.base import runs
@@ -78,9 +78,13 @@ class SAE(Parameters):
     # Rows in
 
     def rows(self, activations: Any) -> Tensor:
-        """Activations (n, d_in), from NumPy or torch, as a finite tensor of this SAE's dtype and device, or `Error`."""
+        """Activations (n, d_in) as a finite tensor of this SAE's dtype and device, or `Error`.
+
+        They are a tensor, an array or lists of numbers, `data.Rows` or a path; all axes but the last are rows.
+        """
         given = activations if isinstance(activations, Tensor) else _as_tensor("activations", activations)
         x = check_floats("activations", given)
+        x = x.reshape(-1, x.shape[-1]) if x.ndim > 2 and x.numel() else x
         if x.ndim != 2 or x.shape[1] != self.d_in or not len(x):
             msg = f"activations has shape {tuple(x.shape)}, but this SAE needs (n, {self.d_in}) with n >= 1"
             raise Error(msg)
@@ -89,7 +93,7 @@ class SAE(Parameters):
         return x
 
     def _checked(self, x: Any) -> Tensor:
-        """Rows (..., d_in) as a finite tensor: NumPy arrays and lists are converted, tensors have to fit."""
+        """Rows (..., d_in) as a finite tensor: what is no tensor is converted, tensors have to fit."""
         W = self.W_dec
         x = check_floats("x", x) if isinstance(x, Tensor) else check_floats("x", _as_tensor("x", x)).to(W)
         if x.dtype != W.dtype or x.shape[-1] != self.d_in:
@@ -117,7 +121,8 @@ class SAE(Parameters):
     def encode(self, x: Any) -> Tensor:
         """Dense codes z_T: (..., d_in) -> (..., d_sae), a tensor.
 
-        x is a tensor of this SAE's dtype and device, or NumPy rows or lists of numbers, which are converted to them.
+        x is a tensor of this SAE's dtype and device; or NumPy rows, lists of numbers, `data.Rows` or a path to rows,
+        which are converted to them.
         Raises `Error` for NaN or infinite x, and for another width or dtype.
         """
         if self.on_supports:
@@ -252,11 +257,9 @@ class SAE(Parameters):
 
 
 def _as_tensor(name: str, a: Any) -> Tensor:
-    """NumPy rows or lists of numbers as a tensor of their own dtype, or `Error`."""
+    """What is no tensor as one of its own dtype, or `Error`."""
     try:
-        array = np.asarray(a)
-        whole = array.dtype.kind in "iu" and not isinstance(a, np.ndarray)  # a list of whole numbers
-        return torch.tensor(array.astype(float) if whole else array)
-    except (TypeError, ValueError):
-        msg = f"{name} is {type(a).__name__}, but must be rows of numbers: a torch tensor, a NumPy array or lists"
+        return torch.from_numpy(in_memory(name, a))
+    except TypeError:
+        msg = f"{name} is {type(a).__name__}, but must be rows of numbers: a tensor, an array, lists or a path to rows"
         raise Error(msg) from None

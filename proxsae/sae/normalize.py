@@ -4,6 +4,7 @@
     constant_norm   x' = x sqrt(d) / ||x||,            xhat = xhat' ||x|| / sqrt(d)
 
 The 1e-5 is not undone, since those libraries do not: decoding what was normalised loses 1e-5 / std of the deviation.
+Means and norms are taken in float64, where squares of float32 neither overflow nor vanish.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def check_kind(kind: str, d_in: int) -> str:
 
 def normalize(x: Tensor, kind: str) -> Normalized:
     """Normalise the rows of x (..., d); a row of zeros stays one."""
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    wide = x.double()
     if kind == "layer_norm":
         mean, scale = wide.mean(dim=-1, keepdim=True), wide.std(dim=-1, keepdim=True)
         rows = (wide - mean) / (scale + EPS)

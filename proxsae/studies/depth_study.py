@@ -23,7 +23,7 @@ from proxsae.studies.journal import FILE
 from proxsae.studies.machine import about_machine
 from proxsae.studies.parts.depth import measure
 from proxsae.studies.progress import Progress
-from proxsae.studies.request import PACKAGED, Request, counts, of_axes, plain
+from proxsae.studies.request import PACKAGED, Request, counts, of_axes
 from proxsae.studies.results import Study
 
 ROWS = 1024  # of the user's, on which an SAE of the user's is measured
@@ -101,7 +101,7 @@ def of_one(sae: SAE, rows: Any, steps: Sequence[int], out: Path | None, progress
     name = PACKAGED if rows is None else str(rows) if isinstance(rows, (str, os.PathLike)) else "an array"
     if isinstance(sae.penalty, BatchKSparse):
         sae = sae.thresholded()  # its codes depend on the batch
-    opened = data.open_rows(data.packaged()[1] if rows is None else plain(rows))
+    opened = data.open_rows(data.packaged()[1] if rows is None else rows)
     if rows is None and opened.shape[1] != sae.d_in:
         msg = f"the packaged rows have width {opened.shape[1]}, but this SAE needs {sae.d_in}: give its rows (--data)"
         raise Error(msg)

@@ -104,7 +104,7 @@ class Request:
             train, test = data.packaged()
             name = PACKAGED
         else:
-            rows = data.open_rows(plain(self.data))
+            rows = data.open_rows(self.data)
             title, notes = Path(self.data).name if self.named else "the array", of_axes(rows)
             held_out = len(rows) // 5
             if not held_out:
@@ -118,14 +118,6 @@ class Request:
         check_finite("the training rows, in float32,", x)
         check_finite("the held-out rows, in float32,", y)
         return x, y, name, notes
-
-
-def plain(rows: Any) -> Any:
-    """Rows as what `data.open_rows` takes: a tensor as an array, in float32 where NumPy has no such dtype."""
-    if not isinstance(rows, Tensor):
-        return rows
-    rows = rows.detach().cpu()
-    return (rows.float() if rows.dtype == torch.bfloat16 else rows).numpy()
 
 
 def of_axes(rows: data.Rows) -> list[str]:

@@ -105,7 +105,7 @@ class Source:
                 msg = f"the rows have {self._rows.shape[1]} numbers, but this SAE needs {sae.d_in}"
                 raise Error(msg)
         else:
-            self._rows = sae.rows(activations)
+            self._rows = sae.rows(activations).detach()
         self._order = Shuffle(len(self._rows), recipe.seed)
 
     def fingerprint(self) -> str:
@@ -143,13 +143,32 @@ class Source:
         """The mean row, and the deviation of a coordinate from it, of all rows or of a sample."""
         n = len(self._rows)
         sample = np.arange(n) if n <= SAMPLE else self._order.positions(0, SAMPLE)
-        x = self.at(sample)
-        mean = x.mean(dim=0)
-        spread = float((x - mean).square().sum(dim=1).mean() / x.shape[1]) ** 0.5
-        if not 0 < spread < math.inf:
-            msg = f"the {n} rows of activations are equal, or too large for {x.dtype}: they deviate by {spread}"
+        mean, spread = mean_and_spread(self.at(sample))
+        least = torch.finfo(mean.dtype).tiny
+        if not spread:
+            msg = f"the rows of activations are equal, all {len(sample)} of them, but training needs rows that differ"
+            raise Error(msg)
+        if not least <= spread <= 1 / least:
+            msg = f"the rows of activations deviate by {spread:.3g} from their mean, but weights of {mean.dtype} take"
+            msg += f" {least:.3g} to {1 / least:.3g}: multiply the rows by a factor"
             raise Error(msg)
         return mean, spread
+
+
+def mean_and_spread(x: Tensor) -> tuple[Tensor, float]:
+    """The mean of rows (n, d), and the deviation of a coordinate from it: 0 for equal rows and for no others.
+
+    They are worked out in float64, from the first row and in units of the largest deviation from it, so that nothing
+    cancels, overflows or vanishes.
+    """
+    first = x[0].double()
+    wide = x.to(torch.float64, copy=True).sub_(first)
+    largest = float(torch.linalg.vector_norm(wide, math.inf))
+    if largest:
+        wide /= largest
+    mean = wide.mean(dim=0)
+    spread = largest * float(torch.linalg.vector_norm(wide.sub_(mean))) / math.sqrt(wide.numel())
+    return (first + largest * mean).to(x.dtype), spread
 
 
 @dataclass(frozen=True)

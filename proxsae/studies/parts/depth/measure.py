@@ -22,6 +22,7 @@ from proxsae.steps import ExactStep, Lipschitz, Refit, StepRule
 from proxsae.studies.density import matched, sample
 from proxsae.studies.task import SIX, Row, Setting, Task
 from proxsae.training import train
+from proxsae.training.recipe import mean_and_spread
 
 STEPS = (1, 2, 4, 8, 16)
 LR = 3e-3  # higher than the default of `train`, since runs are short
@@ -56,11 +57,6 @@ def name_of(penalty: str, train_depth: int, seed: int) -> str:
     return f"{penalty}-train{train_depth}-seed{seed}"
 
 
-def spread(x: Tensor) -> float:
-    """The deviation of a coordinate of rows (n, d) from its mean."""
-    return float((x - x.mean(dim=0)).square().mean()) ** 0.5
-
-
 def tasks(setting: Setting) -> list[Task]:
     """One task for every SAE: train, save, measure on the held-out rows.  All SAEs of a seed come before the next."""
     made = []
@@ -78,7 +74,7 @@ def tasks(setting: Setting) -> list[Task]:
 
 def _train_and_measure(setting: Setting, penalty: str, depth: int, seed: int) -> list[Row]:
     x = setting.train
-    R = penalties(setting.k, spread(x))[penalty]
+    R = penalties(setting.k, mean_and_spread(x)[1])[penalty]
     rule = ExactStep() if isinstance(R, KSparse) else Lipschitz()  # steps of 1/L seldom change a k-sparse support
     torch.manual_seed(seed)
     sae = SAE(x.shape[1], setting.d_sae, R, depth, rule).to(x.device)

@@ -19,7 +19,7 @@ from proxsae.data import Contrast, contrasts
 from proxsae.sae import SAE
 from proxsae.steps import ExactStep
 from proxsae.studies.density import matched, sample
-from proxsae.studies.parts.depth.measure import BATCH, LR, penalties, spread
+from proxsae.studies.parts.depth.measure import BATCH, LR, penalties
 from proxsae.studies.parts.signs.concepts import (
     Array,
     Pairs,
@@ -40,6 +40,7 @@ from proxsae.studies.parts.signs.steering import clamped, ridge, steered
 from proxsae.studies.statistics import holm
 from proxsae.studies.task import Row, Setting, Task
 from proxsae.training import train
+from proxsae.training.recipe import mean_and_spread
 
 FACTORS = {"abstopk": 1.0, "topk": 1.0, "topk2": 2.0, "jumprelu": 1.5}  # time of a training step, in AbsTopK's
 PEERS = ("topk", "topk2", "jumprelu")
@@ -76,7 +77,8 @@ def sae_rows(setting: Setting, pairs: Sequence[Contrast], name: str, seed: int) 
     rows = training_rows(setting.train, pairs)
     width = 2 * setting.d_sae if name == "topk2" else setting.d_sae
     torch.manual_seed(seed)
-    sae = SAE(rows.shape[1], width, penalties(setting.k, spread(rows))[name.removesuffix("2")]).to(rows.device)
+    R = penalties(setting.k, mean_and_spread(rows)[1])[name.removesuffix("2")]
+    sae = SAE(rows.shape[1], width, R).to(rows.device)
     train(sae, rows, setting.train_steps, batch_size=BATCH, lr=LR, seed=seed, l0=setting.k, progress=False)
     sae, _ = matched(sae, sample(setting.test), setting.k)  # training brings JumpReLU only near k
     setting.keep(sae, f"signs-{name}-seed{seed}")
