@@ -159,3 +159,56 @@ def test_the_sum_over_shards_refuses_them_too(monkeypatch):
     assert bool((first == 1).all())
     with pytest.raises(px.Error, match="create_graph=True needs the whole SAE"):
         torch.autograd.grad(here.total(a).sum(), a, create_graph=True)
+
+
+SOLVED = {"L1": px.L1(0.3), "L1 nonneg": px.L1(0.2, True), "KSparse": px.KSparse(3), "L0": px.L0(0.5)}
+
+
+@pytest.mark.parametrize("name", SOLVED)
+def test_second_derivatives_of_solutions_are_those_of_their_normal_equations(name):
+    """On a support that stays, z_S = (D_S^T D_S)^-1 (D_S^T c - lam s), and plain autograd differentiates it."""
+    R = SOLVED[name]
+    x, D, bias = (draw(*shape, seed=seed).requires_grad_() for seed, shape in enumerate([(4, 6), (10, 6), (6,)]))
+    lam = torch.full((10,), 0.2, dtype=torch.float64, requires_grad=True) if isinstance(R, px.L1) else None
+    R = R if lam is None else px.L1(lam, R.nonneg)
+    wanted = (x, D, bias, *([] if lam is None else [lam]))
+    found = px.solve(x, D, R, tol=1e-9, bias=bias)
+    assert bool(found.converged.all())
+
+    def by_hand():
+        rows = []
+        for row, z in zip(x - bias, found.codes.detach(), strict=True):
+            S = z.nonzero()[:, 0]
+            cost = 0 if lam is None else lam[S] * z[S].sign()
+            rows.append(torch.zeros(10).to(z).index_put((S,), torch.linalg.inv(D[S] @ D[S].T) @ (D[S] @ row - cost)))
+        return torch.stack(rows).pow(3).sum()
+
+    got = both_orders(lambda: px.solve(x, D, R, tol=1e-9, bias=bias).codes.pow(3).sum(), wanted)
+    for one, other in zip(got, both_orders(by_hand, wanted), strict=True):
+        assert_close(one, other, 1e-6)  # of the solution itself
+
+
+def stopped(seed, nonneg):
+    """A problem whose refit stops where the first entry reaches 0: atoms that have much in common."""
+    D = torch.nn.functional.normalize(draw(8, 10, seed=seed) + 0.8 * draw(10, seed=50), dim=1)
+    x, R = draw(1, 10, seed=seed + 100), px.L1(0.05 if nonneg else 0.1, nonneg)
+    tried, found = (px.ista(x, D, R, 1, rule).codes for rule in (px.Backtracking(), px.Refit()))
+    assert int((tried != 0).sum()) == int((found != 0).sum()) + 1
+    return x, D, R
+
+
+@pytest.mark.parametrize(("seed", "nonneg"), [(0, False), (8, False), (0, True), (10, True)])
+def test_a_refit_that_stops_at_a_change_of_sign_has_derivatives(seed, nonneg):
+    """How far it moves hangs on the data: the fraction has a derivative as well."""
+    x, D, R = stopped(seed, nonneg)
+    refit = lambda x: px.ista(x, D, R, 2, px.Refit()).codes  # noqa: E731
+    assert torch.autograd.gradcheck(refit, x.requires_grad_())
+    assert torch.autograd.gradgradcheck(refit, x, atol=1e-4)
+
+
+@pytest.mark.parametrize("nonneg", [False, True])
+def test_second_derivatives_of_refits_are_differences_of_first_ones(nonneg):
+    x, D = draw(2, 6), draw(10, 6, seed=1)
+    assert torch.autograd.gradgradcheck(
+        lambda x: px.ista(x, D, px.KSparse(3, nonneg), 3, px.Refit()).codes, x.requires_grad_()
+    )
