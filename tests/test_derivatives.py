@@ -212,3 +212,32 @@ def test_second_derivatives_of_refits_are_differences_of_first_ones(nonneg):
     assert torch.autograd.gradgradcheck(
         lambda x: px.ista(x, D, px.KSparse(3, nonneg), 3, px.Refit()).codes, x.requires_grad_()
     )
+
+
+DEEPER = {
+    "one step": {},
+    "learned steps": {"steps": 3, "step": px.LearnedSteps()},
+    "by the encoder": {"steps": 3, "analysis": "encoder"},
+    "Lipschitz": {"steps": 3, "b_enc": "every"},
+    "Backtracking": {"steps": 3, "step": px.Backtracking()},
+    "ExactStep": {"steps": 3, "step": px.ExactStep()},
+    "Refit": {"steps": 2, "step": px.Refit()},
+}
+
+
+@pytest.mark.parametrize("nonneg", [False, True])
+@pytest.mark.parametrize("name", DEEPER)
+def test_sparse_codes_feel_a_threshold_as_dense_ones_do(name, nonneg):
+    """Entries of 0 near the threshold have gradients: alone, in a batch, and in second derivatives."""
+    sae = untied(px.L0(1.0, nonneg, bandwidth=0.3), **DEEPER[name])
+    wanted = tuple(sae.parameters())
+    rows = draw(40, 8)
+    assert sae.encode_sparse(rows).values.shape[1] < 32
+    for x in (rows, rows[:1], rows[0]):
+        want = both_orders(lambda: sae.decode(sae.encode(x)).pow(3).sum(), wanted)  # noqa: B023
+        for road in ("encode_sparse and decode", "reconstruct"):
+            got = both_orders(lambda: ROADS[road](sae, x).pow(3).sum(), wanted)  # noqa: B023
+            for one, other in zip(got, want, strict=True):
+                assert_close(one, other, 1e-11)
+    with torch.no_grad():
+        assert sae.encode_sparse(rows).values.shape[1] == int((sae.encode(rows) != 0).sum(dim=1).max())

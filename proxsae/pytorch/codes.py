@@ -45,8 +45,15 @@ class SparseCodes:
         return dense.scatter(-1, self.indices, self.values)
 
 
-def sparsify(z: Tensor, width: int | None = None) -> SparseCodes:
-    """Dense codes (..., P) as `SparseCodes` with `width` entries a row, by default the largest support in the batch."""
+def sparsify(z: Tensor, width: int | None = None, felt: Tensor | None = None) -> SparseCodes:
+    """Dense codes (..., P) as `SparseCodes` with `width` entries a row, by default the largest support in the batch.
+
+    `felt` (..., P) marks entries that have gradients though they may be 0: then they are kept as well.
+    """
+    if felt is not None:
+        kept = (z != 0) | felt
+        indices = sparsify(kept.to(z.dtype)).indices
+        return SparseCodes(indices, z.gather(-1, indices), z.shape[-1])
     if width is None:
         width = int((z != 0).sum(dim=-1).max()) if z.numel() else 0
     indices = top_k(z, width)
