@@ -23,7 +23,7 @@ from proxsae.penalties.base import runs
 from proxsae.pytorch import lasso_working_sets
 from proxsae.pytorch.codes import sparse_decode, sparsify
 from proxsae.pytorch.cost_model import gather_cost, kind_of
-from proxsae.pytorch.prox import prox, slope, value
+from proxsae.pytorch.prox import has_kernel, in_kernel, prox, slope, value
 from proxsae.pytorch.refit import implicit, refit
 from proxsae.steps import (
     FIRST_TRIAL,
@@ -141,7 +141,7 @@ class Point:
     """One iterate: the code z (B, P), the products spent per row, and its residual D z - c, computed when first used.
 
     `width` is the largest number of non-zeros in a row, if the penalty bounds it; `tilt` (P,) adds the linear term
-    -<tilt, z> to the objective.
+    -<tilt, z> to the objective.  `felt` (B, P) marks entries that have gradients though they may be 0.
     """
 
     def __init__(
@@ -153,8 +153,9 @@ class Point:
         residual: Tensor | None = None,
         width: int | None = None,
         tilt: Tensor | None = None,
+        felt: Tensor | None = None,
     ) -> None:
-        self.z, self.c, self.D, self.spent = z, c, D, spent
+        self.z, self.c, self.D, self.spent, self.felt = z, c, D, spent, felt
         self._residual, self._width, self._tilt = residual, width, tilt
 
     def residual(self) -> Tensor:
@@ -199,22 +200,26 @@ def iterate(
     for n in count():
         g = r @ D.T if tilt is None else r @ D.T - tilt
         products = products + owed + 1
-        owed, residual = torch.ones_like(owed), None
+        owed, residual, felt = torch.ones_like(owed), None, None
         if isinstance(rule, GivenStep):
             step = rule.size(n, L)
-            new = prox(R, y - step * g, step)
+            u = y - step * g
+            new = prox(R, u, step)
+            felt = in_kernel(R, u, step) if has_kernel(R) else None
         else:
             if isinstance(rule, ExactStep):
-                new, residual, tried, owed = _exact_step(y, r, g, D, R, largest, L)
+                new, residual, mu, tried, owed = _exact_step(y, r, g, D, R, largest, L)
             else:
                 start = mu if isinstance(rule, Backtracking) else torch.full_like(mu, largest)
                 new, residual, mu, tried, owed = _safe_step(y, r, g, D, R, start, L)
             products = products + tried
-            if isinstance(rule, Refit):
+            if not isinstance(rule, Refit):
+                felt = in_kernel(R, y - mu[:, None].to(y.dtype) * g, mu) if has_kernel(R) else None
+            else:
                 size = (new != 0).sum(dim=-1).double()
                 products, owed = products + owed + size * (size + 2) / len(D), torch.zeros_like(owed)
                 new, residual = refit(new, c, D, R), None
-        previous, before, point = point, y, Point(new, c, D, products, residual, width, tilt)
+        previous, before, point = point, y, Point(new, c, D, products, residual, width, tilt, felt)
         yield point
         y, r = new, point.residual()
         if momentum is not None:
@@ -271,7 +276,7 @@ def _safe_step(
 
 def _exact_step(
     z: Tensor, r: Tensor, g: Tensor, D: Tensor, R: Penalty, largest: float, L: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The exact line step on the support: mu = ||h||^2 / ||D h||^2, then safe (thm-exact-step)."""
     empty = ~(z != 0).any(dim=-1) if R.rowwise else ~(z != 0).any().expand(len(z))
     face = z
@@ -282,8 +287,8 @@ def _exact_step(
     with torch.no_grad():
         mu = _over(R, _square(h.double())) / _over(R, _square(face_move.double()))  # >= 1/L, but for rounding
         mu = torch.where(mu.isfinite(), mu, largest).clamp(min=1 / L)
-    new, residual, _, tried, owed = _safe_step(z, r, g, D, R, mu, L, face.detach(), face_move)
-    return new, residual, tried + 1, owed
+    new, residual, mu, tried, owed = _safe_step(z, r, g, D, R, mu, L, face.detach(), face_move)
+    return new, residual, mu, tried + 1, owed
 
 
 def _times(z: Tensor, D: Tensor, width: int | None) -> Tensor:

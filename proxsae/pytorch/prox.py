@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from proxsae.conventions import Error, check_floats, check_step
 from proxsae.penalties import L0, L1, BatchKSparse, GroupL2, KSparse, Penalty, Separable, SortedL1
+from proxsae.penalties.base import runs
 from proxsae.pytorch.arithmetic import TorchArithmetic, sqrt
 from proxsae.pytorch.topk import top_k
 
@@ -53,10 +54,26 @@ class _HardThreshold(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             to_u = torch.where(~(u.abs() <= threshold), grad, 0)
         if ctx.needs_input_grad[1]:
-            inside = (u.abs() - threshold).abs() < ctx.bandwidth / 2
+            inside = _inside(u, threshold, ctx.bandwidth)
             wide = torch.where(inside, -grad * u.sign() * threshold / ctx.bandwidth, 0)
             to_threshold = wide.sum_to_size(threshold.shape)
         return to_u, to_threshold, None
+
+
+def _inside(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """Where a threshold has a straight-through gradient."""
+    return (u.abs() - threshold).abs() < bandwidth / 2
+
+
+def has_kernel(R: Penalty) -> TypeGuard[L0]:
+    """Whether codes of R have gradients where they are 0: those of an L0 whose lam is trained, near its threshold."""
+    return runs(R, L0) and torch.is_grad_enabled() and isinstance(R.lam, Tensor) and R.lam.requires_grad
+
+
+def in_kernel(R: L0, u: Tensor, step: float | Tensor = 1.0) -> Tensor:
+    """Where prox_{step R}(u) has a gradient in lam, whether it is 0 there or not: u (..., P) -> (..., P)."""
+    mu = step.double()[..., None] if isinstance(step, Tensor) and step.ndim else step
+    return _inside(torch.relu(u) if R.nonneg else u, _hard(R, u, mu), R.bandwidth)
 
 
 def count_above(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
@@ -65,7 +82,7 @@ def count_above(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     Its derivative in u is 0, in the threshold the straight-through
     -(1 / bandwidth) 1[| |u| - threshold | < bandwidth / 2].
     """
-    inside = ((u.abs() - threshold).abs() < bandwidth / 2).to(u.dtype).detach()
+    inside = _inside(u, threshold, bandwidth).to(u.dtype)
     surrogate = -(threshold - threshold.detach()) * inside / bandwidth  # zero in value
     return ((u.detach().abs() > threshold.detach()).to(u.dtype) + surrogate).sum(dim=-1)
 
@@ -146,6 +163,11 @@ def _lam(R: Any, u: Tensor) -> Tensor:
     return TorchArithmetic(u).number(R.lam)
 
 
+def _hard(R: L0, u: Tensor, mu: float | Tensor) -> Tensor:
+    """The threshold of L0, rounded once to the dtype of u."""
+    return sqrt(2.0 * (mu * _lam(R, u))).to(u.dtype)
+
+
 def _prox_group(R: GroupL2, u: Tensor, mu: float | Tensor) -> Tensor:
     groups = _groups(R, u)
     norms = group_norms(groups)
@@ -218,7 +240,7 @@ def _value_batch(R: BatchKSparse, z: Tensor) -> Tensor:
 _OWN: dict[str, dict[type, Callable[..., Tensor]]] = {
     "prox": {
         L1: lambda R, u, mu: soft_threshold(u, (mu * _lam(R, u)).to(u.dtype)),
-        L0: lambda R, u, mu: hard_threshold(u, sqrt(2.0 * (mu * _lam(R, u))).to(u.dtype), R.bandwidth),
+        L0: lambda R, u, mu: hard_threshold(u, _hard(R, u, mu), R.bandwidth),
         KSparse: lambda R, u, mu: k_sparse(u, R.k),
         BatchKSparse: lambda R, u, mu: k_sparse(u.reshape(-1), R.k * math.prod(u.shape[:-1])).reshape(u.shape),
         GroupL2: _prox_group,

@@ -63,6 +63,7 @@ def on_supports(
 def points(
     x: Tensor,
     z: Tensor,
+    felt: Tensor | None,
     weights: Weights,
     R: Any,
     encoding: Encoding,
@@ -70,11 +71,15 @@ def points(
     log_step: Tensor | None,
     log_lam_factor: Tensor | None,
 ) -> Iterator[Point]:
-    """Yield the points of steps 1 ... T from the first code z (..., d_sae) of x, rows flattened, all of them dense."""
+    """Yield the points of steps 1 ... T from the first code z (..., d_sae) of x, rows flattened, all of them dense.
+
+    `felt` marks entries of z that have gradients though they may be 0.
+    """
     W_enc, b_enc, D, b_dec = weights
     c, first = (x - b_dec).reshape(-1, D.shape[1]), z.reshape(-1, len(D))
     tilt = b_enc if encoding.b_enc == "every" else None
-    one = Point(first, c, D, c.new_ones(len(c), dtype=torch.float64), tilt=tilt)
+    felt = None if felt is None else felt.reshape(first.shape)
+    one = Point(first, c, D, c.new_ones(len(c), dtype=torch.float64), tilt=tilt, felt=felt)
     if encoding.analysis == "encoder":
         walk = walks.encoder(one, R, W_enc, tilt)
     elif log_step is not None:

@@ -110,13 +110,6 @@ def test_nothing_of_size_batch_by_latents_is_kept(steps):
     loss.backward()
 
 
-def test_a_second_derivative_is_refused():
-    sae, x = make(5), rows().requires_grad_()
-    (first,) = torch.autograd.grad(sae(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
-
-
 @pytest.mark.parametrize("rule", RULES)
 def test_rows_are_taken_in_pieces(rule, device, monkeypatch):
     sae = make(5, device=device)
