@@ -137,8 +137,6 @@ def _assemble(
         tensors = {"batch_threshold": tensors["W_dec"].new_full((), torch.nan), **tensors}
     # Copies, in memory of torch's own: no file stays mapped, and the alignment, on which rounding depends, is torch's.
     own = {name: a.clone(memory_format=torch.contiguous_format) for name, a in tensors.items()}
-    if tensors["W_enc"].ndim > 1:  # one latent a row
-        own["W_enc"] = tensors["W_enc"].mT.clone(memory_format=torch.contiguous_format).mT
     sae.load_state_dict(own, assign=True)
     _check_finite(sae)
     return sae
