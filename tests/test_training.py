@@ -257,7 +257,7 @@ def test_the_encoder_of_every_latent_stays_at_norm_1_if_asked_to(name, x, device
     sae = fresh(MAKE[name], device)
     fit(sae, x, unit_encoder=True)
     assert_close(sae.W_enc.detach().norm(dim=0), torch.ones(D_SAE, device=device), 1e-6)
-    assert sae.W_enc.T.is_contiguous()
+    assert sae.W_enc.is_contiguous()
 
 
 @pytest.mark.parametrize("name", MAKE)

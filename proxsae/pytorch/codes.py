@@ -225,13 +225,20 @@ class Pages:
 
 
 def outer(
-    indices: Tensor, values: Tensor, g: Tensor, P: int, into: Tensor | None = None, pages: Pages | None = None
+    indices: Tensor,
+    values: Tensor,
+    g: Tensor,
+    P: int,
+    into: Tensor | None = None,
+    pages: Pages | None = None,
+    turned: bool = False,
 ) -> Tensor:
     """The gradient (P, d) of P latents: row j sums values_bj g_b over the rows b with j in their support; g (n, d).
 
     Codes are sorted by latent, stably, and the rows of g that belong to a latent are summed in one order: no atomics,
     so the same result every time.  With `into` (P, d) it is added there, a block of latents at a time, so that no
-    second gradient is in memory.  New memory comes from `pages`.
+    second gradient is in memory.  New memory comes from `pages`; with `turned` it is that of a contiguous (d, P), but
+    for kernels.
     """
     d, wide = g.shape[1], accumulator(g.dtype)
     if not values.numel():
@@ -245,6 +252,7 @@ def outer(
     starts = range(0, P, max(1, BLOCK // d))
     cuts = edges[[*starts, P]].tolist()
     out = (pages or Pages()).take(P, d, wide, g.device) if into is None else into
+    out = out.view(d, P).T if turned else out  # each block is turned while it lies in the cache
     for start, first, last in zip(starts, cuts, cuts[1:], strict=False):
         part, some = slice(first, last), out[start : start + starts.step]
         ends = edges[start : start + len(some) + 1] - first

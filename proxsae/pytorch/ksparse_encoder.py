@@ -150,17 +150,26 @@ class Encode(torch.autograd.Function):
         v = torch.where(values[0] != 0, v, 0)
         to_enc = to_b_enc = None
         if wants_enc:
-            to_enc = outer(indices[0], v, x - b_dec, P, pages=pages).to(x.dtype).T
+            to_enc = outer(indices[0], v, x - b_dec, P, pages=pages, turned=W_enc.is_contiguous()).to(x.dtype).T
         if wants_b_enc or wants_b_dec:
             summed = outer(indices[0], v, v.new_ones(len(x), 1), P)
             to_b_enc = summed[:, 0].to(x.dtype) if wants_b_enc else None
             moved = summed.T @ W_enc.T.to(wide)  # the sum over rows of W_enc v: no gather, and d numbers to share
             to_b_dec -= (moved if ctx.how.shards is None else ctx.how.shards.total(moved))[0]
         if to_x is not None:
-            to_x = to_x.add_(times(indices[0], v, W_enc.T.contiguous())).to(x.dtype)
+            at, latents = _latents(W_enc, indices[0])
+            to_x = to_x.add_(times(at, v, latents)).to(x.dtype)
         if wants_dec:
             to_dec = torch.zeros_like(W_dec) if to_dec is None else to_dec.to(x.dtype)
         return to_x, to_enc, to_b_enc, to_dec, to_b_dec.to(x.dtype) if wants_b_dec else None, None
+
+
+def _latents(W_enc: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices `at` and the latents of W_enc (d, P), one a row; where `at` names few, those only, and their places."""
+    if W_enc.T.is_contiguous() or at.numel() >= W_enc.shape[1]:
+        return at, W_enc.T.contiguous()
+    latents, place = at.unique(return_inverse=True)
+    return place, W_enc[:, latents].T.contiguous()
 
 
 def _decoder(how: Steps) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

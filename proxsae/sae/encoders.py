@@ -57,7 +57,7 @@ def on_supports(
         indices, values, xhat = ksparse_encoder.Encode.apply(x.reshape(-1, x.shape[-1]), *weights, how)
     shape = (*x.shape[:-1], values.shape[-1])
     codes = SparseCodes(indices.reshape(shape), values.reshape(shape), len(weights.W_dec))
-    return codes, None if xhat is None else xhat.reshape(x.shape)
+    return codes, xhat if xhat is None or x.ndim == 2 else xhat.reshape(x.shape)  # FSDP wants no view
 
 
 def points(

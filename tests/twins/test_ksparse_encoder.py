@@ -20,7 +20,7 @@ def make(k, nonneg=False, d=10, P=96, seed=0, device="cpu"):
     torch.manual_seed(seed)
     sae = px.SAE(d, P, px.KSparse(k, nonneg)).double().to(device)
     with torch.no_grad():
-        sae.W_enc += 0.1 * torch.randn_like(sae.W_enc)
+        sae.W_enc += 0.1 * torch.randn(P, d, dtype=torch.float64, device=device).T
         sae.W_dec[1] = sae.W_dec[0] + 0.05 * torch.randn_like(sae.W_dec[0])
         sae.b_enc.normal_(0, 0.05)
         sae.b_dec.normal_(0, 0.2)
