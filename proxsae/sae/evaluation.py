@@ -17,7 +17,7 @@ from torch import Tensor
 from proxsae import metrics
 from proxsae.conventions import Error, check_count
 from proxsae.disk import memory
-from proxsae.metrics import ratio, support_change
+from proxsae.metrics import cosines, ratio, support_change
 from proxsae.sae.model import SAE
 from proxsae.steps import ExactStep, LearnedSteps, Lipschitz, StepRule
 
@@ -235,7 +235,7 @@ class _Sums:
         self.n += len(x)
         self.fired += int((z != 0).sum())
         self.error += float((x - xhat).square().sum())
-        self.cosine += float(torch.cosine_similarity(x, xhat, dim=-1).sum())
+        self.cosine += float(cosines(x, xhat).sum())
         self.change += 0.0 if before is None else len(x) * support_change(before, z)
         self.up |= (z > 0).any(dim=0)
         self.down |= (z < 0).any(dim=0)
