@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,8 +83,8 @@ def count_above(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     Its derivative in u is 0, in the threshold the straight-through
     -(1 / bandwidth) 1[| |u| - threshold | < bandwidth / 2].
     """
-    inside = _inside(u, threshold, bandwidth).to(u.dtype)
-    surrogate = -(threshold - threshold.detach()) * inside / bandwidth  # zero in value
+    inside = _inside(u, threshold, bandwidth)
+    surrogate = torch.where(inside, -(threshold - threshold.detach()), 0) / bandwidth  # zero in value
     return ((u.detach().abs() > threshold.detach()).to(u.dtype) + surrogate).sum(dim=-1)
 
 
@@ -107,6 +108,8 @@ def prox(R: Penalty, u: Tensor, step: float | Tensor = 1.0) -> Tensor:
     step = check_step(step, u)
     R.check_fits("u", u, u.shape[-1])
     mu = step.double()[..., None] if isinstance(step, Tensor) and step.ndim else step
+    if isinstance(mu, Tensor) and mu.requires_grad and bool((off := _lam(R, u).isinf()).any()):
+        mu = torch.where(off, mu.detach(), mu)  # of a latent that is off nothing hangs on mu, but 0 times lam is NaN
     return _formula(R, "prox")(R, torch.relu(u) if R.nonneg else u, mu)  # lem-nonneg
 
 
@@ -123,6 +126,8 @@ def value(R: Penalty, z: Tensor) -> Tensor:
 
 def slope(R: Penalty, z: Tensor) -> Tensor:
     """The derivative of R along the support of z, signs held; what `R.slope` calls."""
+    check_floats("z", z)
+    R.check_fits("z", z, z.shape[-1])
     return _formula(R, "slope")(R, z)
 
 
@@ -155,12 +160,22 @@ def _entrywise_prox(R: Separable, u: Tensor, mu: float | Tensor) -> Tensor:
 
 def _entrywise_value(R: Separable, z: Tensor) -> Tensor:
     o = TorchArithmetic(z)
-    return R.entry_value(o, z, *(o.rounded(o.number(p)) for p in R.parameters())).sum(-1)
+    given = zip(R.domain, R.parameters(), strict=True)
+    parameters = (_lam_at(R, z) if name == "lam" else o.rounded(o.number(p)) for name, p in given)
+    return R.entry_value(o, z, *parameters).sum(-1)
 
 
 def _lam(R: Any, u: Tensor) -> Tensor:
-    """lam in float64 on the device of u."""
-    return TorchArithmetic(u).number(R.lam)
+    """lam in float64 on the device of u, and 0 where R has none."""
+    return TorchArithmetic(u).number(getattr(R, "lam", 0.0))
+
+
+def _lam_at(R: Any, z: Tensor) -> Tensor:
+    """lam in the dtype of z; where it may be infinite, 0 for the entries of 0, which cost nothing."""
+    lam = _lam(R, z).to(z.dtype)
+    if not isinstance(R.lam, Tensor) and np.max(R.lam) <= torch.finfo(z.dtype).max:  # a tensor is not looked into
+        return lam
+    return torch.where(z != 0, lam, 0)
 
 
 def _hard(R: L0, u: Tensor, mu: float | Tensor) -> Tensor:
@@ -173,7 +188,7 @@ def _prox_group(R: GroupL2, u: Tensor, mu: float | Tensor) -> Tensor:
     norms = group_norms(groups)
     t = (mu * _lam(R, u)).to(u.dtype).double()
     alive = ~(norms <= t)
-    shrink = 1 - t / torch.where(alive, norms, 1)
+    shrink = 1 - torch.where(alive, t, 0) / torch.where(alive, norms, 1)
     return torch.where(alive[..., None], groups * shrink[..., None], 0).reshape(u.shape).to(u.dtype) + 0
 
 
@@ -195,7 +210,8 @@ def _prox_sorted(R: SortedL1, u: Tensor, mu: float | Tensor) -> Tensor:
     if not u.numel():
         return u.clone()
     size, order = u.double().abs().sort(dim=-1, descending=True, stable=True)
-    lowered = (size - mu * _lam(R, u)).reshape(-1, u.shape[-1])
+    lam = _lam(R, u)
+    lowered = torch.where(lam.isinf().any(), -torch.inf, size - mu * lam).reshape(-1, u.shape[-1])
     pool = _pools(lowered.detach())
     sums = torch.zeros_like(lowered).scatter_add(-1, pool, lowered)
     counts = torch.zeros_like(lowered).scatter_add(-1, pool, torch.ones_like(lowered))
@@ -227,7 +243,17 @@ def _pools(rows: Tensor) -> Tensor:
 
 
 def _value_group(R: GroupL2, z: Tensor) -> Tensor:
-    return (_lam(R, z) * group_norms(_groups(R, z)).sum(-1)).to(z.dtype)
+    total = group_norms(_groups(R, z)).sum(-1)
+    return (_lam_at(R, total) * total).to(z.dtype)
+
+
+def _value_sorted(R: SortedL1, z: Tensor) -> Tensor:
+    size = z.abs().sort(dim=-1, descending=True).values
+    return (_lam_at(R, size) * size).sum(-1)
+
+
+def _slope_l1(R: L1, z: Tensor) -> Tensor:
+    return (torch.where(z != 0, _lam(R, z), 0) * z.sign()).to(z.dtype)
 
 
 def _value_batch(R: BatchKSparse, z: Tensor) -> Tensor:
@@ -247,13 +273,13 @@ _OWN: dict[str, dict[type, Callable[..., Tensor]]] = {
         SortedL1: _prox_sorted,
     },
     "value": {
-        L1: lambda R, z: (_lam(R, z).to(z.dtype) * z.abs()).sum(-1),
-        L0: lambda R, z: (_lam(R, z).to(z.dtype) * (z != 0)).sum(-1),
+        L1: lambda R, z: (_lam_at(R, z) * z.abs()).sum(-1),
+        L0: lambda R, z: torch.where(z != 0, _lam(R, z).to(z.dtype), 0).sum(-1),
         KSparse: lambda R, z: torch.where((z != 0).sum(-1) <= R.k, 0.0, torch.inf),
         BatchKSparse: _value_batch,
         GroupL2: _value_group,
-        SortedL1: lambda R, z: (_lam(R, z).to(z.dtype) * z.abs().sort(dim=-1, descending=True).values).sum(-1),
+        SortedL1: _value_sorted,
     },
-    "slope": {L1: lambda R, z: (_lam(R, z) * z.sign()).to(z.dtype), Penalty: lambda R, z: torch.zeros_like(z)},
+    "slope": {L1: _slope_l1, Penalty: lambda R, z: torch.zeros_like(z)},
 }
 _ENTRYWISE: dict[str, Callable[..., Tensor]] = {"prox": _entrywise_prox, "value": _entrywise_value}

@@ -106,7 +106,11 @@ class Parameters(nn.Module):
     def penalty(self) -> Penalty:
         """R as it stands; for a trained L0 its lam is the tensor threshold^2 / 2."""
         R = self.common.penalty
-        return replace(R, lam=self.threshold.double().square() / 2) if isinstance(R, L0) else R
+        if not isinstance(R, L0):
+            return R
+        theta = self.threshold.double()
+        theta = torch.where(theta.isinf(), theta.detach(), theta)  # whose gradient would be infinity times 0
+        return replace(R, lam=theta.square() / 2)
 
     @property
     def dtype(self) -> torch.dtype:

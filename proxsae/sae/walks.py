@@ -49,7 +49,8 @@ def learned(
         mu, Rt = log_step.exp(), R
         if log_lam_factors is not None:
             lam = R.lam if isinstance(R.lam, Tensor) else torch.as_tensor(np.array(R.lam))
-            Rt = with_lam(R, lam.to(g.device) * log_lam_factors[t].double().exp())
+            lam, factor = lam.to(g.device), log_lam_factors[t].double().exp()
+            Rt = with_lam(R, torch.where(lam.isinf(), lam, lam * torch.where(lam.isinf(), factor.detach(), factor)))
         u = point.z - mu * (g if tilt is None else g - tilt)
         felt = in_kernel(Rt, u, mu) if has_kernel(Rt) else None
         point = Point(prox(Rt, u, mu), point.c, point.D, point.spent + 2, tilt=tilt, felt=felt)

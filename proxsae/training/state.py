@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from proxsae.conventions import Error
 from proxsae.disk import sentence
+from proxsae.formats.parts import is_sound
 from proxsae.penalties import L0, L1
 from proxsae.penalties.base import with_lam
 from proxsae.sae import SAE
@@ -202,7 +203,7 @@ def _check(sae: SAE, saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         if (a.shape, a.dtype) != (shape, dtype):
             msg = f"{name} has shape {tuple(a.shape)} of {a.dtype}, not {tuple(shape)} of {dtype}"
             raise Error(msg)
-        if name not in ("tail", "batch_threshold") and not bool(a.isfinite().all()):
+        if name not in ("tail", "batch_threshold") and not is_sound(name, a):
             msg = f"{name} holds NaN or infinite entries"
             raise Error(msg)
         if name.endswith(MOMENTS[1]) and bool((a < 0).any()):
@@ -250,7 +251,7 @@ def give_back(sae: SAE, state: State, team: Team | None) -> None:
                 getattr(sae, name).copy_(team.whole(parameter, DIMENSION[name]) if name in DIMENSION else parameter)
     sae.rescale(state.spread)
     for name, a in sae.state_dict().items():  # the loss of the last step is of the weights before it
-        if name != "batch_threshold" and not bool(a.isfinite().all()):
+        if name != "batch_threshold" and not is_sound(name, a):
             msg = f"{name} is no longer finite after step {state.step}: lr is too high, or rows or the checkpoint have"
             msg += " an outlier"
             raise Error(msg)

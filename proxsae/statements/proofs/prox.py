@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from proxsae.conventions import within
 from proxsae.penalties import FAMILIES, L0, L1, MCP, SCAD, ElasticNet, Separable
-from proxsae.penalties.domain import holds
 from proxsae.penalties.scalar import larger, signed, smaller, soft
 from proxsae.statements.proofs.solver import WHOLE, Goal, add
 
@@ -18,7 +18,7 @@ SEPARABLE = {name.lower(): R for name, R in FAMILIES.items() if issubclass(R, Se
 def given(o: Any, R: Any) -> tuple[Any, list[Any], list[Any]]:
     """The step mu and the parameters of R as symbols, and what they must fulfil: the domain that R checks."""
     mu, *parameters = o.reals(" ".join(("mu", *R.domain)))
-    domain = [holds(allowed, p) for allowed, p in zip(R.domain.values(), parameters, strict=True)]
+    domain = [within(allowed, p) for allowed, p in zip(R.domain.values(), parameters, strict=True)]
     return mu, parameters, [mu > 0, *domain]
 
 
