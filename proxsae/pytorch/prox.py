@@ -17,6 +17,7 @@ from torch import Tensor
 from proxsae.conventions import Error, check_floats, check_step
 from proxsae.penalties import L0, L1, BatchKSparse, GroupL2, KSparse, Penalty, Separable, SortedL1
 from proxsae.pytorch.arithmetic import TorchArithmetic, sqrt
+from proxsae.pytorch.autocast import outside_autocast
 from proxsae.pytorch.topk import top_k
 
 
@@ -79,6 +80,7 @@ def k_sparse(u: Tensor, k: int) -> Tensor:
     return torch.zeros_like(u).scatter(-1, indices, torch.where(values != 0, values, 0))
 
 
+@outside_autocast
 def prox(R: Penalty, u: Tensor, step: float | Tensor = 1.0) -> Tensor:
     """prox_{step R}(u) for torch; what `R.prox` calls.  u (..., P); `step` a number or one per row, shape (...).
 
@@ -93,6 +95,7 @@ def prox(R: Penalty, u: Tensor, step: float | Tensor = 1.0) -> Tensor:
     return _formula(R, "prox")(R, torch.relu(u) if R.nonneg else u, mu)  # lem-nonneg
 
 
+@outside_autocast
 def value(R: Penalty, z: Tensor) -> Tensor:
     """R(z) per row, (..., P) -> (...); what `R.value` calls.  Half precision accumulates in float32."""
     check_floats("z", z)
@@ -104,6 +107,7 @@ def value(R: Penalty, z: Tensor) -> Tensor:
     return total.to(z.dtype)
 
 
+@outside_autocast
 def slope(R: Penalty, z: Tensor) -> Tensor:
     """The derivative of R along the support of z, signs held; what `R.slope` calls."""
     return _formula(R, "slope")(R, z)
