@@ -21,6 +21,7 @@ from proxsae.conventions import Error, check_count, check_problem
 from proxsae.penalties import L1, KSparse, Penalty
 from proxsae.penalties.base import runs
 from proxsae.pytorch import lasso_working_sets
+from proxsae.pytorch.autocast import outside_autocast
 from proxsae.pytorch.codes import sparse_decode, sparsify
 from proxsae.pytorch.cost_model import gather_cost, kind_of
 from proxsae.pytorch.prox import has_kernel, in_kernel, prox, slope, value
@@ -46,6 +47,7 @@ LEFT_ENTRIES = 2**24  # entries of codes that are iterated together where workin
 CHECK_EVERY = 5  # steps of `solve` between certificates, each of which costs about one step
 
 
+@outside_autocast
 def ista(
     x: Tensor,
     D: Tensor,
@@ -73,6 +75,7 @@ def ista(
     return Trace(codes, torch.stack(objective), torch.stack(products), tuple(kept) if keep == "all" else None)
 
 
+@outside_autocast
 def solve(
     x: Tensor, D: Tensor, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000, bias: Tensor | None = None
 ) -> Solution:
@@ -80,7 +83,7 @@ def solve(
     centred, D, _, lead = check_problem(x, D, None, bias, R)
     tol, max_steps = check_tol(tol), check_count("max_steps", max_steps, 0)
     rows = centred.reshape(-1, centred.shape[-1])
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # a product in half would certify nothing
+    with torch.no_grad():
         codes, gap, taken, converged = _solve(rows.double(), D.double(), R, tol, max_steps, x.dtype)
     codes = codes.to(x.dtype)
     lam = getattr(R, "lam", None)
@@ -88,8 +91,7 @@ def solve(
         if not R.affine:
             msg = f"gradients of solve are for L1, L0 and KSparse, not {R!r}: detach its inputs (thm-implicit-gradient)"
             raise Error(msg)
-        with torch.autocast(x.device.type, enabled=False):
-            codes = implicit(codes, rows, D, R)
+        codes = implicit(codes, rows, D, R)
     return Solution(codes.reshape(*lead, len(D)), gap.reshape(lead), taken.reshape(lead), converged.reshape(lead))
 
 
@@ -157,13 +159,16 @@ class Point:
     ) -> None:
         self.z, self.c, self.D, self.spent, self.felt = z, c, D, spent, felt
         self._residual, self._width, self._tilt = residual, width, tilt
+        self.device = z.device
 
+    @outside_autocast
     def residual(self) -> Tensor:
         """D z - c, shape (B, d)."""
         if self._residual is None:
             self._residual = _times(self.z, self.D, self._width) - self.c
         return self._residual
 
+    @outside_autocast
     def objective(self, R: Penalty) -> Tensor:
         """F(z) per row, shape (B,), in the dtype of the codes."""
         smooth = (0.5 * _square(self.residual())).to(self.z.dtype)

@@ -19,6 +19,7 @@ from proxsae.conventions import Error, check_floats, check_step
 from proxsae.penalties import L0, L1, BatchKSparse, GroupL2, KSparse, Penalty, Separable, SortedL1
 from proxsae.penalties.base import runs
 from proxsae.pytorch.arithmetic import TorchArithmetic, sqrt
+from proxsae.pytorch.autocast import outside_autocast
 from proxsae.pytorch.topk import top_k
 
 
@@ -97,6 +98,7 @@ def k_sparse(u: Tensor, k: int) -> Tensor:
     return torch.zeros_like(u).scatter(-1, indices, torch.where(values != 0, values, 0))
 
 
+@outside_autocast
 def prox(R: Penalty, u: Tensor, step: float | Tensor = 1.0) -> Tensor:
     """prox_{step R}(u) for torch; what `R.prox` calls.  u (..., P); `step` a number or one per row, shape (...).
 
@@ -113,6 +115,7 @@ def prox(R: Penalty, u: Tensor, step: float | Tensor = 1.0) -> Tensor:
     return _formula(R, "prox")(R, torch.relu(u) if R.nonneg else u, mu)  # lem-nonneg
 
 
+@outside_autocast
 def value(R: Penalty, z: Tensor) -> Tensor:
     """R(z) per row, (..., P) -> (...); what `R.value` calls.  Half precision accumulates in float32."""
     check_floats("z", z)
@@ -124,6 +127,7 @@ def value(R: Penalty, z: Tensor) -> Tensor:
     return total.to(z.dtype)
 
 
+@outside_autocast
 def slope(R: Penalty, z: Tensor) -> Tensor:
     """The derivative of R along the support of z, signs held; what `R.slope` calls."""
     check_floats("z", z)

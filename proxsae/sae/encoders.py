@@ -53,8 +53,7 @@ def on_supports(
     if common.team is not None and plan.product == "gram":  # its rows are on all ranks
         plan = replace(plan, product="residual")
     how = ksparse_encoder.Steps(R, encoding.steps, rule, L, plan, decode, keep, common.pages, common.team)
-    with torch.autocast(x.device.type, enabled=False):  # codes must not depend on which products the plan takes
-        indices, values, xhat = ksparse_encoder.Encode.apply(x.reshape(-1, x.shape[-1]), *weights, how)
+    indices, values, xhat = ksparse_encoder.Encode.apply(x.reshape(-1, x.shape[-1]), *weights, how)
     shape = (*x.shape[:-1], values.shape[-1])
     codes = SparseCodes(indices.reshape(shape), values.reshape(shape), len(weights.W_dec))
     return codes, xhat if xhat is None or x.ndim == 2 else xhat.reshape(x.shape)  # FSDP wants no view
@@ -108,7 +107,7 @@ def lipschitz_of(W_dec: Tensor, common: Common) -> float:
     """
     if common.team is not None:
         return lipschitz_of_all(W_dec, common.team)
-    with torch.no_grad(), torch.autocast(W_dec.device.type, enabled=False):
+    with torch.no_grad():
         W = W_dec.to(accumulator(W_dec.dtype))
         vector = torch.arange(1, W.shape[1] + 1, device=W.device, dtype=W.dtype).cos()
         mark = torch.stack([W @ vector, torch.linalg.vector_norm(W, dim=1)])

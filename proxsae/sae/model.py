@@ -25,6 +25,7 @@ from proxsae.formats import own
 from proxsae.penalties import L0, KSparse
 from proxsae.penalties.base import runs
 from proxsae.pytorch import ksparse_encoder
+from proxsae.pytorch.autocast import outside_autocast
 from proxsae.pytorch.codes import SparseCodes, sparse_decode, sparsify
 from proxsae.pytorch.cost_model import Plan, kind_of, plan
 from proxsae.pytorch.iteration import Point
@@ -104,6 +105,7 @@ class SAE(Parameters):
         check_finite("x", x)
         return x
 
+    @outside_autocast
     def normalized(self, x: Any) -> Normalized:
         """The rows of x (..., d_in) as the encoder sees them, and how to undo that."""
         x = self._checked(x)
@@ -114,6 +116,7 @@ class SAE(Parameters):
 
     # Codes and reconstructions
 
+    @outside_autocast
     def pre_activations(self, x: Any) -> Tensor:
         """u = (x' - b_dec) W_enc + b_enc: (..., d_in) -> (..., d_sae), x' the normalised x."""
         return linear(self.normalized(x).rows - self.b_dec, self.W_enc.T, self.b_enc)
@@ -129,6 +132,7 @@ class SAE(Parameters):
             return self.encode_sparse(x).to_dense()
         return self._dense(x)[0]
 
+    @outside_autocast
     def encode_sparse(self, x: Any, exact: str | None = None) -> SparseCodes:
         """The same codes as `SparseCodes`: k entries a row for KSparse, else the largest support in the batch.
 
@@ -152,14 +156,17 @@ class SAE(Parameters):
         z, felt = self._dense(x)
         return sparsify(z, min(R.k, self.d_sae) if runs(R, KSparse) else None, felt)
 
+    @outside_autocast
     def refine(self, x: Any, z: Tensor) -> Tensor:
         """Steps 2 ... T from the first code z (..., d_sae) of x (..., d_in), all of them dense."""
         return self._refined(x, z, None)[0]
 
+    @outside_autocast
     def walk(self, x: Any) -> Iterator[Point]:
         """Yield the points z_1, z_2, ... z_T of x, rows flattened: codes, residuals, and products spent so far."""
         return self._points(x, prox(self.penalty, self.pre_activations(x)))
 
+    @outside_autocast
     def decode(self, z: Tensor | SparseCodes, like: Any = None) -> Tensor:
         """z W_dec + b_dec: dense codes (..., d_sae), also NumPy ones, or `SparseCodes` -> (..., d_in).
 
@@ -175,6 +182,7 @@ class SAE(Parameters):
         xhat = (part if team is None else team.total(part)) + self.b_dec
         return xhat if like is None or self.normalize == "none" else self.normalized(like).undo(xhat)
 
+    @outside_autocast
     def reconstruct(self, x: Any) -> tuple[Tensor, SparseCodes]:
         """decode(encode_sparse(x)) and the codes; for KSparse one forward and one backward pass for both.
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from proxsae import disk
 from proxsae.conventions import Error, check_count
 from proxsae.penalties import BatchKSparse
+from proxsae.pytorch.autocast import outside_autocast
 from proxsae.sae import SAE
 from proxsae.sae.team import Team
 from proxsae.training import files
@@ -211,6 +212,7 @@ def _agreed(team: Team | None, problem: Error | None, stop: threading.Event) -> 
     return bool(flags[1])
 
 
+@outside_autocast
 def _step(state: State, run: _Run, rows: Tensor) -> dict[str, float]:
     sae, t, recipe, team = state.sae, state.step, run.recipe, run.team
     rate = cast(float, recipe.lr) * _rate(t, recipe.steps)
