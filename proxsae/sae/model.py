@@ -121,6 +121,7 @@ class SAE(Parameters):
         """u = (x' - b_dec) W_enc + b_enc: (..., d_in) -> (..., d_sae), x' the normalised x."""
         return linear(self.normalized(x).rows - self.b_dec, self.W_enc.T, self.b_enc)
 
+    @outside_autocast
     def encode(self, x: Any) -> Tensor:
         """Dense codes z_T: (..., d_in) -> (..., d_sae), a tensor.
 
@@ -195,6 +196,7 @@ class SAE(Parameters):
         codes, xhat = self._on_supports(normal.rows, decode=True)
         return cast(Tensor, xhat) if self.normalize == "none" else normal.undo(cast(Tensor, xhat)), codes
 
+    @outside_autocast
     def forward(self, x: Any) -> Tensor:
         """The reconstruction of x (..., d_in), in its units: decode(encode(x), like=x)."""
         return self.reconstruct(x)[0] if self.on_supports else self.decode(self.encode(x), like=x)
