@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -54,7 +55,13 @@ def main():
         found[name]["fsdp"] = gradients(lambda sae: fully_shard(sae, mesh=mesh), name, part)
         sae, x = made(name)
         register_fsdp_forward_method(fully_shard(sae, mesh=mesh), "encode")
-        found[name]["codes"] = sae.encode(x).detach()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # codes are views
+            found[name]["codes"] = sae.encode(x).detach()
+        try:
+            px.train(sae, x, steps=2, batch_size=4, progress=False)
+        except px.Error as error:
+            found[name]["refused"] = str(error)
     torch.save(found, Path(sys.argv[1]) / f"rank{os.environ['RANK']}.pt")
     dist.destroy_process_group()
 

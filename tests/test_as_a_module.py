@@ -212,6 +212,16 @@ def test_frozen_atoms_may_have_any_norm_and_stay_as_they_are():
     assert px.evaluate(sae, x)["nmse"] < before
 
 
+@KINDS
+def test_an_sae_is_trained_with_its_frozen_b_dec_and_not_with_the_mean(kind):
+    sae, x = made(kind), rows() + 2
+    sae.b_dec.requires_grad_(False)
+    told = fit(sae, x, steps=150)
+    assert not sae.b_dec.any()
+    error, energy = (a.detach().square().sum() for a in (sae(x) - x, x))
+    assert float(error / energy) == pytest.approx(told["nmse"], rel=0.3)
+
+
 def test_frozen_biases_stay_where_a_run_is_stopped_and_resumed(tmp_path, monkeypatch):
     x = 30 * rows()
 
@@ -421,11 +431,14 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
     process = launch(2, "tests/module_worker.py", str(tmp_path))
     _, told = process.communicate(timeout=300)
     assert process.returncode == 0, told
+    assert "UserWarning" not in told  # FSDP2 warns of reconstructions that are views
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     for name in module_worker.MAKE:
         xhat, grads, weights = module_worker.gradients(lambda sae: sae, name, slice(0, module_worker.ROWS))
         sae, x = module_worker.made(name)
-        assert all(torch.equal(rank[name]["codes"], sae.encode(x)) for rank in ranks)
+        for rank in ranks:
+            assert torch.equal(rank[name]["codes"], sae.encode(x))
+            assert "the weights are sharded by torch, but train takes the whole SAE" in rank[name]["refused"]
         for how in ("ddp", "fsdp"):
             assert_close(torch.cat([rank[name][how][0] for rank in ranks]), xhat, 1e-12, f"{name} {how}")
             for rank in ranks:

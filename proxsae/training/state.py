@@ -98,6 +98,11 @@ def check_trainable(sae: SAE, unit_encoder: bool) -> None:
     if any(parameter.is_inference() for parameter in sae.parameters()):
         msg = "the weights were made under torch.inference_mode(), which autograd cannot train: copy.deepcopy(sae) can"
         raise Error(msg)
+    wrapped = any(kind.__name__ == "FSDPModule" for kind in type(sae).__mro__)  # importing it takes a second
+    if wrapped or any(hasattr(parameter, "full_tensor") for parameter in sae.parameters()):
+        msg = "the weights are sharded by torch, but train takes the whole SAE and splits it itself: train(sae, rows,"
+        msg += " team=proxsae.sae.team.join(shards, device)) under torchrun"
+        raise Error(msg)
     if not any(parameter.requires_grad for name, parameter in sae.named_parameters() if name != "batch_threshold"):
         msg = "every weight is frozen, so that nothing would be trained: sae.requires_grad_(True) trains all of them"
         raise Error(msg)
