@@ -14,6 +14,7 @@ from timing import begin, parser, ratios, rows, show
 from torch import Tensor
 
 import proxsae as px
+from proxsae.training.state import latents_in_rows
 
 
 def main() -> None:
@@ -24,14 +25,15 @@ def main() -> None:
     for kind in ("Gaussian", "heavy-tailed"):
         x = rows(kind, given.rows, given.d_in, given)
         sae = px.SAE(given.d_in, given.d_sae, px.KSparse(given.k), given.steps).to(x)
-        W, weights = sae.W_enc.detach(), (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
+        weights = (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
         losses: dict[str, Callable[[], Tensor]] = {"proxsae": partial(ours, sae, x)}
         if given.steps == 1:
             peers = {"dense": dense_loss, "dense, compiled": quick, "embedding_bag decoder": bag_loss}
             losses |= {f"torch: {name}": partial(loss, x, weights, given.k) for name, loss in peers.items()}
-        calls: dict[str, Callable[[], object]] = {"product x W_enc": partial(torch.matmul, x, W)}
-        calls |= {name: partial(step, sae, loss) for name, loss in losses.items()}
-        show(f"{kind} rows, {given.steps} encoder steps", ratios(calls, given))
+        with latents_in_rows(sae):  # as px.train holds them
+            calls: dict[str, Callable[[], object]] = {"product x W_enc": partial(torch.matmul, x, sae.W_enc.detach())}
+            calls |= {name: partial(step, sae, loss) for name, loss in losses.items()}
+            show(f"{kind} rows, {given.steps} encoder steps", ratios(calls, given))
 
 
 def ours(sae: px.SAE, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from proxsae.conventions import Error, check_finite, check_floats, check_problem, check_step, is_torch, namespace
+from proxsae.conventions import Error, alike, check_finite, check_floats, check_problem, check_step, is_torch, namespace
 from proxsae.penalties import L1, Penalty
 from proxsae.penalties.base import runs
 
@@ -35,8 +35,7 @@ def duality_gap(x: Any, D: Any, z: Any, R: Penalty, bias: Any = None) -> Any:
         kind = type(R).__name__
         msg = f"duality_gap is worked out for L1 only, not for {kind}: use fixed_point_residual (thm-duality-gap)"
         raise Error(msg)
-    x = check_floats("x", x)
-    c, D, z, _ = _problem(x, D, z, R, bias)
+    x, c, D, z = _problem(x, D, z, R, bias)
     return narrow(l1_gap(c, D, z, R)[0], x)
 
 
@@ -79,10 +78,10 @@ def fixed_point_residual(x: Any, D: Any, z: Any, R: Penalty, step: float, bias: 
     KSparse (thm-l0-fixed-points, thm-ksparse-fixed-points), optima among them (thm-optimal-is-stationary).
     Statement: def-fixed-point (Beck and Eldar 2013 for k-sparse).  Raises `Error` for data that does not fit.
     """
-    x = check_floats("x", x)
-    check_step(step, x)
-    c, D, z, _ = _problem(x, D, z, R, bias)
-    moved = z - R.prox(z - step * ((z @ D - c) @ D.T), step)
+    x, c, D, z = _problem(x, D, z, R, bias)
+    step = check_step(step, x)
+    mu = step if isinstance(step, float) else wide(step)[..., None]
+    moved = z - R.prox(z - mu * ((z @ D - c) @ D.T), step)
     return narrow((moved * moved).sum(-1) ** 0.5, x)
 
 
@@ -91,8 +90,9 @@ def lambda_max(x: Any, D: Any, nonneg: bool = False) -> Any:
 
     Shapes: x (..., d), centred; D (P, d); returns (...).  Statement: prop-lambda-max (KKT conditions at 0).
     """
-    x = check_floats("x", x)
-    c, D, _, _ = check_problem(wide(x), wide(check_floats("D", D)))
+    given = alike({"x": x, "D": D})
+    x = given["x"]
+    c, D, _, _ = check_problem(wide(x), wide(given["D"]))
     slope = c @ D.T
     return narrow(namespace(c).amax(slope.clip(min=0) if nonneg else abs(slope), -1), x)
 
@@ -139,9 +139,12 @@ def narrow(a: Any, like: Any) -> Any:
     return a.detach().to(like.dtype) if is_torch(a) else np.asarray(a).astype(like.dtype)
 
 
-def _problem(x: Any, D: Any, z: Any, R: Penalty, bias: Any) -> Any:
-    D, z = check_floats("D", D), check_floats("z", z)
-    return check_problem(wide(x), wide(D), wide(z), None if bias is None else wide(bias), R, "z")
+def _problem(x: Any, D: Any, z: Any, R: Penalty, bias: Any) -> tuple[Any, Any, Any, Any]:
+    """x as an array; and x - b, D and z in float64, whatever dtype each of them has."""
+    given = alike({"x": x, "D": D, "z": z} | ({} if bias is None else {"bias": bias}))
+    bias = None if bias is None else wide(given["bias"])
+    c, D, z, _ = check_problem(wide(given["x"]), wide(given["D"]), wide(given["z"]), bias, R, "z")
+    return given["x"], c, D, z
 
 
 def _dictionary(D: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import math
 import sys
 from collections.abc import Callable, Iterable
 from types import ModuleType
@@ -51,7 +52,8 @@ def torch_twin(module: str) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         @functools.wraps(function)
         def entry(*args: Any, **kwargs: Any) -> Any:
-            if any(map(is_torch, (*args, *kwargs.values()))):
+            tensors = [a for a in (*args, *kwargs.values()) if is_torch(a)]
+            if any(a.ndim or a.requires_grad for a in tensors):  # others stand for numbers
                 return getattr(importlib.import_module(module), function.__name__)(*args, **kwargs)
             return function(*args, **kwargs)
 
@@ -69,11 +71,31 @@ def library(module: str, extra: str) -> Any:
         raise Error(msg) from None
 
 
+def shown(value: Any) -> str:
+    """How a message shows a value: its repr on one line, cut where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a whole number of more digits than Python prints, a repr that fails
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 def check_floats(name: str, a: Any) -> Any:
-    """Return `a` as an array of real floats with at least one axis (tensors pass through), or raise `Error`."""
+    """Return `a` as an array of real floats with at least one axis, or raise `Error`.
+
+    Tensors and arrays stay what they are; whatever else NumPy takes becomes an array, lists of whole numbers one of
+    float64.  Refused are arrays that mean more than their numbers, such as masked and sparse ones.
+    """
     if not is_torch(a):
-        a = np.asarray(a)
-    is_float = a.dtype.is_floating_point if is_torch(a) else np.issubdtype(a.dtype, np.floating)
+        a = as_array(name, a)
+        is_float = np.issubdtype(a.dtype, np.floating)
+    else:
+        torch = sys.modules["torch"]
+        if a.layout != torch.strided or a.is_nested or isinstance(a, torch.masked.MaskedTensor):
+            kind = f"{str(a.layout).removeprefix('torch.')} {type(a).__name__}"
+            msg = f"{name} is a {kind}, but must be a dense tensor: {name}.to_dense()"
+            raise Error(msg)
+        is_float = a.dtype.is_floating_point and a.dtype.itemsize > 1  # torch cannot reckon in float8
     if not is_float:
         msg = f"{name} has dtype {a.dtype}, but a proximal step needs real floating point (float32, float64, ...)"
         raise Error(msg)
@@ -83,8 +105,52 @@ def check_floats(name: str, a: Any) -> Any:
     return a
 
 
+def as_array(name: str, a: Any) -> np.ndarray[Any, Any]:
+    """Whatever NumPy takes as an array, lists of whole numbers in float64; `Error` where a meaning would be lost."""
+    for part in (a, *a) if isinstance(a, (list, tuple)) else (a,):
+        if hasattr(part, "toarray") or (isinstance(part, np.ndarray) and type(part) not in (np.ndarray, np.memmap)):
+            plain = "x.toarray()" if hasattr(part, "toarray") else "np.asarray(x)"
+            plain = "x.filled(0.0), or the rows without a mask" if isinstance(part, np.ma.MaskedArray) else plain
+            msg = f"{name} is a {type(part).__name__}, of which only the numbers would be used: give {plain}"
+            raise Error(msg)
+    try:
+        array = np.asarray(a)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # rows of unequal length, tensors that need gradients
+        array = np.asarray(None)
+    if array.dtype.kind not in "biufc":
+        msg = f"{name} is {_what(a)}, but must be numbers: an array, a tensor, or lists of one length"
+        raise Error(msg)
+    return array.astype(np.float64) if array.dtype.kind in "iu" and isinstance(a, (list, tuple)) else array
+
+
+def as_reals(name: str, a: Any) -> Any:
+    """An array or tensor of real numbers of any shape, whole numbers in float64; or `Error`."""
+    a = a if is_torch(a) else as_array(name, a)
+    if "int" in str(a.dtype):
+        a = a.double() if is_torch(a) else a.astype(np.float64)
+    check_floats(name, a[None])
+    return a
+
+
+def _what(a: Any) -> str:
+    return f"an array of {a.dtype}" if isinstance(a, np.ndarray) else f"{type(a).__name__} {shown(a)}"
+
+
+def alike(given: dict[str, Any]) -> dict[str, Any]:
+    """The arrays of one problem, each checked by its name; lists take library, dtype and device of the first array."""
+    checked = {name: check_floats(name, a) for name, a in given.items()}
+    arrays = [name for name, a in given.items() if not isinstance(a, (list, tuple))]
+    for name in set(given) - set(arrays) if arrays else ():
+        first = checked[arrays[0]]
+        checked[name] = first.new_tensor(checked[name]) if is_torch(first) else checked[name].astype(first.dtype)
+    return checked
+
+
 def check_finite(name: str, a: Any) -> None:
-    """Raise `Error` when `a` holds NaN or infinity."""
+    """Raise `Error` when `a` holds NaN or infinity, or no numbers at all."""
+    if is_torch(a) and a.is_meta:
+        msg = f"{name} is on the device meta, which holds shapes without numbers: give it on a device that has them"
+        raise Error(msg)
     bad = ~namespace(a).isfinite(a)
     if bool(bad.any()):
         first = tuple(int(i[0]) for i in np.nonzero(np.asarray(bad.cpu() if is_torch(bad) else bad)))
@@ -92,44 +158,99 @@ def check_finite(name: str, a: Any) -> None:
         raise Error(msg)
 
 
+def scalar(value: Any) -> Any:
+    """An array or tensor without axes as the number that it holds; anything else as it is.
+
+    Raises `Error` for a tensor that asks for a gradient, which a number cannot carry.
+    """
+    if is_torch(value) and value.ndim == 0 and not value.is_meta:
+        if value.requires_grad:
+            msg = f"{shown(value)} stands for a number that gets no gradient: give {float(value.detach()):g}"
+            raise Error(msg)
+        return value.item()
+    return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
+
+
 def as_number(value: Any) -> float | None:
-    """A finite real number of Python or NumPy, or an array without axes that holds one, as a float; None for others."""
-    a = np.asarray(value if isinstance(value, (int, float, np.number, np.ndarray)) else None)
-    return float(a) if a.ndim == 0 and a.dtype.kind in "iuf" and np.isfinite(a) else None
+    """A finite real number, be it of Python, NumPy or torch, or an array without axes, as a float; None for others."""
+    value = scalar(value)
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # 10**400
+        return None
+    return number if math.isfinite(number) else None
+
+
+def within(allowed: str, value: Any) -> Any:
+    """Whether `value` is within the bound of a domain: for a number, an array, a tensor or a symbol of the solver."""
+    sign, bound = allowed.removeprefix("whole ").split()[:2]
+    return value >= float(bound) if sign == ">=" else value > float(bound)
+
+
+def check_number(name: str, value: Any, allowed: str, why: str = "") -> float:
+    """Return `value` as a float when it is a finite number and `allowed`, such as "> 0", or raise `Error` with why."""
+    number = as_number(value)
+    if number is None or not within(allowed, number):
+        msg = f"{name}={shown(value)} must be finite and {allowed}{why}"
+        raise Error(msg)
+    return number
 
 
 def check_step(step: Any, u: Any) -> Any:
-    """Return the step of prox(u) as a float or, for one step per row, as the array it is; else raise `Error`."""
-    if is_torch(step) or (isinstance(step, np.ndarray) and step.ndim):
-        if is_torch(step) != is_torch(u) or (step.ndim and tuple(step.shape) != tuple(u.shape[:-1])):
-            given, rows = f"{_kind(step)} of shape {tuple(step.shape)}", tuple(u.shape[:-1])
-            msg = f"step is {given}, but u needs a number or one per row, shape {rows}"
-            raise Error(msg)
-        ok = bool((namespace(step).isfinite(step) & (step > 0)).all())
+    """Return the step of prox(u) as a float or, for one step per row, as an array; else raise `Error`.
+
+    A torch step stays a tensor beside a torch u, and carries gradients.
+    """
+    positive = ": prox_(step R) is an argmin only for a positive step (def-prox)"
+    if isinstance(step, (list, tuple)):
+        step = alike({"u": u, "step": step})["step"]
+    if is_torch(step):
+        one = step.ndim == 0 and not (is_torch(u) and step.is_floating_point())
     else:
-        number = as_number(step)
-        ok = number is not None and number > 0
-        step = number if ok else step
-    if not ok:
-        msg = f"step={step!r} must be finite and > 0: prox_(step R) is an argmin only for a positive step (def-prox)"
+        one = not isinstance(step, np.ndarray) or step.ndim == 0
+    if one:
+        return check_number("step", step, "> 0", positive)
+    step = as_reals("step", step)
+    if is_torch(step) != is_torch(u) or (step.ndim and tuple(step.shape) != tuple(u.shape[:-1])):
+        given, rows = f"{_kind(step)} of shape {tuple(step.shape)}", tuple(u.shape[:-1])
+        msg = f"step is {given}, but u needs a number or one per row, shape {rows}"
+        raise Error(msg)
+    if not bool((namespace(step).isfinite(step) & (step > 0)).all()):
+        msg = f"step={shown(step)} must be finite and > 0{positive}"
         raise Error(msg)
     return step
 
 
 def check_count(name: str, value: Any, least: int) -> int:
-    """Return `value` as an int >= `least`, or raise `Error`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        msg = f"{name}={value!r} must be a whole number >= {least}"
+    """Return a whole number >= `least`, be it of Python, NumPy or torch, as an int; or raise `Error`."""
+    number = scalar(value)
+    if isinstance(number, (bool, np.bool_)) or not isinstance(number, (int, np.integer)) or number < least:
+        msg = f"{name}={shown(value)} must be a whole number >= {least}"
         raise Error(msg)
-    return int(value)
+    return int(number)
 
 
-def check_seed(seed: int) -> int:
-    """Return `seed` when it is a whole number in [0, 2^63), or raise `Error`."""
-    if check_count("seed", seed, 0) >= 2**63:
-        msg = f"seed={seed} must be below 2^63"
+def check_counts(name: str, values: Any, least: int = 1) -> tuple[int, ...]:
+    """Return several whole numbers >= `least`, in their order, or raise `Error`."""
+    try:
+        several = list(() if isinstance(values, (str, dict)) else values)
+    except TypeError:  # a single number
+        several = []
+    if not several and not (isinstance(values, (list, tuple)) and not values):
+        msg = f"{name}={shown(values)} must be whole numbers >= {least}, such as (1, 4)"
         raise Error(msg)
-    return seed
+    return tuple(check_count(name, value, least) for value in several)
+
+
+def check_seed(seed: Any) -> int:
+    """Return `seed` as an int when it is a whole number in [0, 2^63), or raise `Error`."""
+    number = check_count("seed", seed, 0)
+    if number >= 2**63:
+        msg = f"seed={shown(seed)} must be below 2^63"
+        raise Error(msg)
+    return number
 
 
 def check_problem(
@@ -141,12 +262,8 @@ def check_problem(
     `code` what an error calls z0.
     Raises `Error` for another backend, dtype or shape, for NaN and infinities, and for a dictionary of zeros.
     """
-    x, D = check_floats("x", x), check_floats("D", D)
-    given = {"x": x, "D": D}
-    if z0 is not None:
-        given[code] = check_floats(code, z0)
-    if bias is not None:
-        given["bias"] = check_floats("bias", bias)
+    given = alike({"x": x, "D": D} | {name: a for name, a in ((code, z0), ("bias", bias)) if a is not None})
+    x, D, z0, bias = (given.get(name) for name in ("x", "D", code, "bias"))
     for name, a in given.items():
         if is_torch(a) != is_torch(x) or a.dtype != x.dtype or getattr(a, "device", None) != getattr(x, "device", None):
             msg = (

@@ -8,26 +8,60 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from proxsae.conventions import Error
+from proxsae.conventions import Error, check_finite
+
+
+def _pair(wide: bool = True, **given: Tensor) -> tuple[Tensor, Tensor]:
+    """Two arrays of one shape; `Error` for other shapes, which would broadcast to the measure of something else."""
+    (one, a), (other, b) = given.items()
+    if a.shape != b.shape:
+        msg = f"{one} has shape {tuple(a.shape)}, but {other} has {tuple(b.shape)}: both need one shape, row by row"
+        raise Error(msg)
+    return (a.double(), b.double()) if wide else (a, b)
+
+
+def power_of_two(size: Tensor) -> Tensor:
+    """The power of two that each size is 1 to 2 times as large as, and 1 for 0: a division by it rounds nothing.
+
+    Squares of what is divided by it neither overflow nor vanish, so that no measure hangs on the unit of x.
+    """
+    power = size / (2 * torch.frexp(size).mantissa)
+    return torch.where(power.isfinite() & (power > 0), power, 1.0)
+
+
+def _in_unit_of(x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    unit = power_of_two(x.abs().max()) if x.numel() else 1.0
+    return x / unit, other / unit
+
+
+def unit_rows(a: Tensor) -> Tensor:
+    """The rows of a (..., d) in float64 at length 1, whatever their scale; rows of zeros stay."""
+    a = a.detach().double()
+    return torch.nn.functional.normalize(a / power_of_two(a.abs().amax(dim=-1, keepdim=True)), dim=-1)
 
 
 def nmse(x: Tensor, xhat: Tensor) -> float:
     """sum ||x - xhat||^2 / sum ||x||^2 over all rows, in float64; x, xhat (..., d)."""
-    x = x.double()
-    return ratio((x - xhat.double()).square().sum(), x.square().sum())
+    x, xhat = _in_unit_of(*_pair(x=x, xhat=xhat))
+    return ratio((x - xhat).square().sum(), x.square().sum())
 
 
 def explained_variance(x: Tensor, xhat: Tensor) -> float:
     """1 - sum ||x - xhat||^2 / sum ||x - mean||^2: a ratio of sums, the mean taken over the rows of x (..., d)."""
-    rows = x.reshape(-1, x.shape[-1]).double()
-    return 1 - ratio(
-        (rows - xhat.reshape(rows.shape).double()).square().sum(), (rows - rows.mean(dim=0)).square().sum()
-    )
+    x, xhat = _in_unit_of(*_pair(x=x, xhat=xhat))
+    rows = x.reshape(-1, x.shape[-1])
+    return 1 - ratio((rows - xhat.reshape(rows.shape)).square().sum(), (rows - rows.mean(dim=0)).square().sum())
 
 
 def cosine(x: Tensor, xhat: Tensor) -> float:
-    """The mean cosine between the rows of x and xhat (..., d)."""
-    return float(torch.nn.functional.cosine_similarity(x.double(), xhat.double(), dim=-1).mean())
+    """The mean cosine between the rows of x and xhat (..., d), which is 0 for a row of zeros."""
+    return float(cosines(x, xhat).mean())
+
+
+def cosines(x: Tensor, xhat: Tensor) -> Tensor:
+    """The cosine between each row of x and that of xhat (..., d), in float64: shape (...)."""
+    one, other = (a / power_of_two(a.abs().amax(dim=-1, keepdim=True)) for a in _pair(x=x, xhat=xhat))
+    return torch.cosine_similarity(one, other, dim=-1)
 
 
 def l0(z: Tensor) -> float:
@@ -52,6 +86,7 @@ def sign_balance(z: Tensor) -> Tensor:
 
 def support_change(before: Tensor, after: Tensor) -> float:
     """The mean Jaccard distance 1 - |S and S'| / |S or S'| of the supports of two codes (..., P); 0 for empty ones."""
+    before, after = _pair(False, before=before, after=after)
     one, other = before != 0, after != 0
     union = (one | other).sum(dim=-1)
     shared = (one & other).sum(dim=-1)
@@ -78,7 +113,12 @@ def match(D: Tensor, truth: Tensor, signed: bool = True) -> Match:
 
     Not `signed`, it is the sum of the cosines.  min(P, P') pairs, in the order of D; cosines keep their signs.
     """
-    unit = [torch.nn.functional.normalize(W.detach().double(), dim=1) for W in (D, truth)]
+    for name, W in (("D", D), ("truth", truth)):
+        if W.ndim != 2 or W.shape[1] != D.shape[-1]:
+            msg = f"{name} has shape {tuple(W.shape)}, but D and truth need (P, d) and (P', d), of one width"
+            raise Error(msg)
+        check_finite(name, W)
+    unit = [unit_rows(W) for W in (D, truth)]
     cosines = unit[0] @ unit[1].T
     found = linear_sum_assignment((cosines.abs() if signed else cosines).cpu().numpy(), maximize=True)
     own, true = (torch.as_tensor(indices, device=D.device) for indices in found)
@@ -105,14 +145,15 @@ def aligned(z: Tensor, matched: Match, d_sae: int) -> Tensor:
 
 def support_f1(z: Tensor, truth: Tensor) -> float:
     """2 hits / (entries of z + entries of truth) over all rows (..., P): a hit is non-zero in both, with one sign."""
+    z, truth = _pair(False, z=z, truth=truth)
     hits = (z.sign() * truth.sign() > 0).sum()
     return ratio(2 * hits, (z != 0).sum() + (truth != 0).sum())
 
 
 def coefficient_error(z: Tensor, truth: Tensor) -> float:
     """||z - truth|| / ||truth|| over all entries of (..., P), in float64.  The codes must belong to unit-norm atoms."""
-    truth = truth.double()
-    return ratio((z.double() - truth).norm(), truth.norm())
+    truth, z = _in_unit_of(*_pair(truth=truth, z=z))
+    return ratio((z - truth).norm(), truth.norm())
 
 
 def code_iou(z: Tensor, other: Tensor, matched: Match) -> float:

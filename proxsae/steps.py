@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from proxsae.conventions import Error, as_number, is_torch
+from proxsae.conventions import Error, as_number, as_reals, check_number, is_torch, shown
 from proxsae.penalties import Penalty
 
 # The first trial step is this much of 1/max_j ||d_j||^2: for a move along that one atom the descent inequality is an
@@ -75,18 +75,18 @@ class FixedStep(GivenStep):
     mu: Any
 
     def __post_init__(self) -> None:
-        number = as_number(self.mu)
-        if is_torch(self.mu) and self.mu.ndim == 0 and self.mu.is_floating_point():
-            number = as_number(self.mu.item())
-        if number is None or number <= 0:
-            msg = f"FixedStep: mu={self.mu!r} must be finite and > 0, one number (thm-ista-descent)"
-            raise Error(msg)
-        if not is_torch(self.mu):
+        learned = is_torch(self.mu) and self.mu.is_floating_point()
+        mu = self.mu.detach() if learned else self.mu
+        number = check_number("FixedStep: mu", mu, "> 0", ", one number (thm-ista-descent)")
+        if not learned:
             object.__setattr__(self, "mu", number)
 
     def size(self, n: int, L: float) -> Any:
         """mu."""
         return self.mu
+
+
+_EACH = ": one number per iteration (thm-ista-descent)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,20 +102,17 @@ class StepSizes(GivenStep):
     falls = False
 
     def __post_init__(self) -> None:
-        if getattr(self.mu, "ndim", 1) != 1:
-            msg = f"step has shape {tuple(self.mu.shape)}, but must be one number, or one per iteration: shape (steps,)"
-            raise Error(msg)
-        sizes = self.mu.tolist() if is_torch(self.mu) else list(self.mu)
-        for n, mu in enumerate(sizes):
-            if is_torch(mu):
+        for n, mu in enumerate(self.mu if isinstance(self.mu, (list, tuple)) else ()):
+            if is_torch(mu) and mu.requires_grad:
                 msg = f"step[{n}] is a tensor: give all as one tensor, torch.stack([...]), so that each is learned"
                 raise Error(msg)
-            number = as_number(mu)
-            if number is None or number <= 0:
-                msg = f"step[{n}]={mu!r} must be finite and > 0: one number per iteration (thm-ista-descent)"
-                raise Error(msg)
-        if not is_torch(self.mu):
-            object.__setattr__(self, "mu", tuple(map(float, sizes)))
+            check_number(f"step[{n}]", mu, "> 0", _EACH)
+        given = as_reals("step", self.mu)
+        if given.ndim != 1:
+            msg = f"step has shape {tuple(given.shape)}, but must be one number, or one per iteration: shape (steps,)"
+            raise Error(msg)
+        sizes = tuple(check_number(f"step[{n}]", mu, "> 0", _EACH) for n, mu in enumerate(given.tolist()))
+        object.__setattr__(self, "mu", given if is_torch(self.mu) else sizes)
 
     def size(self, n: int, L: float) -> Any:
         """mu_n."""
@@ -205,10 +202,12 @@ def as_rule(step: Any, x: Any) -> StepRule:
         msg = "step=LearnedSteps() is for SAEs only: give ista a tensor (steps,) that requires grad, one mu per step"
         raise Error(msg)
     rule = step
-    if as_number(step) is not None or (is_torch(step) and not step.ndim):
+    if (is_torch(step) and not step.ndim) or as_number(step) is not None:
         rule = FixedStep(step)
     elif is_torch(step) or isinstance(step, (list, tuple, np.ndarray)):
         rule = StepSizes(step)
+    if isinstance(rule, FixedStep) and not (is_torch(x) or (is_torch(rule.mu) and rule.mu.requires_grad)):
+        return FixedStep(as_number(rule.mu))
     if is_torch(getattr(rule, "mu", None)) and not is_torch(x):
         msg = "step is a torch tensor, but x is a numpy array: give numbers, or all of x, D and step as tensors"
         raise Error(msg)
@@ -222,13 +221,13 @@ def check_rule(rule: StepRule, momentum: str | None, keep: str, R: Any, L: float
     """
     if not isinstance(rule, StepRule):
         rules = "Lipschitz(), FixedStep(mu), Backtracking(), ExactStep() or Refit()"
-        msg = f"step={rule!r} must be {rules}" + ("" if steps is None else ", a number, or one number per step")
+        msg = f"step={shown(rule)} must be {rules}" + ("" if steps is None else ", a number, or one number per step")
         raise Error(msg)
-    if momentum not in (None, *Momentum):
-        msg = f"momentum={momentum!r} must be None, 'fista' or 'restart'"
+    if not (momentum is None or (isinstance(momentum, str) and momentum in tuple(Momentum))):
+        msg = f"momentum={shown(momentum)} must be None, 'fista' or 'restart'"
         raise Error(msg)
-    if keep not in ("last", "all"):
-        msg = f"keep={keep!r} must be 'last' or 'all'"
+    if not (isinstance(keep, str) and keep in ("last", "all")):
+        msg = f"keep={shown(keep)} must be 'last' or 'all'"
         raise Error(msg)
     sizes = _sizes(rule, steps)
     for name, mu in sizes.items():
@@ -271,11 +270,7 @@ def _sizes(rule: StepRule, steps: int | None) -> dict[str, float]:
 
 def check_tol(tol: float) -> float:
     """Return tol when it is finite and > 0, else raise `Error`."""
-    number = as_number(tol)
-    if number is None or number <= 0:
-        msg = f"tol={tol!r} must be finite and > 0: no certificate reaches 0 in floating point"
-        raise Error(msg)
-    return number
+    return check_number("tol", tol, "> 0", ": no certificate reaches 0 in floating point")
 
 
 def how_to_solve(R: Penalty) -> tuple[StepRule, str | None]:

@@ -92,12 +92,14 @@ def linear_phase_rate(step: float, smallest: float, largest: float) -> float:
 
 
 def lipschitz_floor(d_in: int, d_sae: int) -> float:
-    """Lower bound on L = ||D||^2 for unit-norm atoms:  d_sae / d_in, reached by tight frames.
+    """Lower bound on L = ||D||^2 for unit-norm atoms:  max(1, d_sae / d_in).
+
+    Tight frames reach it where d_sae >= d_in, and orthonormal atoms where d_sae <= d_in.
 
     So a step mu = 1 on an expanding unit-norm dictionary (d_sae >= 2 d_in) is never below 2/L.
     Statement: prop-lipschitz-floor (trace of the Gram matrix).
     """
-    return d_sae / d_in
+    return max(1.0, d_sae / d_in)
 
 
 def one_step_sparsity(coherence: float, dynamic_range: float) -> float:

@@ -16,10 +16,10 @@ PACKAGE = Path(px.__file__).parent
 
 # A room may import the rooms above it in this list, and nothing below.
 ROOMS = [
-    "conventions", "disk", "theory", "penalties", "steps", "certificates", "reference", "pytorch", "metrics",
-    "testing", "formats", "data", "sae", "training", "report", "studies", "statements", "cli", "__main__",
+    "conventions", "disk", "hub", "theory", "penalties", "steps", "certificates", "reference", "pytorch", "metrics",
+    "testing", "formats", "data", "sae", "training", "sklearn", "report", "studies", "statements", "cli", "__main__",
 ]  # fmt: skip
-NUMPY_FLOOR = {"conventions", "disk", "theory", "penalties", "steps", "certificates", "reference", "data"}
+NUMPY_FLOOR = {"conventions", "disk", "hub", "theory", "penalties", "steps", "certificates", "reference", "data"}
 RUN_TIME = {"numpy", "scipy", "torch", "proxsae", *sys.stdlib_module_names}
 
 
@@ -120,7 +120,7 @@ def test_import_loads_neither_torch_nor_any_extra():
 import sys, time
 start = time.perf_counter()
 import proxsae, proxsae.testing
-for name in ("torch", "matplotlib", "triton", "scipy", "hypothesis", "tqdm", "safetensors"):
+for name in ("torch", "matplotlib", "triton", "scipy", "hypothesis", "tqdm", "safetensors", "sklearn"):
     assert name not in sys.modules, name
 import numpy as np
 proxsae.ista(np.ones(2), np.eye(2), proxsae.L1(0.5), 3)

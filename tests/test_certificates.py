@@ -258,3 +258,29 @@ def test_one_step_finds_the_support_below_its_bound_and_more_steps_find_it_above
         right = [((code != 0) == (data.z != 0)).all(axis=1) for code in (traces.steps[1], traces.codes)]
         assert right[0].all() if one_step_works else right[0].mean() < 0.2
         assert right[1].mean() > 0.9
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor])
+@pytest.mark.parametrize("nonneg", [False, True])
+def test_latents_that_are_off_leave_problem_and_certificates_to_the_others(make, nonneg):
+    rng = np.random.default_rng(0)
+    x, D, lam = rng.standard_normal((4, 6)), rng.standard_normal((12, 6)), np.full(12, 0.3)
+    off = [2, 5, 11]
+    on = [i for i in range(12) if i not in off]
+    lam[off] = np.inf
+    some, rest = px.L1(lam, nonneg), px.L1(0.3, nonneg)
+    z = np.asarray(px.solve(make(x), make(D), rest, tol=1e-3).codes)
+    z[:, off] = 0
+    gap = px.duality_gap(make(x), make(D), make(z), some)
+    pt.assert_close(gap, px.duality_gap(make(x), make(D[on]), make(z[:, on]), rest), 1e-13)
+    found = px.solve(make(x), make(D), some, tol=1e-9)
+    assert bool(found.converged.all())
+    assert not np.asarray(found.codes)[:, off].any()
+    pt.assert_close(found.codes[:, on], px.solve(make(x), make(D[on]), rest, tol=1e-9).codes, 1e-5)
+    z[1, 5] = 1e-30 if not nonneg else 1.0
+    assert np.isinf(np.asarray(px.duality_gap(make(x), make(D), make(z), some))).tolist() == [False, True, False, False]
+    for rule in (px.Backtracking(), px.ExactStep(), px.Refit()):
+        F = np.asarray(px.ista(make(x), make(D), some, 4, rule, z0=make(z)).objective)
+        assert np.isinf(F[0, 1])
+        assert np.isfinite(F[1:]).all()
+        assert (np.diff(F[1:], axis=0) <= 1e-12).all()

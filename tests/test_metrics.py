@@ -11,7 +11,7 @@ import torch
 
 import proxsae as px
 from proxsae import metrics
-from proxsae.sae.evaluation import Spread
+from proxsae.sae.evaluation import Spread, evaluate_depths
 from proxsae.testing import assert_close
 
 Z = torch.tensor([[-1.0, -2.0, -3.0, 0.0], [5.0, 0.0, -1.0, 0.0], [0.0, 0.0, -1.0, -0.0], [2.0, -1.0, 0.0, 0.0]])
@@ -70,6 +70,46 @@ def test_explained_variance_is_a_ratio_of_sums_about_the_mean_row():
 def test_cosine_is_a_mean_over_rows():
     x, xhat = torch.tensor([[2.0, 0.0], [1.0, 1.0], [1.0, 0.0]]), torch.tensor([[5.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])
     assert metrics.cosine(x, xhat) == pytest.approx((1 + math.sqrt(0.5) - 1) / 3)
+
+
+def test_no_measure_hangs_on_the_unit_of_the_rows():
+    """Also where squares leave float64's range: a power of two changes no bit, another factor hardly one."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    xhat = x + 0.3 * torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    D, z = x[:20], (x[20:] > 0.5) * x[20:]
+    for measure, one, other in (
+        *((m, x, xhat) for m in (metrics.nmse, metrics.explained_variance, metrics.cosine)),
+        *((m, D, xhat[:20]) for m in (metrics.recovery, metrics.support_f1, metrics.coefficient_error)),
+        (metrics.support_change, z, xhat[20:]),
+    ):
+        want = measure(one, other)
+        for unit in (2.0**-800, 2.0**900):
+            assert measure(unit * one, unit * other) == want, measure
+        for unit in (1e-300, 1e-10, 1e200, 1e300):
+            assert measure(unit * one, unit * other) == pytest.approx(want, rel=1e-12), measure
+    rows = 10.0 ** torch.linspace(-300, 300, 40, dtype=torch.float64)[:, None] * x
+    assert metrics.cosine(rows, x) == pytest.approx(1, rel=1e-12)
+    assert metrics.cosine(rows, rows) == pytest.approx(1, rel=1e-12)
+    assert metrics.cosine(0 * x, x) == 0
+    assert metrics.nmse(torch.full((1, 1), 5e-324, dtype=torch.float64), torch.zeros(1, 1).double()) == 1
+
+
+@pytest.mark.parametrize(
+    "measure", ["nmse", "explained_variance", "cosine", "support_change", "support_f1", "coefficient_error"]
+)
+@pytest.mark.parametrize("shape", [(4, 1, 8), (8,), (1, 8), (8, 4), (4, 1), ()])
+def test_shapes_that_differ_are_refused_and_not_broadcast(measure, shape):
+    for one, other in ((torch.ones(4, 8), torch.ones(shape)), (torch.ones(shape), torch.ones(4, 8))):
+        with pytest.raises(px.Error, match=r"has shape \(.*but .* has \(.*need one shape"):
+            getattr(metrics, measure)(one, other)
+
+
+@pytest.mark.parametrize("other", [torch.ones(3, 5), torch.ones(4), torch.full((3, 4), torch.nan)])
+def test_dictionaries_that_do_not_fit_are_not_matched(other):
+    for one, two in ((torch.ones(3, 4), other), (other, torch.ones(3, 4))):
+        with pytest.raises(px.Error, match=r"of one width|must be finite"):
+            metrics.match(one, two)
 
 
 def test_recovery_sees_through_order_sign_and_length():
@@ -251,6 +291,16 @@ def test_equal_rows_have_no_variance_to_explain():
                 spread.add(torch.tensor(part))
             assert spread.centred == 0
             assert spread.square == pytest.approx(float((x.astype(float) ** 2).sum()))
+
+
+def test_evaluations_do_not_hang_on_the_unit_of_the_rows():
+    x = torch.tensor([[2.0, 1.0], [-2.0, 0.0], [-4.0, 0.0], [0.0, 3.0]], dtype=torch.float64)
+    sae, want = sae_of_eye().double(), (2 / math.sqrt(5) + 3) / 4
+    for unit in (1e-120, 1e-10, 1e120):
+        assert px.evaluate(sae, unit * x)["cosine"] == pytest.approx(want, abs=1e-12)
+        (row,) = evaluate_depths(sae, unit * x, steps=[1])
+        assert row["cosine"] == pytest.approx(want, abs=1e-12)
+        assert row["nmse"] == pytest.approx(1 / 34, abs=1e-12)
 
 
 def test_evaluate_converts_the_dtype_of_the_rows():

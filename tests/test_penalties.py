@@ -13,9 +13,10 @@ from proxsae.testing import OPERATORS, assert_close, assert_same, lattice
     [
         (lambda: px.L1(-1), "lam=-1"),
         (lambda: px.L1(float("nan")), "lam=nan"),
-        (lambda: px.L0(float("inf")), "lam=inf"),
+        (lambda: px.L0(-float("inf")), "lam=-inf"),
+        (lambda: px.L1([np.inf, np.nan]), "entry nan at 1"),
         (lambda: px.L0([1.0, -2.0]), "entry -2"),
-        (lambda: px.L1(np.ones((2, 2))), "an array"),
+        (lambda: px.L1(np.ones((2, 2))), r"shape \(2, 2\)"),
         (lambda: px.L1("a"), "'a'"),
         (lambda: px.L1(torch.tensor(-1.0)), r"tensor\(-1"),
         (lambda: px.L0(1.0, bandwidth=0.0), "bandwidth=0"),
@@ -32,8 +33,8 @@ from proxsae.testing import OPERATORS, assert_close, assert_same, lattice
         (lambda: px.L1(1.0).prox(torch.ones(3), step=torch.ones(3)), "one per row"),
         (lambda: px.L1(1.0).prox(torch.ones(2, 3), step=np.ones(2)), "one per row"),
         (lambda: px.L1(1.0).prox(np.ones((2, 3)), step=torch.ones(2)), "one per row"),
-        (lambda: px.L1(["a"]), "an array"),
-        (lambda: px.L1(np.zeros(0)), "an array"),
+        (lambda: px.L1(["a"]), r"\['a'\]"),
+        (lambda: px.L1(np.zeros(0)), r"shape \(0,\)"),
         (lambda: px.L0(1.0, bandwidth="a"), "bandwidth='a'"),
         (lambda: px.KSparse(1).prox(np.arange(3)), "int64"),
         (lambda: px.KSparse(1).prox(torch.arange(3)), "int64"),
@@ -130,9 +131,65 @@ def test_gradients_at_zero_blocks_and_ties_are_finite(device):
             u.requires_grad_()
             R.prox(u, 1.0).sum().backward()
             cost = R.value(u.clamp(min=0) if R.nonneg else u).sum()
-            if cost.requires_grad:  # a count, as L0's, has no gradient
+            if cost.requires_grad and bool(cost.isfinite()):  # a count, as L0's, has no gradient
                 cost.backward()
             assert bool(u.grad.isfinite().all()), (R, fill)
+
+
+WEIGHTED = {
+    "L1": lambda lam, nonneg: px.L1(lam, nonneg),
+    "L0": lambda lam, nonneg: px.L0(lam, nonneg),
+    "ElasticNet": lambda lam, nonneg: px.ElasticNet(lam, 0.5, nonneg),
+    "MCP": lambda lam, nonneg: px.MCP(lam, 2.0, nonneg),
+    "SCAD": lambda lam, nonneg: px.SCAD(lam, 3.0, nonneg),
+}
+
+
+@pytest.mark.parametrize("nonneg", [False, True])
+@pytest.mark.parametrize("family", WEIGHTED)
+def test_an_infinite_lam_switches_its_latent_off_and_no_other(family, nonneg, backend):
+    make = WEIGHTED[family]
+    some, rest = make(np.array([0.5, np.inf, 0.0, np.inf]), nonneg), make(np.array([0.5, 0.0]), nonneg)
+    nan, inf = np.nan, np.inf
+    u = np.array([[2, 3, -1, 4], [nan, -inf, inf, nan], [0, inf, -0.0, 0], [-3, 1e30, 4, -1e-30]], backend.dtype)
+    z = np.array([[2, 0, 1, -0.0], [2, 1e-30, 1, 0], [0, 0, 0, 0], [nan, 0, 1, 0], [-1, 0, 0, -5]], backend.dtype)
+    cost = rest.value(z[:, [0, 2]])
+    cost[[1, 4]] = inf
+    gone = np.where(np.isnan(u[:, [1, 3]]), u[:, [1, 3]], 0)
+    for step in (0.3, 1.0, 2.0, 5.0):
+        out = some.prox(backend.make(u), step)
+        assert_same(out[:, [0, 2]], backend.make(rest.prox(u[:, [0, 2]], step)))
+        assert_same(out[:, [1, 3]], backend.make(gone))
+        assert_same(make(inf, nonneg).prox(backend.make(u), step), backend.make(np.where(np.isnan(u), u, 0)))
+    assert_same(some.value(backend.make(z)), backend.make(cost))
+    assert_same(make(inf, nonneg).value(backend.make(z[2:3])), backend.make(np.zeros(1, backend.dtype)))
+    if some.affine:
+        assert_same(some.slope(backend.make(z[:1]))[:, [0, 2]], rest.slope(backend.make(z[:1, [0, 2]])))
+        assert_same(some.slope(backend.make(z[:1]))[:, [1, 3]], backend.make(np.zeros((1, 2), backend.dtype)))
+
+
+@pytest.mark.parametrize("family", WEIGHTED)
+def test_gradients_pass_by_latents_that_are_off(family, device):
+    def made(*values):
+        return torch.tensor(values, dtype=torch.float64, device=device, requires_grad=True)
+
+    for step in (0.7, 2.5, 5.0):
+        found = []
+        for lam, u in ((made(0.5, np.inf, 0.25), made(4.0, 3.0, -4.0)), (made(0.5, 0.25), made(4.0, -4.0))):
+            mu, R = made(step), WEIGHTED[family](lam, False)
+            z = R.prox(u, mu[0])
+            (z.sum() + R.value(z).sum()).backward()
+            found.append([a.grad for a in (u, lam, mu)])
+        (u, lam, mu), (some, its, alone) = found
+        assert_same(u, torch.stack([some[0], u.new_zeros(()), some[1]]))
+        assert_same(lam, torch.stack([its[0], u.new_zeros(()), its[1]]))
+        assert_close(mu, alone, 1e-12)
+
+
+def test_a_lam_beyond_the_dtype_costs_nothing_at_zero(backend):
+    z = backend.make(np.zeros((2, 4), backend.dtype))
+    for R in (px.L1(1e300), px.ElasticNet(1e300, 1.0), px.MCP(1e300), px.SCAD(1e300), px.GroupL2(1e300, 2)):
+        assert R.value(z).tolist() == [0, 0]
 
 
 def test_lam_tensors_of_the_curved_families_carry_gradients(device):

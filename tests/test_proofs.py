@@ -6,8 +6,8 @@ import pytest
 import proxsae as px
 from proxsae import testing as pt
 from proxsae.penalties import FAMILIES, Separable
-from proxsae.statements.proofs import PROOFS, prove, refute
-from proxsae.testing import proofs
+from proxsae.statements.proofs import PROOFS, WHOLE, prove, refute
+from proxsae.testing import proofs, statements
 
 SEPARABLE = [family for family in FAMILIES.values() if issubclass(family, Separable)]
 
@@ -77,6 +77,24 @@ def test_claims_are_sentences_for_a_table():
         assert proof.claim.endswith(".")
         assert len(proof.claim) <= 120
         assert proof.wrong_name
+        assert len(proof.scope) <= 35  # a column of `proxsae statements --prove`
+
+
+def test_a_proof_is_whole_only_where_it_runs_the_formula_of_its_own_statement_over_all_parameters():
+    """Special cases are counted apart: what is marked whole is the prox of a separable family, and nothing else."""
+    whole = {proof.statement for proof in PROOFS.values() if proof.scope == WHOLE}
+    assert whole == {family.statement for family in SEPARABLE}
+    for s in statements.STATEMENTS.values():
+        status = statements.proof_status(s)
+        for proof in statements.machine(s):
+            assert f"({proof.scope})" in status
+            assert f"({proof.scope})" in statements.box(s)
+        assert ("special cases" in status) == (bool(statements.machine(s)) and s.label not in whole)
+
+
+def test_a_special_case_of_a_statement_says_why_the_rest_is_on_paper():
+    for s in statements.STATEMENTS.values():
+        assert statements.proved_whole(s) or s.label.startswith("false-") or s.on_paper
 
 
 def test_what_is_false_what_is_true_of_nothing_and_an_error_that_is_none_are_each_said():
@@ -88,7 +106,7 @@ def test_what_is_false_what_is_true_of_nothing_and_an_error_that_is_none_are_eac
         return goal
 
     def proof(goal, wrong):
-        return proofs.Proof("test", "lem-test", "A test.", goal, "none", wrong)
+        return proofs.Proof("test", "lem-test", "one x", "A test.", goal, "none", wrong)
 
     true = root(lambda o, x: o.sqrt(x * x) == o.abs(x))
     false = root(lambda o, x: x / x == 1)  # at 0, where any value will do

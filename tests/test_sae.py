@@ -172,6 +172,7 @@ def test_shapes_and_names_are_those_that_sae_users_know(R):
     want = {"W_enc": (8, 20), "W_dec": (20, 8), "b_enc": (20,), "b_dec": (8,)}
     assert shapes == want | ({"threshold": (20,)} if isinstance(R, px.L0) else {})
     assert_same(sae.W_enc.detach(), sae.W_dec.detach().T.contiguous())
+    assert all(parameter.is_contiguous() for parameter in sae.parameters())
     assert_close(sae.W_dec.detach().norm(dim=1), torch.ones(20), 1e-6)
     assert not sae.b_enc.any()
     assert not sae.b_dec.any()

@@ -300,7 +300,7 @@ def test_the_encoder_of_every_latent_stays_at_norm_1_if_asked_to(name, x, device
     sae = fresh(MAKE[name], device)
     fit(sae, x, unit_encoder=True)
     assert_close(sae.W_enc.detach().norm(dim=0), torch.ones(D_SAE, device=device), 1e-6)
-    assert sae.W_enc.T.is_contiguous()
+    assert sae.W_enc.is_contiguous()
 
 
 @pytest.mark.parametrize("name", MAKE)
@@ -342,3 +342,24 @@ def test_the_rate_goes_by_width():
     px.train(sae, rows, steps=3, batch_size=10, progress=False)
     px.train(other, rows, steps=3, batch_size=10, lr=2e-3 * (1024 / D_SAE) ** 0.5, progress=False)
     assert_same(sae.W_dec.detach(), other.W_dec.detach())
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("family", [px.L1, px.L0])
+def test_latents_that_are_off_stay_so_and_the_others_learn(family, learned, x, tmp_path):
+    lam = np.full(D_SAE, 0.01)
+    lam[[3, 7]] = np.inf
+    further = {"steps": 2, "step": px.LearnedSteps()} if learned else {}
+    saes = [fresh(lambda: px.SAE(D_IN, D_SAE, family(lam), **further), x.device) for _ in range(3)]
+    for sae in saes[:2]:  # the second run is that of the checkpoint
+        fit(sae, x, 8, checkpoint=tmp_path / "run", every=4)
+    untrained = saes[2].state_dict()
+    for name, a in saes[0].state_dict().items():
+        assert_same(a, saes[1].state_dict()[name])
+        assert bool((a.isfinite() | (a == torch.inf)).all())
+        assert not torch.equal(a, untrained[name]), name
+    z = saes[0].encode(x)
+    assert not z[:, [3, 7]].any()
+    assert bool((z != 0).any())
+    saes[0].save(tmp_path / "sae")
+    assert_same(px.load(tmp_path / "sae").to(x.device).encode(x), z)

@@ -121,9 +121,14 @@ def _statements(arguments: argparse.Namespace) -> int:
         print(f"      checked by: {', '.join(statements.checked_by(s)) or 'nothing: ' + s.no_check}", end="")
         print(f"; {len(statements.caught(s))} planted errors caught" if statements.caught(s) else "")
         print(f"      proof: {statements.proof_status(s)}")
-    proved = sum(statements.proof_status(s).startswith("machine") for s in chosen)
+    whole = sum(map(statements.proved_whole, chosen))
+    cases = sum(bool(statements.machine(s)) for s in chosen) - whole
     unchecked = sum(not statements.checked_by(s) for s in chosen)
-    print(f"\n{len(chosen)} statements, {proved} proved by machine as well as on paper, {unchecked} without a check")
+    print(
+        f"\n{len(chosen)} statements: {whole} proved by machine as well as on paper, {cases} in special cases only; ",
+        end="",
+    )
+    print(f"{unchecked} without a check")
     return 0
 
 
@@ -134,17 +139,20 @@ def _prove(chosen: list[Any]) -> int:
         msg = "these statements have no machine proof: `proxsae statements` lists the proof of each statement"
         raise Error(msg)
     total, failures = 0.0, 0
-    print(f"{'proof':36}{'statement':30}{'seconds':>8}  planted error, refuted by")
+    print(f"{'proof':26}{'statement':28}{'scope':36}{'seconds':>8}  planted error, refuted by")
     for proof in chosen:
         try:
             seconds = proofs.prove(proof)
             against = ", ".join(f"{name} = {value}" for name, value in proofs.refute(proof).items())
         except AssertionError as problem:
             failures += 1
-            print(f"{proof.name:36}{proof.statement:30}{'FAILED':>8}  {problem}", flush=True)
+            print(f"{proof.name:26}{proof.statement:28}{proof.scope:36}{'FAILED':>8}  {problem}", flush=True)
             continue
         total += seconds
-        print(f"{proof.name:36}{proof.statement:30}{seconds:8.2f}  {proof.wrong_name}: {against}", flush=True)
+        print(
+            f"{proof.name:26}{proof.statement:28}{proof.scope:36}{seconds:8.2f}  {proof.wrong_name}: {against}",
+            flush=True,
+        )
     print(f"\n{len(chosen)} proofs, {failures} failed, {total:.1f} s of proving")
     return 1 if failures else 0
 

@@ -21,7 +21,7 @@ RULES: dict[str, StepRule] = {
     "backtracking": Backtracking(),
     "refit": Refit(),
 }
-SAE = "an SAE: a folder or file of proxsae, or of another library"
+SAE = "an SAE: a folder or file of proxsae or of another library, or the name of a downloaded hub model, org/name"
 HEADINGS = {
     "steps": "steps", "nmse": "nmse", "explained_variance": "ev", "l0": "l0", "cosine": "cosine", "dead": "dead",
     "two_sided": "two-sided", "support_change": "support", "objective": "objective", "cost": "cost",

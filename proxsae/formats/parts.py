@@ -185,9 +185,14 @@ def _checked(name: str, a: Any, shape: tuple[int, ...], whole: str) -> Tensor:
     return a.reshape(shape)
 
 
+def is_sound(name: str, a: Tensor) -> bool:
+    """Whether a weight holds numbers: a threshold may be infinite, which switches its latent off."""
+    return bool((a.isfinite() | (a == torch.inf)).all() if name == "threshold" else a.isfinite().all())
+
+
 def check_finite(name: str, a: Tensor) -> None:
-    """Raise `Error` for NaN and infinities."""
-    if a.dtype.is_floating_point and not bool(torch.isfinite(a).all()):
+    """Raise `Error` for NaN and infinities, but for thresholds that are infinite."""
+    if a.dtype.is_floating_point and not is_sound(name, a):
         msg = f"{name} holds NaN or infinite entries, but weights must be finite"
         raise Error(msg)
 
@@ -246,7 +251,7 @@ def _times(W: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
 def jumprelu(theta: Tensor, latents: int) -> L0:
     """L0 with lam = max(theta, 0)^2 / 2 for every latent: its non-negative prox is u 1[u > 0] 1[u > theta]."""
     values = np.broadcast_to(theta.double().clamp(min=0).numpy().reshape(-1), (latents,))
-    with np.errstate(over="ignore"):  # infinities are refused by L0
+    with np.errstate(over="ignore"):  # what is beyond float64 switches the latent off, and so it did before
         return L0(values * values / 2, nonneg=True)
 
 

@@ -91,6 +91,8 @@ class Penalty(ABC):
     @torch_twin("proxsae.pytorch.prox")
     def slope(self, z: Any) -> Any:
         """The derivative of an `affine` R along the support of z, signs held: shape (..., P), and 0 off the support."""
+        z = check_floats("z", z)
+        self.check_fits("z", z, z.shape[-1])
         return self._slope(z)
 
     @abstractmethod
@@ -146,6 +148,11 @@ def check_dataclass(R: Any, what: str) -> Any:
 def with_lam(R: Any, lam: Any) -> Any:
     """The same penalty with another lam."""
     return replace(check_dataclass(R, "given another lam"), lam=lam)
+
+
+def lam_at(lam: Any, z: Floats) -> Any:
+    """lam where z is not 0: an entry of 0 costs nothing, also where its lam is infinite, or so in the dtype of z."""
+    return np.where(z != 0, lam, 0) if np.max(lam) > np.finfo(z.dtype).max else lam
 
 
 def rounded(t: Any, dtype: Any) -> Floats:

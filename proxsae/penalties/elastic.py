@@ -16,7 +16,8 @@ from proxsae.penalties.scalar import Separable, soft
 class ElasticNet(Separable):
     """lam ||z||_1 + alpha/2 ||z||^2, whose prox shrinks by step * lam and divides by 1 + step * alpha.
 
-    lam: one number >= 0, or one per latent, shape (P,); alpha: one number >= 0.  alpha = 0 is L1; lam = 0 is ridge.
+    lam: one number in [0, inf], or one per latent, shape (P,); alpha: one number >= 0.
+    alpha = 0 is L1; lam = 0 is ridge.
     Statement: thm-prox-elastic (Zou and Hastie 2005; Parikh and Boyd 2014, section 6.5.3).
 
     >>> import numpy as np

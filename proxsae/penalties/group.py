@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from proxsae.conventions import Error
-from proxsae.penalties.base import Floats, Penalty, rounded
+from proxsae.penalties.base import Floats, Penalty, lam_at, rounded
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class GroupL2(Penalty):
 
         prox_{mu R}(u)_g = u_g max(0, 1 - mu lam / ||u_g||),  0 where ||u_g|| <= mu lam          (thm-prox-group)
 
-    lam: one number >= 0; size: a whole number >= 1 that divides P.  size = 1 is L1.  A NaN poisons its group.
+    lam: one number in [0, inf]; size: a whole number >= 1 that divides P.  size = 1 is L1.  A NaN poisons its group.
     Statement: thm-prox-group (Yuan and Lin 2006; Parikh and Boyd 2014, section 6.5.4).
 
     >>> GroupL2(lam=2.5, size=2).prox(np.array([3.0, 4.0, 1.0, -1.0]))
@@ -43,7 +43,8 @@ class GroupL2(Penalty):
             raise Error(msg)
 
     def _value(self, z: Floats) -> Floats:
-        return self.lam * group_norms(self._groups(z)).sum(axis=-1)
+        total = group_norms(self._groups(z)).sum(axis=-1)
+        return lam_at(self.lam, total) * total
 
     def _prox(self, u: Floats, step: float | Floats) -> Floats:
         groups = self._groups(u)
@@ -84,11 +85,14 @@ class SortedL1(Penalty):
             raise Error(msg)
 
     def _value(self, z: Floats) -> Floats:
-        return (self.lam * -np.sort(-np.abs(z), axis=-1)).sum(axis=-1)
+        size = -np.sort(-np.abs(z), axis=-1)
+        return (lam_at(self.lam, size) * size).sum(axis=-1)
 
     def _prox(self, u: Floats, step: float | Floats) -> Floats:
         if not u.size:
             return u.copy()
+        if np.isinf(self.lam).any():  # the largest weight is: only z = 0 costs less than infinity
+            return np.where(np.isnan(u).any(axis=-1, keepdims=True), u.dtype.type(np.nan), np.zeros_like(u))
         size = np.abs(u.astype(np.float64))
         order = np.argsort(-size, axis=-1, kind="stable")
         lowered = np.take_along_axis(size, order, axis=-1) - step * self.lam

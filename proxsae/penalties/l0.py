@@ -19,7 +19,7 @@ from proxsae.penalties.scalar import Separable
 class L0(Separable):
     """lam ||z||_0, whose prox keeps |u| > sqrt(2 step lam): two-sided JumpReLU, and with `nonneg` the JumpReLU SAE.
 
-    lam: one number >= 0, or one per latent, shape (P,); a trained threshold theta is lam = theta^2 / 2.
+    lam: one number in [0, inf], or one per latent, shape (P,); a trained threshold theta is lam = theta^2 / 2.
     bandwidth: width of the rectangle kernel through which a *tensor* lam gets its gradient.  The true derivative is
     zero almost everywhere, so this is a modelling choice (prop-threshold-gradient; Rajamanoharan et al. 2024); values
     never depend on it.

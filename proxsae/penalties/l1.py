@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from proxsae.penalties.base import Floats
+from proxsae.penalties.base import Floats, lam_at
 from proxsae.penalties.scalar import Separable, soft
 
 
@@ -19,7 +19,7 @@ from proxsae.penalties.scalar import Separable, soft
 class L1(Separable):
     """lam ||z||_1, whose prox shrinks by step * lam: the soft-threshold SAE, and with `nonneg` the ReLU SAE.
 
-    lam: one number >= 0, or one per latent, shape (P,); a torch tensor stays one, and carries gradients.
+    lam: one number in [0, inf], or one per latent, shape (P,); a torch tensor stays one, and carries gradients.
     Statement: thm-prox-l1 (Beck 2017, Example 6.8; Zhu, Khalili and Zhu 2025, Lemma 1).
 
     >>> import numpy as np
@@ -46,4 +46,4 @@ class L1(Separable):
         return soft(o, u, o.rounded(mu * lam))
 
     def _slope(self, z: Floats) -> Floats:
-        return (self.lam * np.sign(z)).astype(z.dtype)
+        return (lam_at(self.lam, z) * np.sign(z)).astype(z.dtype)

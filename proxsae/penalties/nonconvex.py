@@ -19,7 +19,7 @@ class MCP(Separable):
         step < gamma:   0 for |u| <= step lam, else sign(u) min(|u|, (|u| - step lam) / (1 - step / gamma))
         step >= gamma:  u where |u| > lam sqrt(gamma step), else 0                               (thm-prox-mcp)
 
-    lam: one number >= 0, or one per latent, shape (P,); gamma: one number > 0.
+    lam: one number in [0, inf], or one per latent, shape (P,); gamma: one number > 0.
     Statement: thm-prox-mcp (Zhang 2010, firm thresholding of Gao and Bruce 1997 for step < gamma).
 
     >>> import numpy as np
@@ -65,7 +65,7 @@ class SCAD(Separable):
         step < a + 1:   0 for |u| <= step lam, |u| less step lam up to lam (a + 1 + step) / 2, u from there
         else:           u where |u| > lam sqrt(step (a + 1)), else 0                             (thm-prox-scad)
 
-    lam: one number >= 0, or one per latent, shape (P,); a: one number > 2 (Fan and Li take 3.7).
+    lam: one number in [0, inf], or one per latent, shape (P,); a: one number > 2 (Fan and Li take 3.7).
     Statement: thm-prox-scad (Fan and Li 2001, for step = 1; the other steps are worked out on its page).
 
     >>> import numpy as np

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from proxsae.penalties.base import Floats, Penalty, rounded
+from proxsae.penalties.base import Floats, Penalty, lam_at, rounded
 
 
 class FloatArithmetic:
@@ -71,7 +71,9 @@ class Separable(Penalty):
         """argmin_z mu r(z) + 1/2 (z - u)^2, the smallest magnitude among minimisers, in the arithmetic o."""
 
     def _value(self, z: Floats) -> Floats:
-        return self.entry_value(FloatArithmetic(z.dtype), z, *self.parameters()).sum(axis=-1)
+        given = zip(self.domain, self.parameters(), strict=True)
+        parameters = (lam_at(p, z) if name == "lam" else p for name, p in given)
+        return self.entry_value(FloatArithmetic(z.dtype), z, *parameters).sum(axis=-1)
 
     def _prox(self, u: Floats, step: float | Floats) -> Floats:
         with np.errstate(all="ignore"):  # in branches not taken

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from proxsae.conventions import Error, check_count
+from proxsae.pytorch.autocast import outside_autocast
 from proxsae.pytorch.codes import full_float32
 from proxsae.pytorch.cost_model import has_kernels
 from proxsae.pytorch.topk import top_k
@@ -142,6 +143,7 @@ def _norm(a: Tensor) -> Tensor:
     return a.square().sum(dim=-1).sqrt()
 
 
+@outside_autocast
 def half_product(x: Tensor, weights: Rounded) -> tuple[Tensor, Tensor, Tensor]:
     """Scores u (n, P) of float16 x and W, summed in float32, with their scale and error (lem-rounded-product).
 
@@ -179,8 +181,7 @@ def double_rounding(d: int) -> float:
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """a b^T of float16 matrices, exact products summed in float32; TF32 too keeps every float16 number."""
-    with torch.autocast(a.device.type, enabled=False):  # it would round both to bfloat16
-        return torch.mm(a, b.T, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float().T
+    return torch.mm(a, b.T, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float().T
 
 
 def _sums_in_float32(x: Tensor) -> bool:

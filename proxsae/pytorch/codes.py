@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
 from proxsae.pytorch.cost_model import has_kernels
@@ -46,8 +45,15 @@ class SparseCodes:
         return dense.scatter(-1, self.indices, self.values)
 
 
-def sparsify(z: Tensor, width: int | None = None) -> SparseCodes:
-    """Dense codes (..., P) as `SparseCodes` with `width` entries a row, by default the largest support in the batch."""
+def sparsify(z: Tensor, width: int | None = None, felt: Tensor | None = None) -> SparseCodes:
+    """Dense codes (..., P) as `SparseCodes` with `width` entries a row, by default the largest support in the batch.
+
+    `felt` (..., P) marks entries that have gradients though they may be 0: then they are kept as well.
+    """
+    if felt is not None:
+        kept = (z != 0) | felt
+        indices = sparsify(kept.to(z.dtype)).indices
+        return SparseCodes(indices, z.gather(-1, indices), z.shape[-1])
     if width is None:
         width = int((z != 0).sum(dim=-1).max()) if z.numel() else 0
     indices = top_k(z, width)
@@ -57,7 +63,7 @@ def sparsify(z: Tensor, width: int | None = None) -> SparseCodes:
 def sparse_decode(codes: SparseCodes, W_dec: Tensor) -> Tensor:
     """D z, that is sum_j z_j d_j: codes with s entries and W_dec (P, d) give (..., d).
 
-    Differentiable once, in the values and in W_dec (thm-sparse-gradient).
+    Differentiable any number of times, in the values and in W_dec (thm-sparse-gradient).
     """
     lead, s = codes.values.shape[:-1], codes.values.shape[-1]
     flat = (lead.numel(), s)
@@ -65,22 +71,65 @@ def sparse_decode(codes: SparseCodes, W_dec: Tensor) -> Tensor:
     return decoded.reshape(*lead, W_dec.shape[1]).to(W_dec.dtype)
 
 
+def sparse_dots(indices: Tensor, W: Tensor, g: Tensor) -> Tensor:
+    """`dots`, differentiable any number of times in W and g."""
+    products: Tensor = _Dots.apply(W, g, indices)
+    return products
+
+
 class _Decode(torch.autograd.Function):
+    """`decode` with gradients.
+
+    `_Decode`, `_Dots` and `_Outer` are the derivatives of  sum_bj z_bj <w_j, g_b>  in g, in z and in W.  Each is linear
+    in two of the three, so that the other two are all that its backward pass needs, to any order.
+    """
+
     @staticmethod
     def forward(ctx: Any, values: Tensor, W: Tensor, indices: Tensor) -> Tensor:
         ctx.save_for_backward(values, W, indices)
         return decode(indices, values, W)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
         values, W, indices = ctx.saved_tensors
         to_values = to_W = None
         if ctx.needs_input_grad[0]:
-            to_values = dots(indices, W, grad).to(values.dtype)
+            to_values = _Dots.apply(W, grad, indices).to(values.dtype)
         if ctx.needs_input_grad[1]:
-            to_W = outer(indices, values, grad, len(W)).to(W.dtype)
+            to_W = _Outer.apply(values, grad, indices, len(W)).to(W.dtype)
         return to_values, to_W, None
+
+
+class _Dots(torch.autograd.Function):
+    """`dots` with gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, W: Tensor, g: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(W, g, indices)
+        return dots(indices, W, g)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        W, g, indices = ctx.saved_tensors
+        to_W = _Outer.apply(grad, g, indices, len(W)).to(W.dtype) if ctx.needs_input_grad[0] else None
+        to_g = _Decode.apply(grad, W, indices).to(g.dtype) if ctx.needs_input_grad[1] else None
+        return to_W, to_g, None
+
+
+class _Outer(torch.autograd.Function):
+    """`outer` with gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, g: Tensor, indices: Tensor, P: int) -> Tensor:
+        ctx.save_for_backward(values, g, indices)
+        return outer(indices, values, g, P)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        values, g, indices = ctx.saved_tensors
+        to_values = _Dots.apply(grad, g, indices).to(values.dtype) if ctx.needs_input_grad[0] else None
+        to_g = _Decode.apply(values, grad, indices).to(g.dtype) if ctx.needs_input_grad[1] else None
+        return to_values, to_g, None, None
 
 
 def _kernels(name: str, a: Tensor) -> Any:
@@ -176,13 +225,20 @@ class Pages:
 
 
 def outer(
-    indices: Tensor, values: Tensor, g: Tensor, P: int, into: Tensor | None = None, pages: Pages | None = None
+    indices: Tensor,
+    values: Tensor,
+    g: Tensor,
+    P: int,
+    into: Tensor | None = None,
+    pages: Pages | None = None,
+    turned: bool = False,
 ) -> Tensor:
     """The gradient (P, d) of P latents: row j sums values_bj g_b over the rows b with j in their support; g (n, d).
 
     Codes are sorted by latent, stably, and the rows of g that belong to a latent are summed in one order: no atomics,
     so the same result every time.  With `into` (P, d) it is added there, a block of latents at a time, so that no
-    second gradient is in memory.  New memory comes from `pages`.
+    second gradient is in memory.  New memory comes from `pages`; with `turned` it is that of a contiguous (d, P), but
+    for kernels.
     """
     d, wide = g.shape[1], accumulator(g.dtype)
     if not values.numel():
@@ -196,6 +252,7 @@ def outer(
     starts = range(0, P, max(1, BLOCK // d))
     cuts = edges[[*starts, P]].tolist()
     out = (pages or Pages()).take(P, d, wide, g.device) if into is None else into
+    out = out.view(d, P).T if turned else out  # each block is turned while it lies in the cache
     for start, first, last in zip(starts, cuts, cuts[1:], strict=False):
         part, some = slice(first, last), out[start : start + starts.step]
         ends = edges[start : start + len(some) + 1] - first

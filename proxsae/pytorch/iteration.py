@@ -21,9 +21,10 @@ from proxsae.conventions import Error, check_count, check_problem
 from proxsae.penalties import L1, KSparse, Penalty
 from proxsae.penalties.base import runs
 from proxsae.pytorch import lasso_working_sets
+from proxsae.pytorch.autocast import outside_autocast
 from proxsae.pytorch.codes import sparse_decode, sparsify
 from proxsae.pytorch.cost_model import gather_cost, kind_of
-from proxsae.pytorch.prox import prox, slope, value
+from proxsae.pytorch.prox import has_kernel, in_kernel, prox, slope, value
 from proxsae.pytorch.refit import implicit, refit
 from proxsae.steps import (
     FIRST_TRIAL,
@@ -46,6 +47,7 @@ LEFT_ENTRIES = 2**24  # entries of codes that are iterated together where workin
 CHECK_EVERY = 5  # steps of `solve` between certificates, each of which costs about one step
 
 
+@outside_autocast
 def ista(
     x: Tensor,
     D: Tensor,
@@ -73,6 +75,7 @@ def ista(
     return Trace(codes, torch.stack(objective), torch.stack(products), tuple(kept) if keep == "all" else None)
 
 
+@outside_autocast
 def solve(
     x: Tensor, D: Tensor, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000, bias: Tensor | None = None
 ) -> Solution:
@@ -80,7 +83,7 @@ def solve(
     centred, D, _, lead = check_problem(x, D, None, bias, R)
     tol, max_steps = check_tol(tol), check_count("max_steps", max_steps, 0)
     rows = centred.reshape(-1, centred.shape[-1])
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # a product in half would certify nothing
+    with torch.no_grad():
         codes, gap, taken, converged = _solve(rows.double(), D.double(), R, tol, max_steps, x.dtype)
     codes = codes.to(x.dtype)
     lam = getattr(R, "lam", None)
@@ -88,8 +91,7 @@ def solve(
         if not R.affine:
             msg = f"gradients of solve are for L1, L0 and KSparse, not {R!r}: detach its inputs (thm-implicit-gradient)"
             raise Error(msg)
-        with torch.autocast(x.device.type, enabled=False):
-            codes = implicit(codes, rows, D, R)
+        codes = implicit(codes, rows, D, R)
     return Solution(codes.reshape(*lead, len(D)), gap.reshape(lead), taken.reshape(lead), converged.reshape(lead))
 
 
@@ -141,7 +143,7 @@ class Point:
     """One iterate: the code z (B, P), the products spent per row, and its residual D z - c, computed when first used.
 
     `width` is the largest number of non-zeros in a row, if the penalty bounds it; `tilt` (P,) adds the linear term
-    -<tilt, z> to the objective.
+    -<tilt, z> to the objective.  `felt` (B, P) marks entries that have gradients though they may be 0.
     """
 
     def __init__(
@@ -153,16 +155,20 @@ class Point:
         residual: Tensor | None = None,
         width: int | None = None,
         tilt: Tensor | None = None,
+        felt: Tensor | None = None,
     ) -> None:
-        self.z, self.c, self.D, self.spent = z, c, D, spent
+        self.z, self.c, self.D, self.spent, self.felt = z, c, D, spent, felt
         self._residual, self._width, self._tilt = residual, width, tilt
+        self.device = z.device
 
+    @outside_autocast
     def residual(self) -> Tensor:
         """D z - c, shape (B, d)."""
         if self._residual is None:
             self._residual = _times(self.z, self.D, self._width) - self.c
         return self._residual
 
+    @outside_autocast
     def objective(self, R: Penalty) -> Tensor:
         """F(z) per row, shape (B,), in the dtype of the codes."""
         smooth = (0.5 * _square(self.residual())).to(self.z.dtype)
@@ -199,22 +205,26 @@ def iterate(
     for n in count():
         g = r @ D.T if tilt is None else r @ D.T - tilt
         products = products + owed + 1
-        owed, residual = torch.ones_like(owed), None
+        owed, residual, felt = torch.ones_like(owed), None, None
         if isinstance(rule, GivenStep):
             step = rule.size(n, L)
-            new = prox(R, y - step * g, step)
+            u = y - step * g
+            new = prox(R, u, step)
+            felt = in_kernel(R, u, step) if has_kernel(R) else None
         else:
             if isinstance(rule, ExactStep):
-                new, residual, tried, owed = _exact_step(y, r, g, D, R, largest, L)
+                new, residual, mu, tried, owed = _exact_step(y, r, g, D, R, largest, L)
             else:
                 start = mu if isinstance(rule, Backtracking) else torch.full_like(mu, largest)
                 new, residual, mu, tried, owed = _safe_step(y, r, g, D, R, start, L)
             products = products + tried
-            if isinstance(rule, Refit):
+            if not isinstance(rule, Refit):
+                felt = in_kernel(R, y - mu[:, None].to(y.dtype) * g, mu) if has_kernel(R) else None
+            else:
                 size = (new != 0).sum(dim=-1).double()
                 products, owed = products + owed + size * (size + 2) / len(D), torch.zeros_like(owed)
                 new, residual = refit(new, c, D, R), None
-        previous, before, point = point, y, Point(new, c, D, products, residual, width, tilt)
+        previous, before, point = point, y, Point(new, c, D, products, residual, width, tilt, felt)
         yield point
         y, r = new, point.residual()
         if momentum is not None:
@@ -271,7 +281,7 @@ def _safe_step(
 
 def _exact_step(
     z: Tensor, r: Tensor, g: Tensor, D: Tensor, R: Penalty, largest: float, L: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The exact line step on the support: mu = ||h||^2 / ||D h||^2, then safe (thm-exact-step)."""
     empty = ~(z != 0).any(dim=-1) if R.rowwise else ~(z != 0).any().expand(len(z))
     face = z
@@ -282,8 +292,8 @@ def _exact_step(
     with torch.no_grad():
         mu = _over(R, _square(h.double())) / _over(R, _square(face_move.double()))  # >= 1/L, but for rounding
         mu = torch.where(mu.isfinite(), mu, largest).clamp(min=1 / L)
-    new, residual, _, tried, owed = _safe_step(z, r, g, D, R, mu, L, face.detach(), face_move)
-    return new, residual, tried + 1, owed
+    new, residual, mu, tried, owed = _safe_step(z, r, g, D, R, mu, L, face.detach(), face_move)
+    return new, residual, mu, tried + 1, owed
 
 
 def _times(z: Tensor, D: Tensor, width: int | None) -> Tensor:

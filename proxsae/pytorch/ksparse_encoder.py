@@ -11,7 +11,8 @@ Backward (thm-sparse-gradient).  With S_t the support of z_t and v_t = dloss/dz_
     dD[S_t] += -mu_t v_t (x) r_{t-1},     e = -mu_t D v_t
     dD[S_{t-1}] += z_{t-1} (x) e,         v_{t-1} = v_t on S_t and S_{t-1} + D^T e on S_{t-1}
 
-so k numbers and k indices a row and step are all that is saved: residuals are decoded again.
+so k numbers and k indices a row and step are all that is saved: residuals are decoded again.  Where the gradients are
+to be differentiated themselves, `held_supports` works them out.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from proxsae.conventions import Error
 from proxsae.penalties import KSparse
+from proxsae.pytorch import held_supports
 from proxsae.pytorch.codes import BLOCK, Pages, accumulator, decode, decode_dense, dots, outer
 from proxsae.pytorch.cost_model import Plan
+from proxsae.pytorch.held_supports import carried
 from proxsae.pytorch.topk import largest, top_k_of_blocks
 from proxsae.steps import FIRST_TRIAL, Backtracking, ExactStep, FixedStep, GivenStep, Lipschitz, StepRule
 
@@ -101,19 +104,22 @@ class Encode(torch.autograd.Function):
             if xhat is not None:
                 xhat[piece] = _decoder(how)(at, z, W_dec) + b_dec
         ctx.how = how
-        ctx.save_for_backward(x, W_enc, W_dec, b_dec, indices, values, mu)
+        ctx.save_for_backward(x, W_enc, b_enc, W_dec, b_dec, indices, values, mu)
         last = indices[-1].clone() if kept > 1 else indices[-1]
         ctx.mark_non_differentiable(last)
         ctx.set_materialize_grads(False)
         return last, values[-1].clone() if how.keep else values[-1], xhat
 
     @staticmethod
-    @once_differentiable
     def backward(  # type: ignore[override]
         ctx: Any, _: None, to_values: Tensor | None, to_xhat: Tensor | None
     ) -> tuple[Any, ...]:
         """The formulas at the head of this file, from the last step to the first."""
-        x, W_enc, W_dec, b_dec, indices, values, mu = ctx.saved_tensors
+        x, W_enc, b_enc, W_dec, b_dec, indices, values, mu = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            check_first(ctx.how.shards)
+            inputs = (x, W_enc, b_enc, W_dec, b_dec)
+            return *held_supports.gradients(inputs, indices, values != 0, mu, (to_values, to_xhat)), None
         wide, P, pages = accumulator(x.dtype), len(W_dec), ctx.how.pages
         times = partial(_total, ctx.how, decode)
         wants_x, wants_enc, wants_b_enc, wants_dec, wants_b_dec = ctx.needs_input_grad[:5]
@@ -137,24 +143,33 @@ class Encode(torch.autograd.Function):
             e = times(indices[t], moved, W_dec)
             if wants_dec:
                 to_dec = outer(indices[t - 1], values[t - 1], e, P, to_dec, pages)
-            v = _carried(v, indices[t], indices[t - 1]) + dots(indices[t - 1], W_dec, e)
+            v = carried(v, indices[t], indices[t - 1]) + dots(indices[t - 1], W_dec, e)
             to_b_dec += e.sum(dim=0)
             to_x = None if to_x is None else to_x.sub_(e)
             del e
         v = torch.where(values[0] != 0, v, 0)
         to_enc = to_b_enc = None
         if wants_enc:
-            to_enc = outer(indices[0], v, x - b_dec, P, pages=pages).to(x.dtype).T
+            to_enc = outer(indices[0], v, x - b_dec, P, pages=pages, turned=W_enc.is_contiguous()).to(x.dtype).T
         if wants_b_enc or wants_b_dec:
             summed = outer(indices[0], v, v.new_ones(len(x), 1), P)
             to_b_enc = summed[:, 0].to(x.dtype) if wants_b_enc else None
             moved = summed.T @ W_enc.T.to(wide)  # the sum over rows of W_enc v: no gather, and d numbers to share
             to_b_dec -= (moved if ctx.how.shards is None else ctx.how.shards.total(moved))[0]
         if to_x is not None:
-            to_x = to_x.add_(times(indices[0], v, W_enc.T.contiguous())).to(x.dtype)
+            at, latents = _latents(W_enc, indices[0])
+            to_x = to_x.add_(times(at, v, latents)).to(x.dtype)
         if wants_dec:
             to_dec = torch.zeros_like(W_dec) if to_dec is None else to_dec.to(x.dtype)
         return to_x, to_enc, to_b_enc, to_dec, to_b_dec.to(x.dtype) if wants_b_dec else None, None
+
+
+def _latents(W_enc: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices `at` and the latents of W_enc (d, P), one a row; where `at` names few, those only, and their places."""
+    if W_enc.T.is_contiguous() or at.numel() >= W_enc.shape[1]:
+        return at, W_enc.T.contiguous()
+    latents, place = at.unique(return_inverse=True)
+    return place, W_enc[:, latents].T.contiguous()
 
 
 def _decoder(how: Steps) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -166,12 +181,12 @@ def _total(how: Steps, times: Callable[..., Tensor], at: Tensor, z: Tensor, W: T
     return here if how.shards is None else how.shards.total(here)
 
 
-def _carried(v: Tensor, at: Tensor, before: Tensor) -> Tensor:
-    """v on the entries of `before` that are also in `at`, 0 on the others; indices (n, k) ascend."""
-    if not v.numel():
-        return v
-    place = torch.searchsorted(at, before).clamp_(max=at.shape[1] - 1)
-    return torch.where(at.gather(-1, place) == before, v.gather(-1, place), 0)
+def check_first(shards: object) -> None:
+    """Raise `Error` where a gradient on a shard is to be differentiated: it is that of the shard's own latents."""
+    if shards is not None and torch.is_grad_enabled():
+        msg = "create_graph=True needs the whole SAE, but this is one shard of it: px.load the folder that train wrote"
+        msg += " (thm-sparse-gradient)"
+        raise Error(msg)
 
 
 def _walk(

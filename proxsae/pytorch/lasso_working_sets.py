@@ -105,8 +105,8 @@ def solve(
     inference = torch.is_inference_mode_enabled()
 
     def work(piece: Tensor) -> None:
-        # A thread inherits none of these.  no_grad comes second, because inference_mode sets it too.
-        with torch.inference_mode(inference), torch.no_grad(), torch.autocast(c.device.type, enabled=False):
+        # A thread inherits neither of these.  no_grad comes second, because inference_mode sets it too.
+        with torch.inference_mode(inference), torch.no_grad():
             rounds(piece)
 
     def rounds(piece: Tensor) -> None:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from proxsae.conventions import Error, check_floats, check_step
 from proxsae.penalties import L0, L1, BatchKSparse, GroupL2, KSparse, Penalty, Separable, SortedL1
+from proxsae.penalties.base import runs
 from proxsae.pytorch.arithmetic import TorchArithmetic, sqrt
+from proxsae.pytorch.autocast import outside_autocast
 from proxsae.pytorch.topk import top_k
 
 
@@ -53,10 +56,26 @@ class _HardThreshold(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             to_u = torch.where(~(u.abs() <= threshold), grad, 0)
         if ctx.needs_input_grad[1]:
-            inside = (u.abs() - threshold).abs() < ctx.bandwidth / 2
+            inside = _inside(u, threshold, ctx.bandwidth)
             wide = torch.where(inside, -grad * u.sign() * threshold / ctx.bandwidth, 0)
             to_threshold = wide.sum_to_size(threshold.shape)
         return to_u, to_threshold, None
+
+
+def _inside(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """Where a threshold has a straight-through gradient."""
+    return (u.abs() - threshold).abs() < bandwidth / 2
+
+
+def has_kernel(R: Penalty) -> TypeGuard[L0]:
+    """Whether codes of R have gradients where they are 0: those of an L0 whose lam is trained, near its threshold."""
+    return runs(R, L0) and torch.is_grad_enabled() and isinstance(R.lam, Tensor) and R.lam.requires_grad
+
+
+def in_kernel(R: L0, u: Tensor, step: float | Tensor = 1.0) -> Tensor:
+    """Where prox_{step R}(u) has a gradient in lam, whether it is 0 there or not: u (..., P) -> (..., P)."""
+    mu = step.double()[..., None] if isinstance(step, Tensor) and step.ndim else step
+    return _inside(torch.relu(u) if R.nonneg else u, _hard(R, u, mu), R.bandwidth)
 
 
 def count_above(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
@@ -65,8 +84,8 @@ def count_above(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     Its derivative in u is 0, in the threshold the straight-through
     -(1 / bandwidth) 1[| |u| - threshold | < bandwidth / 2].
     """
-    inside = ((u.abs() - threshold).abs() < bandwidth / 2).to(u.dtype).detach()
-    surrogate = -(threshold - threshold.detach()) * inside / bandwidth  # zero in value
+    inside = _inside(u, threshold, bandwidth)
+    surrogate = torch.where(inside, -(threshold - threshold.detach()), 0) / bandwidth  # zero in value
     return ((u.detach().abs() > threshold.detach()).to(u.dtype) + surrogate).sum(dim=-1)
 
 
@@ -79,6 +98,7 @@ def k_sparse(u: Tensor, k: int) -> Tensor:
     return torch.zeros_like(u).scatter(-1, indices, torch.where(values != 0, values, 0))
 
 
+@outside_autocast
 def prox(R: Penalty, u: Tensor, step: float | Tensor = 1.0) -> Tensor:
     """prox_{step R}(u) for torch; what `R.prox` calls.  u (..., P); `step` a number or one per row, shape (...).
 
@@ -90,9 +110,12 @@ def prox(R: Penalty, u: Tensor, step: float | Tensor = 1.0) -> Tensor:
     step = check_step(step, u)
     R.check_fits("u", u, u.shape[-1])
     mu = step.double()[..., None] if isinstance(step, Tensor) and step.ndim else step
+    if isinstance(mu, Tensor) and mu.requires_grad and bool((off := _lam(R, u).isinf()).any()):
+        mu = torch.where(off, mu.detach(), mu)  # of a latent that is off nothing hangs on mu, but 0 times lam is NaN
     return _formula(R, "prox")(R, torch.relu(u) if R.nonneg else u, mu)  # lem-nonneg
 
 
+@outside_autocast
 def value(R: Penalty, z: Tensor) -> Tensor:
     """R(z) per row, (..., P) -> (...); what `R.value` calls.  Half precision accumulates in float32."""
     check_floats("z", z)
@@ -104,8 +127,11 @@ def value(R: Penalty, z: Tensor) -> Tensor:
     return total.to(z.dtype)
 
 
+@outside_autocast
 def slope(R: Penalty, z: Tensor) -> Tensor:
     """The derivative of R along the support of z, signs held; what `R.slope` calls."""
+    check_floats("z", z)
+    R.check_fits("z", z, z.shape[-1])
     return _formula(R, "slope")(R, z)
 
 
@@ -138,12 +164,27 @@ def _entrywise_prox(R: Separable, u: Tensor, mu: float | Tensor) -> Tensor:
 
 def _entrywise_value(R: Separable, z: Tensor) -> Tensor:
     o = TorchArithmetic(z)
-    return R.entry_value(o, z, *(o.rounded(o.number(p)) for p in R.parameters())).sum(-1)
+    given = zip(R.domain, R.parameters(), strict=True)
+    parameters = (_lam_at(R, z) if name == "lam" else o.rounded(o.number(p)) for name, p in given)
+    return R.entry_value(o, z, *parameters).sum(-1)
 
 
 def _lam(R: Any, u: Tensor) -> Tensor:
-    """lam in float64 on the device of u."""
-    return TorchArithmetic(u).number(R.lam)
+    """lam in float64 on the device of u, and 0 where R has none."""
+    return TorchArithmetic(u).number(getattr(R, "lam", 0.0))
+
+
+def _lam_at(R: Any, z: Tensor) -> Tensor:
+    """lam in the dtype of z; where it may be infinite, 0 for the entries of 0, which cost nothing."""
+    lam = _lam(R, z).to(z.dtype)
+    if not isinstance(R.lam, Tensor) and np.max(R.lam) <= torch.finfo(z.dtype).max:  # a tensor is not looked into
+        return lam
+    return torch.where(z != 0, lam, 0)
+
+
+def _hard(R: L0, u: Tensor, mu: float | Tensor) -> Tensor:
+    """The threshold of L0, rounded once to the dtype of u."""
+    return sqrt(2.0 * (mu * _lam(R, u))).to(u.dtype)
 
 
 def _prox_group(R: GroupL2, u: Tensor, mu: float | Tensor) -> Tensor:
@@ -151,7 +192,7 @@ def _prox_group(R: GroupL2, u: Tensor, mu: float | Tensor) -> Tensor:
     norms = group_norms(groups)
     t = (mu * _lam(R, u)).to(u.dtype).double()
     alive = ~(norms <= t)
-    shrink = 1 - t / torch.where(alive, norms, 1)
+    shrink = 1 - torch.where(alive, t, 0) / torch.where(alive, norms, 1)
     return torch.where(alive[..., None], groups * shrink[..., None], 0).reshape(u.shape).to(u.dtype) + 0
 
 
@@ -173,7 +214,8 @@ def _prox_sorted(R: SortedL1, u: Tensor, mu: float | Tensor) -> Tensor:
     if not u.numel():
         return u.clone()
     size, order = u.double().abs().sort(dim=-1, descending=True, stable=True)
-    lowered = (size - mu * _lam(R, u)).reshape(-1, u.shape[-1])
+    lam = _lam(R, u)
+    lowered = torch.where(lam.isinf().any(), -torch.inf, size - mu * lam).reshape(-1, u.shape[-1])
     pool = _pools(lowered.detach())
     sums = torch.zeros_like(lowered).scatter_add(-1, pool, lowered)
     counts = torch.zeros_like(lowered).scatter_add(-1, pool, torch.ones_like(lowered))
@@ -205,7 +247,17 @@ def _pools(rows: Tensor) -> Tensor:
 
 
 def _value_group(R: GroupL2, z: Tensor) -> Tensor:
-    return (_lam(R, z) * group_norms(_groups(R, z)).sum(-1)).to(z.dtype)
+    total = group_norms(_groups(R, z)).sum(-1)
+    return (_lam_at(R, total) * total).to(z.dtype)
+
+
+def _value_sorted(R: SortedL1, z: Tensor) -> Tensor:
+    size = z.abs().sort(dim=-1, descending=True).values
+    return (_lam_at(R, size) * size).sum(-1)
+
+
+def _slope_l1(R: L1, z: Tensor) -> Tensor:
+    return (torch.where(z != 0, _lam(R, z), 0) * z.sign()).to(z.dtype)
 
 
 def _value_batch(R: BatchKSparse, z: Tensor) -> Tensor:
@@ -218,20 +270,20 @@ def _value_batch(R: BatchKSparse, z: Tensor) -> Tensor:
 _OWN: dict[str, dict[type, Callable[..., Tensor]]] = {
     "prox": {
         L1: lambda R, u, mu: soft_threshold(u, (mu * _lam(R, u)).to(u.dtype)),
-        L0: lambda R, u, mu: hard_threshold(u, sqrt(2.0 * (mu * _lam(R, u))).to(u.dtype), R.bandwidth),
+        L0: lambda R, u, mu: hard_threshold(u, _hard(R, u, mu), R.bandwidth),
         KSparse: lambda R, u, mu: k_sparse(u, R.k),
         BatchKSparse: lambda R, u, mu: k_sparse(u.reshape(-1), R.k * math.prod(u.shape[:-1])).reshape(u.shape),
         GroupL2: _prox_group,
         SortedL1: _prox_sorted,
     },
     "value": {
-        L1: lambda R, z: (_lam(R, z).to(z.dtype) * z.abs()).sum(-1),
-        L0: lambda R, z: (_lam(R, z).to(z.dtype) * (z != 0)).sum(-1),
+        L1: lambda R, z: (_lam_at(R, z) * z.abs()).sum(-1),
+        L0: lambda R, z: torch.where(z != 0, _lam(R, z).to(z.dtype), 0).sum(-1),
         KSparse: lambda R, z: torch.where((z != 0).sum(-1) <= R.k, 0.0, torch.inf),
         BatchKSparse: _value_batch,
         GroupL2: _value_group,
-        SortedL1: lambda R, z: (_lam(R, z).to(z.dtype) * z.abs().sort(dim=-1, descending=True).values).sum(-1),
+        SortedL1: _value_sorted,
     },
-    "slope": {L1: lambda R, z: (_lam(R, z) * z.sign()).to(z.dtype), Penalty: lambda R, z: torch.zeros_like(z)},
+    "slope": {L1: _slope_l1, Penalty: lambda R, z: torch.zeros_like(z)},
 }
 _ENTRYWISE: dict[str, Callable[..., Tensor]] = {"prox": _entrywise_prox, "value": _entrywise_value}

@@ -5,6 +5,8 @@ With S the support of z,  D_S^T (D_S z_S - c) + R'(z_S) = 0  is solved through t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,7 @@ def refit(z: Tensor, c: Tensor, D: Tensor, R: Penalty) -> Tensor:
         return refit(z.float(), c.float(), D.float(), R).to(z.dtype)
     sizes = (z != 0).sum(dim=-1)
     order = sizes.argsort()
-    new, start = z, int((sizes == 0).sum())
+    new, start = torch.zeros_like(z), int((sizes == 0).sum())
     while start < len(z):
         stop = min(len(z), start + REFIT_ROWS)
         rows = order[start:stop]
@@ -41,16 +43,15 @@ def _refit_rows(z: Tensor, c: Tensor, D: Tensor, R: Penalty, size: int) -> Tenso
     with torch.no_grad():
         delta = -_apply(inverse, _slope_on(old, indices, atoms, z, c, R))
         best = old + delta
-        fraction = torch.ones_like(best[:, :1])
-        blocked = torch.zeros_like(best, dtype=torch.bool)
-        if R.convex or R.nonneg:
-            flips = (old != 0) & (best.sign() == -old.sign())  # a product of the two could underflow
-            at = torch.where(flips, old / torch.where(flips, -delta, 1), torch.inf)
-            first = at.amin(dim=-1, keepdim=True)
-            fraction, blocked = first.clamp(max=1), (at == first) & flips
     best = _newton(best, indices, atoms, inverse, z, c, R)
-    moved = torch.where(blocked, 0, (1 - fraction) * old + fraction * best)
-    return torch.zeros_like(z).scatter(-1, indices, torch.where(old != 0, moved, 0))
+    if R.convex or R.nonneg:
+        delta = delta + (best - best.detach()) - (old - old.detach())  # the same, with its derivative
+        flips = (old != 0) & (best.sign() == -old.sign())  # a product of the two could underflow
+        at = torch.where(flips, old / torch.where(flips, -delta, 1), torch.inf)
+        first = at.amin(dim=-1, keepdim=True)
+        fraction = first.clamp(max=1)
+        best = torch.where((at == first) & flips, 0, (1 - fraction) * old + fraction * best)
+    return torch.zeros_like(z).scatter(-1, indices, torch.where(old != 0, best, 0))
 
 
 def implicit(z: Tensor, c: Tensor, D: Tensor, R: Penalty) -> Tensor:
@@ -70,13 +71,45 @@ def _implicit_rows(z: Tensor, c: Tensor, D: Tensor, R: Penalty) -> Tensor:
 
 
 def _newton(best: Tensor, indices: Tensor, atoms: Tensor, inverse: Tensor, z: Tensor, c: Tensor, R: Penalty) -> Tensor:
-    """`best` again, as one Newton step with the inverse Gram matrix held constant.
+    """`best` again, as one Newton step  best - (D_S^T D_S)^-1 (slope - its value)  that does not move it.
 
-    Where the slope on the support is zero its value is unchanged and its derivative is the implicit one,
-    dz_S = -(D_S^T D_S)^-1 d(slope): the derivative of the inverse multiplies a zero.
+    The slope is affine in the code, so that this solves for the support with the slope held where it is, which is at
+    zero: its derivatives, of any order, are those of the solution.
     """
-    change = _slope_on(best.detach(), indices, atoms, z, c, R)
-    return best.detach() - _apply(inverse, change - change.detach())
+    settled: Tensor = _Newton.apply(_slope_on(best.detach(), indices, atoms, z, c, R), atoms, best.detach(), inverse)
+    return settled
+
+
+class _Newton(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, change: Tensor, atoms: Tensor, best: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(change, atoms, inverse)
+        return best.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[override]
+        change, atoms, inverse = ctx.saved_tensors
+        if not torch.is_grad_enabled():  # the derivative of the inverse multiplies a zero
+            return -_apply(inverse, grad), None, None, None
+        inverse = _Inverse.apply(_gram(atoms), inverse)
+        moved, zero = _apply(inverse, grad), _apply(inverse, change - change.detach())
+        to_atoms = [a[..., None] * (b[:, None] @ atoms) for a, b in ((moved, zero), (zero, moved))]
+        return -moved, to_atoms[0] + to_atoms[1], None, None
+
+
+class _Inverse(torch.autograd.Function):
+    """The inverse of a Gram matrix, which is given, with its derivative:  d(inverse) = -inverse d(gram) inverse."""
+
+    @staticmethod
+    def forward(ctx: Any, gram: Tensor, inverse: Tensor) -> Tensor:
+        inverse = inverse.clone()
+        ctx.save_for_backward(inverse)
+        return inverse
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (inverse,) = ctx.saved_tensors
+        return -inverse @ grad @ inverse, None
 
 
 def _support(z: Tensor, D: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,14 +118,18 @@ def _support(z: Tensor, D: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     used = z.gather(-1, indices) != 0
     atoms = torch.where(used[..., None], D[indices], 0)
     with torch.no_grad():
-        wide = atoms.double()
-        gram = wide @ wide.mT
+        gram = _gram(atoms)
         norms = gram.diagonal(dim1=-2, dim2=-1).sqrt()
         norms = torch.where(norms > 0, norms, 1)  # atoms are compared by direction: a short one is not a dependent one
         scale = norms[:, :, None] * norms[:, None]
         padding = torch.diag_embed((~used).double())
         inverse = _inverse(gram / scale + padding, REFIT_RTOL * torch.finfo(z.dtype).eps) / scale
     return indices, atoms, inverse
+
+
+def _gram(atoms: Tensor) -> Tensor:
+    wide = atoms.double()
+    return wide @ wide.mT
 
 
 def _inverse(gram: Tensor, rtol: float) -> Tensor:

@@ -53,16 +53,16 @@ def on_supports(
     if common.team is not None and plan.product == "gram":  # its rows are on all ranks
         plan = replace(plan, product="residual")
     how = ksparse_encoder.Steps(R, encoding.steps, rule, L, plan, decode, keep, common.pages, common.team)
-    with torch.autocast(x.device.type, enabled=False):  # codes must not depend on which products the plan takes
-        indices, values, xhat = ksparse_encoder.Encode.apply(x.reshape(-1, x.shape[-1]), *weights, how)
+    indices, values, xhat = ksparse_encoder.Encode.apply(x.reshape(-1, x.shape[-1]), *weights, how)
     shape = (*x.shape[:-1], values.shape[-1])
     codes = SparseCodes(indices.reshape(shape), values.reshape(shape), len(weights.W_dec))
-    return codes, None if xhat is None else xhat.reshape(x.shape)
+    return codes, xhat if xhat is None or x.ndim == 2 else xhat.reshape(x.shape)  # FSDP wants no view
 
 
 def points(
     x: Tensor,
     z: Tensor,
+    felt: Tensor | None,
     weights: Weights,
     R: Any,
     encoding: Encoding,
@@ -70,11 +70,15 @@ def points(
     log_step: Tensor | None,
     log_lam_factor: Tensor | None,
 ) -> Iterator[Point]:
-    """Yield the points of steps 1 ... T from the first code z (..., d_sae) of x, rows flattened, all of them dense."""
+    """Yield the points of steps 1 ... T from the first code z (..., d_sae) of x, rows flattened, all of them dense.
+
+    `felt` marks entries of z that have gradients though they may be 0.
+    """
     W_enc, b_enc, D, b_dec = weights
     c, first = (x - b_dec).reshape(-1, D.shape[1]), z.reshape(-1, len(D))
     tilt = b_enc if encoding.b_enc == "every" else None
-    one = Point(first, c, D, c.new_ones(len(c), dtype=torch.float64), tilt=tilt)
+    felt = None if felt is None else felt.reshape(first.shape)
+    one = Point(first, c, D, c.new_ones(len(c), dtype=torch.float64), tilt=tilt, felt=felt)
     if encoding.analysis == "encoder":
         walk = walks.encoder(one, R, W_enc, tilt)
     elif log_step is not None:
@@ -103,7 +107,7 @@ def lipschitz_of(W_dec: Tensor, common: Common) -> float:
     """
     if common.team is not None:
         return lipschitz_of_all(W_dec, common.team)
-    with torch.no_grad(), torch.autocast(W_dec.device.type, enabled=False):
+    with torch.no_grad():
         W = W_dec.to(accumulator(W_dec.dtype))
         vector = torch.arange(1, W.shape[1] + 1, device=W.device, dtype=W.dtype).cos()
         mark = torch.stack([W @ vector, torch.linalg.vector_norm(W, dim=1)])

@@ -17,7 +17,7 @@ from torch import Tensor
 from proxsae.conventions import Error, check_count
 from proxsae.data import open_rows
 from proxsae.disk import memory
-from proxsae.metrics import cosine, ratio, support_change
+from proxsae.metrics import cosines, ratio, support_change
 from proxsae.sae.model import SAE
 from proxsae.steps import ExactStep, LearnedSteps, Lipschitz, StepRule
 
@@ -241,7 +241,7 @@ class _Sums:
         x, xhat = x.double(), xhat.double()
         self.n += len(x)
         self.error += float((x - xhat).square().sum())
-        self.cosine += len(x) * cosine(x, xhat)
+        self.cosine += float(cosines(x, xhat).sum())
         self.change += 0.0 if before is None else len(x) * support_change(before, z)
         self.up += (z > 0).sum(dim=0, dtype=torch.int32)  # one batch at a time in 32 bits: twice as fast
         self.down += (z < 0).sum(dim=0, dtype=torch.int32)

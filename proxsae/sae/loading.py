@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proxsae import formats
+from proxsae import formats, hub
 from proxsae.conventions import Error
 from proxsae.disk import sentence
 from proxsae.formats import own
@@ -23,14 +23,37 @@ RUN = "checkpoint.safetensors"  # in the folder of a training run, beside the fo
 STEP_RULES: dict[str, Any] = {**RULES, "LearnedSteps": LearnedSteps}
 
 
-def load(path: str | os.PathLike[str]) -> SAE:
+def load(
+    path: str | os.PathLike[str], device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> SAE:
     """The SAE in a file or folder: one that `SAE.save` wrote, or one of another library, recognised by its content.
+
+    path: a file or folder, or the name of a model that was downloaded from the Hugging Face hub, "org/name" or
+    "org/name/folder": it is looked up in the hub's cache on this machine, and nothing is downloaded.
+    device, dtype: where the weights go and what they are rounded to; by default the CPU, and as the file has them.
 
     What is read, and how it becomes this SAE, is listed in the guide *From your SAE to a deeper one*; `metadata` of the
     result holds the format, what the file says about its model, and in "notes" what was folded or is implied.
     A file of a folder may stand for it, and the folder of a training run for its SAE.
-    Nothing but tensors is unpickled.  Raises `Error` for a missing, torn, foreign or hostile file.
+    Nothing but tensors is unpickled.  Raises `Error` for a missing, torn, foreign or hostile file, for a device that
+    is not there, and for weights beyond the range of `dtype`.
     """
+    sae = _load(path)
+    if device is None and dtype is None:
+        return sae
+    if dtype not in (None, *formats.DTYPES):
+        msg = f"dtype={dtype!r} must be one of {', '.join(map(str, formats.DTYPES))}: weights are floats"
+        raise Error(msg)
+    try:
+        sae = sae.to(device, dtype)
+    except (RuntimeError, AssertionError, TypeError) as problem:
+        msg = f"device={device!r} cannot hold the SAE, but must be cpu, cuda or cuda:N: {sentence(problem)}"
+        raise Error(msg) from None
+    _check_finite(sae)
+    return sae
+
+
+def _load(path: str | os.PathLike[str]) -> SAE:
     try:
         path = place_of(Path(path))
         ours = Path(path, own.CONFIG).exists()
@@ -53,7 +76,8 @@ def load(path: str | os.PathLike[str]) -> SAE:
 
 
 def place_of(path: Path) -> Path:
-    """The folder of the SAE that a path names, which may be one of its two files, or the folder of a training run."""
+    """The folder of the SAE that a path names, which may be one of its two files, the folder of a run, or on a hub."""
+    path = hub.find(path)
     if path.name in (own.CONFIG, own.WEIGHTS) and (path.parent / own.CONFIG).exists():
         return path.parent
     if (path / RUN).exists() and (path / "sae" / own.CONFIG).exists():
@@ -113,13 +137,15 @@ def _assemble(
         tensors = {"batch_threshold": tensors["W_dec"].new_full((), torch.nan), **tensors}
     # Copies, in memory of torch's own: no file stays mapped, and the alignment, on which rounding depends, is torch's.
     own = {name: a.clone(memory_format=torch.contiguous_format) for name, a in tensors.items()}
-    if tensors["W_enc"].ndim > 1:  # one latent a row
-        own["W_enc"] = tensors["W_enc"].mT.clone(memory_format=torch.contiguous_format).mT
     sae.load_state_dict(own, assign=True)
+    _check_finite(sae)
+    return sae
+
+
+def _check_finite(sae: SAE) -> None:
     for name, a in sae.state_dict().items():
         if name != "batch_threshold":
             formats.parts.check_finite(name, a)
-    return sae
 
 
 def _from_found(found: formats.Found) -> SAE:

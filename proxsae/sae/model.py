@@ -25,10 +25,11 @@ from proxsae.formats import own
 from proxsae.penalties import L0, KSparse
 from proxsae.penalties.base import runs
 from proxsae.pytorch import ksparse_encoder
+from proxsae.pytorch.autocast import outside_autocast
 from proxsae.pytorch.codes import SparseCodes, sparse_decode, sparsify
 from proxsae.pytorch.cost_model import Plan, kind_of, plan
 from proxsae.pytorch.iteration import Point
-from proxsae.pytorch.prox import prox
+from proxsae.pytorch.prox import has_kernel, in_kernel, prox
 from proxsae.sae import encoders
 from proxsae.sae.files import describe
 from proxsae.sae.normalize import Normalized, normalize
@@ -104,6 +105,7 @@ class SAE(Parameters):
         check_finite("x", x)
         return x
 
+    @outside_autocast
     def normalized(self, x: Any) -> Normalized:
         """The rows of x (..., d_in) as the encoder sees them, and how to undo that."""
         x = self._checked(x)
@@ -114,6 +116,7 @@ class SAE(Parameters):
 
     # Codes and reconstructions
 
+    @outside_autocast
     def pre_activations(self, x: Any) -> Tensor:
         """u = (x' - b_dec) W_enc + b_enc: (..., d_in) -> (..., d_sae), x' the normalised x."""
         return linear(self.normalized(x).rows - self.b_dec, self.W_enc.T, self.b_enc)
@@ -127,10 +130,14 @@ class SAE(Parameters):
         """
         if self.on_supports:
             return self.encode_sparse(x).to_dense()
-        return self.refine(x, prox(self.penalty, self.pre_activations(x)))
+        return self._dense(x)[0]
 
+    @outside_autocast
     def encode_sparse(self, x: Any, exact: str | None = None) -> SparseCodes:
         """The same codes as `SparseCodes`: k entries a row for KSparse, else the largest support in the batch.
+
+        Where the threshold of an L0 is trained, entries of 0 that have a gradient in it are kept as well, so that the
+        gradients are those of `encode` (prop-threshold-gradient).
 
         KSparse codes are never dense, nor is what their backward pass keeps (thm-sparse-gradient).  Trial steps look at
         2k candidates a row (lem-step-candidates), and constant ones may read Gram rows (prop-gram-step).
@@ -146,20 +153,20 @@ class SAE(Parameters):
             return encoders.certified(self.normalized(x).rows, self._weights(), R)
         if self.on_supports:
             return self._on_supports(self.normalized(x).rows, decode=False)[0]
-        return sparsify(self.encode(x), min(R.k, self.d_sae) if runs(R, KSparse) else None)
+        z, felt = self._dense(x)
+        return sparsify(z, min(R.k, self.d_sae) if runs(R, KSparse) else None, felt)
 
+    @outside_autocast
     def refine(self, x: Any, z: Tensor) -> Tensor:
         """Steps 2 ... T from the first code z (..., d_sae) of x (..., d_in), all of them dense."""
-        if self.steps == 1:
-            return z
-        for last in self._points(x, z):  # noqa: B007  (only the last is kept in memory)
-            pass
-        return last.z.reshape(z.shape)
+        return self._refined(x, z, None)[0]
 
+    @outside_autocast
     def walk(self, x: Any) -> Iterator[Point]:
         """Yield the points z_1, z_2, ... z_T of x, rows flattened: codes, residuals, and products spent so far."""
         return self._points(x, prox(self.penalty, self.pre_activations(x)))
 
+    @outside_autocast
     def decode(self, z: Tensor | SparseCodes, like: Any = None) -> Tensor:
         """z W_dec + b_dec: dense codes (..., d_sae), also NumPy ones, or `SparseCodes` -> (..., d_in).
 
@@ -175,14 +182,15 @@ class SAE(Parameters):
         xhat = (part if team is None else team.total(part)) + self.b_dec
         return xhat if like is None or self.normalize == "none" else self.normalized(like).undo(xhat)
 
+    @outside_autocast
     def reconstruct(self, x: Any) -> tuple[Tensor, SparseCodes]:
         """decode(encode_sparse(x)) and the codes; for KSparse one forward and one backward pass for both.
 
         Its gradient is thm-sparse-gradient.
         """
         if not self.on_supports:
-            z = self.encode(x)
-            return self.decode(z, like=x), sparsify(z)
+            z, felt = self._dense(x)
+            return self.decode(z, like=x), sparsify(z, felt=felt)
         normal = self.normalized(x)
         codes, xhat = self._on_supports(normal.rows, decode=True)
         return cast(Tensor, xhat) if self.normalize == "none" else normal.undo(cast(Tensor, xhat)), codes
@@ -220,10 +228,22 @@ class SAE(Parameters):
         how = self.plan(x.shape[:-1].numel(), frozen=not keep)
         return encoders.on_supports(x, weights, self.encoding, self.common, how, keep, decode)
 
-    def _points(self, x: Any, z: Tensor) -> Iterator[Point]:
+    def _dense(self, x: Any) -> tuple[Tensor, Tensor | None]:
+        """Codes (..., d_sae) and, where some have gradients though they are 0, which."""
+        R, u = self.penalty, self.pre_activations(x)
+        return self._refined(x, prox(R, u), in_kernel(R, u) if has_kernel(R) else None)
+
+    def _refined(self, x: Any, z: Tensor, felt: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self.steps == 1:
+            return z, felt
+        for last in self._points(x, z, felt):  # noqa: B007  (only the last is kept in memory)
+            pass
+        return last.z.reshape(z.shape), None if last.felt is None else last.felt.reshape(z.shape)
+
+    def _points(self, x: Any, z: Tensor, felt: Tensor | None = None) -> Iterator[Point]:
         learned = (getattr(self, name, None) for name in ("log_step", "log_lam_factor"))
         rows = self.normalized(x).rows
-        return encoders.points(rows, z, self._weights(), self.penalty, self.encoding, self.common, *learned)
+        return encoders.points(rows, z, felt, self._weights(), self.penalty, self.encoding, self.common, *learned)
 
     # Files
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from proxsae.steps import LearnedSteps, StepRule
 
 # In the order of files; the last four are there for L0, for BatchKSparse, and for learned steps.
 WEIGHTS = ("W_dec", "W_enc", "b_enc", "b_dec", "threshold", "batch_threshold", "log_step", "log_lam_factor")
+OFFSETS = ("b_enc", "b_dec", "threshold")  # those that have the unit of x
 
 
 class Parameters(nn.Module):
@@ -53,7 +54,7 @@ class Parameters(nn.Module):
             raise Error(msg)
         atoms = nn.functional.normalize(torch.randn(self.d_sae, self.d_in), dim=1)
         self.W_dec = nn.Parameter(atoms)
-        self.W_enc = nn.Parameter(atoms.clone().T)  # stored one latent a row, as W_dec: supports gather latents
+        self.W_enc = nn.Parameter(atoms.T.clone(memory_format=torch.contiguous_format))  # as torch's tools want it
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(self.d_in))
         self.common = Common(penalty)
@@ -105,7 +106,11 @@ class Parameters(nn.Module):
     def penalty(self) -> Penalty:
         """R as it stands; for a trained L0 its lam is the tensor threshold^2 / 2."""
         R = self.common.penalty
-        return replace(R, lam=self.threshold.double().square() / 2) if isinstance(R, L0) else R
+        if not isinstance(R, L0):
+            return R
+        theta = self.threshold.double()
+        theta = torch.where(theta.isinf(), theta.detach(), theta)  # whose gradient would be infinity times 0
+        return replace(R, lam=theta.square() / 2)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,17 +126,37 @@ class Parameters(nn.Module):
         """The weights by name, as files have them: parametrisations are worked out."""
         return {name: getattr(self, name) for name in WEIGHTS if hasattr(self, name)}
 
+    def trained(self, name: str) -> bool:
+        """Whether the weight of that name is there to be trained: nothing that it is made of is frozen."""
+        return hasattr(self, name) and all(part.requires_grad for part in self.parts(name))
+
+    def parts(self, name: str) -> list[nn.Parameter]:
+        """What the weight of that name is made of: itself, or the parameters of its parametrisation."""
+        if parametrize.is_parametrized(self, name):
+            return list(cast(Any, self).parametrizations[name].parameters())
+        return [getattr(self, name)]
+
     @torch.no_grad()
     def set_weight(self, name: str, value: Tensor) -> None:
-        """Give the weight of that name another value of its shape, through its parametrisation where it has one."""
+        """Give the weight of that name another value of its shape, through its parametrisation where it has one.
+
+        Raises `Error`, with the weight as it was, for a parametrisation that takes no value, or not this one.
+        """
         if not parametrize.is_parametrized(self, name):
-            getattr(self, name).data = value
+            getattr(self, name).copy_(value)
             return
+        held = cast(Any, self).parametrizations[name]
+        before = {part: a.clone() for part, a in held.state_dict().items()}
         try:
             setattr(self, name, value)
         except (RuntimeError, NotImplementedError) as problem:
             msg = f"{name} has a parametrisation that cannot be given a value (no right_inverse): {problem}"
             raise Error(msg.split("\n")[0]) from None
+        if bool((getattr(self, name) - value).abs().amax() > 0.01 * value.abs().amax()):
+            held.load_state_dict(before)
+            msg = f"{name} has a parametrisation that does not take the value it is given, such as atoms of norm 1:"
+            msg += f" torch.nn.utils.parametrize.remove_parametrizations(sae, {name!r}) leaves the weight alone"
+            raise Error(msg)
 
     def scale_lam(self, factor: float) -> None:
         """Multiply lam by `factor`, in place; an L0 SAE has its threshold instead, and a k-sparse one neither."""
@@ -145,7 +170,7 @@ class Parameters(nn.Module):
 
         Every prox here is homogeneous, so only offsets and thresholds are multiplied.
         """
-        for name in ("b_enc", "b_dec", "threshold", "batch_threshold"):
+        for name in (*OFFSETS, "batch_threshold"):
             if hasattr(self, name):
                 self.set_weight(name, getattr(self, name) * factor)
         self.scale_lam(factor)
@@ -175,8 +200,10 @@ class Parameters(nn.Module):
         tensors with a grad_fn, which are kept so that gradients flow through them.
 
         `metadata` is copied.  Hooks are not inherited: a hook belongs to the object that it was registered on.
-        Parametrisations registered before `twin` are shared; later ones are not.  `to`, `state_dict`,
-        `copy.deepcopy` and pickling work on a twin as on any module.
+        Parametrisations registered before `twin` are shared; later ones are not, and once torch has removed one, which
+        may write to what it was made of, twins are to be made anew.  `to`, `state_dict`,
+        `load_state_dict` (also with assign=True), `copy.deepcopy` and pickling work on a twin as on any module.  As in
+        any module, `to("meta")` and `to_empty` make new parameters, so that there the sharing ends.
         """
         given = dict(weights or {})
         for name in given:
@@ -221,10 +248,6 @@ class Parameters(nn.Module):
         self._whole("unrolled")
         return self.twin(encoding=Encoding(steps, step, analysis, b_enc))
 
-    def inner(self) -> Self:
-        """The same weights for rows that are normalised already."""
-        return self.twin(normalize="none")
-
     def thresholded(self) -> Self:
         """For a trained `BatchKSparse` SAE, the same weights with L0 at the threshold that its training found.
 
@@ -241,6 +264,15 @@ class Parameters(nn.Module):
         theta = self.batch_threshold.detach().expand(self.d_sae).clone()
         return self.twin(penalty=L0(lam, nonneg=R.nonneg), weights={"threshold": theta})
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        """As every module does it; with assign=True the parameters take the tensors, and stay those of all twins."""
+        before = dict(self._parameters)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+        for name, mine in before.items():
+            given = self._parameters[name]
+            if given is not mine and given is not None and mine is not None and given.is_meta == mine.is_meta:
+                mine.data, self._parameters[name] = given.data, mine
+
     def _whole(self, what: str) -> None:
         """Raise `Error` on a shard, for what only the whole SAE can do."""
         if self.common.team is not None:
@@ -251,6 +283,7 @@ class Parameters(nn.Module):
         """What print(sae) shows."""
         R: Any = self.common.penalty
         if isinstance(R, L0):
-            R = f"L0(threshold about {float(self.threshold.detach().mean()):.3g}, nonneg={R.nonneg})"
+            theta = "unknown" if self.threshold.is_meta else f"about {float(self.threshold.detach().mean()):.3g}"
+            R = f"L0(threshold {theta}, nonneg={R.nonneg})"
         how = f"steps={self.steps}, step={self.step}, {self.analysis}"
         return f"{self.d_in}, {self.d_sae}, {R}, {how}, b_enc={self.encoding.b_enc}, normalize={self.normalize}"

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from proxsae.conventions import Error
+from proxsae.pytorch.ksparse_encoder import check_first
 from proxsae.pytorch.topk import largest
 
 TIMEOUT = timedelta(minutes=10)  # after which a rank that does not answer counts as gone
@@ -141,10 +142,12 @@ class _Total(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, team: Team) -> Tensor:
         out = a.detach().clone(memory_format=torch.contiguous_format)
         _reach(dist.all_reduce, out, group=team.shard_group)
+        ctx.team = team
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        check_first(ctx.team)
         return grad, None
 
 

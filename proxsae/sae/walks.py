@@ -15,26 +15,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proxsae.penalties import Penalty
 from proxsae.penalties.base import with_lam
 from proxsae.pytorch.iteration import Point
-from proxsae.pytorch.prox import prox
+from proxsae.pytorch.prox import has_kernel, in_kernel, prox
 
 
-def encoder(point: Point, R: Penalty, W_enc: Tensor, tilt: Tensor | None) -> Iterator[Point]:
+def encoder(point: Point, R: Any, W_enc: Tensor, tilt: Tensor | None) -> Iterator[Point]:
     """Yield z_1, z_2, ... without end; a row whose objective would rise keeps its code."""
     spent = point.spent + 1  # the residual of z_1
     while True:
         yield point
         spent = spent + 2
         u = point.z - point.residual() @ W_enc
-        trial = Point(prox(R, u if tilt is None else u + tilt), point.c, point.D, spent, tilt=tilt)
+        u = u if tilt is None else u + tilt
+        trial = Point(prox(R, u), point.c, point.D, spent, tilt=tilt)
         now, then = trial.objective(R), point.objective(R)
         if not R.rowwise:  # the batch is one vector
             now, then = (F.sum().expand(len(F)) for F in (now, then))
         falls = (now <= then)[:, None]
         residual = torch.where(falls, trial.residual(), point.residual())
-        point = Point(torch.where(falls, trial.z, point.z), point.c, point.D, spent, residual, tilt=tilt)
+        z = torch.where(falls, trial.z, point.z)
+        felt = None if point.felt is None else torch.where(falls, in_kernel(R, u), point.felt)
+        point = Point(z, point.c, point.D, spent, residual, tilt=tilt, felt=felt)
 
 
 def learned(
@@ -47,7 +49,9 @@ def learned(
         mu, Rt = log_step.exp(), R
         if log_lam_factors is not None:
             lam = R.lam if isinstance(R.lam, Tensor) else torch.as_tensor(np.array(R.lam))
-            Rt = with_lam(R, lam.to(g.device) * log_lam_factors[t].double().exp())
+            lam, factor = lam.to(g.device), log_lam_factors[t].double().exp()
+            Rt = with_lam(R, torch.where(lam.isinf(), lam, lam * torch.where(lam.isinf(), factor.detach(), factor)))
         u = point.z - mu * (g if tilt is None else g - tilt)
-        point = Point(prox(Rt, u, mu), point.c, point.D, point.spent + 2, tilt=tilt)
+        felt = in_kernel(Rt, u, mu) if has_kernel(Rt) else None
+        point = Point(prox(Rt, u, mu), point.c, point.D, point.spent + 2, tilt=tilt, felt=felt)
         yield point

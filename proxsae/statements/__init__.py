@@ -8,9 +8,9 @@ from proxsae.statements import (  # noqa: F401, I001  (in the order of the docs;
     false,
 )  # fmt: skip
 from proxsae.statements.registry import PLANTED, STATEMENTS, Kit, Planted, Statement, problem, run
-from proxsae.statements.table import box, caught, checked_by, details, machine, markdown, proof_status
+from proxsae.statements.table import box, caught, checked_by, details, machine, markdown, proof_status, proved_whole
 
 __all__ = [
     "PLANTED", "STATEMENTS", "Kit", "Planted", "Statement", "box", "caught", "checked_by", "details", "machine",
-    "markdown", "problem", "proof_status", "run",
+    "markdown", "problem", "proof_status", "proved_whole", "run",
 ]  # fmt: skip

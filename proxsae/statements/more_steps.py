@@ -183,7 +183,8 @@ def pursuit(c: Array, D: Array, k: int) -> Array:
 
 @statement(
     "prop-amortisation-gap",
-    "For mu <= 1/L the gap F(z_T) - F* is >= 0 and never grows; the duality gap bounds it above (L1), any code below.",
+    "For mu <= 1/L the gap F(z_T) - F* of a row, for BatchKSparse of a batch, is >= 0 and never grows; the duality gap "
+    "bounds it above (L1), any code below.",
     source="own, from thm-ista-descent and thm-duality-gap; the word is O'Neill, Gumran and Klindt's (2025)",
     code=("SAE.unrolled", "duality_gap"),
     on_paper="matrices of any size; the best k-sparse code is NP-hard to find",
@@ -225,6 +226,15 @@ def amortisation_gap(kit: Kit, rng: np.random.Generator) -> None:
         codes = [sae.unrolled(T).encode(x) for T in (1, 2, 4, 8)]
         errors = torch.stack([((sae.decode(z) - x) ** 2).sum(dim=-1) for z in codes]).numpy()
     insist(np.diff(errors, axis=0) <= 1e-12 * (1 + errors[0]), f"errors grow with the steps: {errors.sum(axis=1)}")
+    atoms = torch.tensor([[-0.5, 0], [0, -0.5], [-0.5, 0.5]]).double()
+    rows = torch.tensor([[2.0, 0], [0, -2]]).double()  # in the third step the second row takes an entry from the first
+    of_batch = kit.SAE(2, 3, kit.BatchKSparse(1)).double()
+    with torch.no_grad():
+        of_batch.W_enc.copy_(atoms.T), of_batch.W_dec.copy_(atoms)
+        codes = [of_batch.unrolled(T).encode(rows) for T in (1, 2, 3)]
+        errors = torch.stack([((of_batch.decode(z) - rows) ** 2).sum(dim=-1) for z in codes]).numpy()
+    insist((np.diff(errors, axis=0) > 0.1).any(), "no row of a batch got worse: the example shows nothing")
+    insist(np.diff(errors.sum(axis=1)) <= 1e-12, f"errors of a batch grow: {errors.sum(axis=1)}")
 
 
 def _long_steps(x: Array, D: Array, R: Any, steps: int, **given: Any) -> Any:

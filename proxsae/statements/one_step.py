@@ -159,7 +159,7 @@ plant("L is the largest atom", "def-lipschitz", lipschitz=longest)
 
 @statement(
     "prop-lipschitz-floor",
-    "L >= P/d for unit-norm atoms, with equality exactly for tight frames; so mu = 1 is never below 2/L once P >= 2d.",
+    "L >= max(1, P/d) for unit-norm atoms, = P/d exactly for tight frames; so mu = 1 is never below 2/L once P >= 2d.",
     source="trace of the Gram matrix; folklore",
     code=("theory.lipschitz_floor",),
 )
@@ -167,7 +167,9 @@ def floor(kit: Kit, rng: np.random.Generator) -> None:
     """Random dictionaries lie above the floor, tight frames on it, and `ista` refuses mu = 1 where P >= 2d."""
     for d, P in ((3, 2), (4, 4), (4, 9), (5, 20)):
         L, least = kit.lipschitz(unit(rng.normal(size=(P, d)))), kit.lipschitz_floor(d, P)
-        insist(max(least, 1.0) * (1 + 1e-9) < L, f"d = {d}, P = {P}: L = {L} is not above the floor {least}")
+        insist(least * (1 + 1e-9) < L, f"d = {d}, P = {P}: L = {L} is not above the floor {least}")
+    few = np.linalg.qr(rng.normal(size=(4, 2)))[0].T  # P < d: orthonormal atoms reach it
+    assert_close(np.float64(kit.lipschitz_floor(4, 2)), np.float64(kit.lipschitz(few)), 1e-12, "L of two atoms")
     angles = np.pi * np.arange(5) / 5
     rotation = np.linalg.qr(rng.normal(size=(4, 4)))[0]
     hadamard = np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
@@ -188,6 +190,7 @@ def floor(kit: Kit, rng: np.random.Generator) -> None:
 
 
 plant("L is the Frobenius norm", "prop-lipschitz-floor", lipschitz=lambda D: float((D**2).sum()))
+plant("the floor is P/d for P < d too", "prop-lipschitz-floor", lipschitz_floor=lambda d_in, d_sae: d_sae / d_in)
 plant("the floor is d/P", "prop-lipschitz-floor", lipschitz_floor=lambda d_in, d_sae: d_in / d_sae)
 plant("the floor is its root", "prop-lipschitz-floor", lipschitz_floor=lambda d_in, d_sae: (d_sae / d_in) ** 0.5)
 plant(

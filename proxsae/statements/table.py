@@ -6,10 +6,10 @@ All of it is read from the registries of laws, mutants, checks and machine proof
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from proxsae.penalties import FAMILIES
-from proxsae.statements.proofs import PROOFS
+from proxsae.statements.proofs import PROOFS, WHOLE, Proof
 from proxsae.statements.registry import PLANTED, STATEMENTS, Statement
 from proxsae.testing.mutants import MUTANTS
 
@@ -52,17 +52,28 @@ def checked_by(s: Statement) -> list[str]:
     return [*s.laws, *(["its own check"] if s.check else [])]
 
 
-def machine(s: Statement) -> list[str]:
-    """The names of the machine proofs of a statement."""
-    return [proof.name for proof in PROOFS.values() if proof.statement == s.label]
+def machine(s: Statement) -> list[Proof]:
+    """The machine proofs of a statement, of all that it claims or of special cases."""
+    return [proof for proof in PROOFS.values() if proof.statement == s.label]
+
+
+def proved_whole(s: Statement) -> bool:
+    """Whether a machine proof leaves nothing of the claim to paper."""
+    return any(proof.scope == WHOLE for proof in machine(s))
 
 
 def proof_status(s: Statement) -> str:
-    """How a statement is proved: by the solver too, on paper, or by a counterexample."""
+    """How a statement is proved: by the solver, on paper, on paper and by the solver in special cases, by an example.
+
+    >>> proof_status(STATEMENTS["thm-fista-rate"])
+    'on paper (matrices of any size); by machine in special cases: momentum (the recursion of t only)'
+    """
     if s.label.startswith("false-"):
         return "counterexample"
-    proofs = machine(s)
-    return f"machine: {', '.join(proofs)}" if proofs else f"on paper ({s.on_paper})"
+    if proved_whole(s):
+        return f"on paper, and by machine: {_proofs(s, str)}"
+    cases = f"; by machine in special cases: {_proofs(s, str)}" if machine(s) else ""
+    return f"on paper ({s.on_paper}){cases}"
 
 
 def box(s: Statement) -> str:
@@ -73,7 +84,7 @@ def box(s: Statement) -> str:
         lines = [
             f"**Implemented by** {_code(s.code) or 'no function of its own'}.",
             f"**Checked by** {_checks(s)}.",
-            f"**Machine proof:** {_code(machine(s)) or f'none ({s.on_paper})'}.",
+            f"**Machine proof:** {_machine(s)}.",
         ]
     body = "\\\n".join(filter(None, lines))
     errors = [f"- {name}" for name in caught(s)]
@@ -85,16 +96,19 @@ def box(s: Statement) -> str:
 
 def markdown() -> str:
     """docs/statements.md: all statements in one table, with links to their proofs."""
-    proved = sum(bool(machine(s)) for s in STATEMENTS.values())
+    whole = sum(map(proved_whole, STATEMENTS.values()))
+    cases = sum(bool(machine(s)) for s in STATEMENTS.values()) - whole
     lines = [
         "# Statements",
         "",
         "Every statement has a permanent label. Cite it as, for example, “proxsae, thm-prox-l0 (v0.1)”. Its page has",
-        "the hypotheses and the full proof; its check is run by `proxsae laws` and by the tests; a machine proof holds",
-        "over all reals, for the formula that NumPy runs (`proxsae statements --prove`).",
+        "the hypotheses and the full proof; its check is run by `proxsae laws` and by the tests. A machine proof",
+        "(`proxsae statements --prove`) holds over all reals, in the scope that its box names: the whole claim per",
+        "entry, or a special case, such as one latent.",
         "",
-        f"{len(STATEMENTS)} statements, {proved} of them with {len(PROOFS)} machine proofs, and "
-        f"{len(PLANTED) + len(MUTANTS)} planted errors that the checks must catch.",
+        f"{len(STATEMENTS)} statements. {len(PROOFS)} machine proofs prove {whole} of them whole, per entry, and "
+        f"special cases of {cases} more; the other {len(STATEMENTS) - whole - cases} are proved on paper only.",
+        f"{len(PLANTED) + len(MUTANTS)} planted errors must be caught by the checks.",
     ]
     page = ""
     for s in STATEMENTS.values():
@@ -139,8 +153,24 @@ def _script(found: re.Match[str]) -> str:
 
 
 def _how_proved(s: Statement) -> str:
-    count = len(machine(s))
-    return f"paper, machine ({count})" if count else "example" if s.label.startswith("false-") else "paper"
+    if s.label.startswith("false-"):
+        return "example"
+    return "paper, machine" if proved_whole(s) else "paper, machine in special cases" if machine(s) else "paper"
+
+
+def _machine(s: Statement) -> str:
+    if not machine(s):
+        return f"none ({s.on_paper})"
+    found = _proofs(s, "`{}`".format)
+    return found if proved_whole(s) else f"special cases only ({s.on_paper}): {found}"
+
+
+def _proofs(s: Statement, named: Callable[[str], str]) -> str:
+    """The machine proofs of a statement, those of one scope together: prox-l1 (the whole claim, per entry)."""
+    by_scope: dict[str, list[str]] = {}
+    for proof in machine(s):
+        by_scope.setdefault(proof.scope, []).append(named(proof.name))
+    return "; ".join(f"{', '.join(names)} ({scope})" for scope, names in by_scope.items())
 
 
 def details(s: Statement) -> str:

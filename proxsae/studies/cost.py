@@ -18,6 +18,7 @@ from proxsae.penalties import KSparse
 from proxsae.pytorch.cost_model import RHO_S, gather_cost, kind_of
 from proxsae.sae import SAE
 from proxsae.steps import ExactStep
+from proxsae.training.state import latents_in_rows
 
 
 @dataclass(frozen=True)
@@ -38,23 +39,25 @@ def cost(
     torch.manual_seed(seed)
     x = torch.randn(rows, d_in, device=device)
     sae = SAE(d_in, d_sae, KSparse(k)).to(device)
-    W = sae.W_enc.detach()
     deep = {"": sae.unrolled(steps), ", ExactStep": sae.unrolled(steps, ExactStep())}
 
     def train() -> None:
         sae.zero_grad()
-        (sae(x) - x).square().sum().backward()
+        with torch.enable_grad():
+            (sae(x) - x).square().sum().backward()
 
     def encode(sae: SAE) -> None:
         with torch.no_grad():
             sae.encode_sparse(x)
 
-    calls: list[Callable[[], object]] = [lambda: x @ W, lambda: encode(sae), train]
-    if steps > 1:
-        calls += [partial(encode, each) for each in deep.values()]
-    for call in calls:
-        call()
-    times = np.array([[_seconds(call, device) for call in calls] for _ in range(rounds)])
+    with latents_in_rows(sae):  # as `train` holds them
+        W = sae.W_enc.detach()
+        calls: list[Callable[[], object]] = [lambda: x @ W, lambda: encode(sae), train]
+        if steps > 1:
+            calls += [partial(encode, each) for each in deep.values()]
+        for call in calls:
+            call()
+        times = np.array([[_seconds(call, device) for call in calls] for _ in range(rounds)])
     ratios = times / times[:, :1]
     kind = kind_of(x.device.type, x.element_size())
     gather, write = gather_cost(k, d_sae, kind), RHO_S[kind] / rows

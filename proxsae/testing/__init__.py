@@ -51,7 +51,7 @@ _ELSEWHERE = {
     "proofs": "proxsae.statements.proofs",
 }
 
-_PER_LATENT = np.array([0.5, 0.0, 2.0, 0.125, 0.5])
+_PER_LATENT = np.array([0.5, 0.0, 2.0, np.inf, 0.5])  # the fourth latent is switched off
 _FALLING = np.array([2.0, 0.5, 0.5, 0.125, 0.0])
 
 OPERATORS: dict[str, Any] = {
@@ -72,8 +72,10 @@ OPERATORS: dict[str, Any] = {
         "SCAD per latent": lambda nonneg: SCAD(_PER_LATENT, 3.0, nonneg),  # one of the steps is a - 1
         "SCAD a=4": lambda nonneg: SCAD(0.5, 4.0, nonneg),  # one of the steps is a + 1
         "GroupL2 size=2": lambda nonneg: GroupL2(0.5, 2, nonneg),
+        "GroupL2 off": lambda nonneg: GroupL2(np.inf, 2, nonneg),
         "SortedL1": lambda nonneg: SortedL1(_FALLING, nonneg),
         "SortedL1 one lam": lambda nonneg: SortedL1(0.5, nonneg),
+        "SortedL1 off": lambda nonneg: SortedL1(np.array([np.inf, 2.0, 0.5]), nonneg),
         "BatchKSparse k=1": lambda nonneg: BatchKSparse(1, nonneg),
     }.items()
     for nonneg in (False, True)

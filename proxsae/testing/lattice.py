@@ -31,7 +31,7 @@ def widths(R: Any) -> tuple[int, ...]:
 def thresholds(R: Any, step: float, dtype: Any) -> list[float]:
     """Magnitudes at which prox_{step R} may jump or change its slope, rounded to dtype: for each lam of R, and 1."""
     found = {1.0}
-    for lam in {*_lam(R).ravel().tolist(), *((1.0,) if ours(R) is None else ())}:
+    for lam in {*filter(math.isfinite, _lam(R).ravel().tolist()), *((1.0,) if ours(R) is None else ())}:
         found |= {step * lam, math.sqrt(2 * (step * lam))}
         if hasattr(ours(R), "gamma"):  # MCP
             found |= {R.gamma * lam, lam * math.sqrt(R.gamma * step)}
@@ -46,7 +46,7 @@ def _lam(R: Any) -> np.ndarray[Any, Any]:
         lam = numpy_of(getattr(R, "lam", 1.0)).astype(np.float64)
     except (TypeError, ValueError):
         lam = np.ones(())
-    return lam if lam.ndim <= 1 and bool((np.isfinite(lam) & (lam >= 0)).all()) else np.ones(())
+    return lam if lam.ndim <= 1 and bool((lam >= 0).all()) else np.ones(())
 
 
 def watched(apply: Apply, step: float, dtype: Any, width: int) -> list[float]:

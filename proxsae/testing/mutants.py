@@ -44,6 +44,7 @@ SOFT, RELU = L1(LAM), L1(LAM, nonneg=True)
 HARD, JUMP = L0(LAM), L0(LAM, nonneg=True)
 ABSTOPK, TOPK = KSparse(K), KSparse(K, nonneg=True)
 ELASTIC, FIRM, CLIPPED = ElasticNet(LAM, 0.75), MCP(LAM, 1.5), SCAD(LAM, 2.5)
+OFF = L1(np.array([LAM, np.inf, 0.0, np.inf, LAM]))
 GROUPS, SORTED, BATCH = GroupL2(LAM, 2), SortedL1(np.array([2.0, 0.5, 0.5, 0.125, 0.0])), BatchKSparse(1)
 
 
@@ -176,6 +177,11 @@ MUTANTS = (
         lambda R, u, s: np.nan_to_num(SOFT.prox(u, s), posinf=np.inf, neginf=-np.inf),
     ),
     Mutant("l1 value: forgets |.|", "value", SOFT, wrong_value=lambda z: np.asarray(LAM * z.sum(-1))),
+    Mutant("off: 0 times infinity", "value", OFF, wrong_value=lambda z: np.asarray((OFF.lam * np.abs(z)).sum(-1))),
+    Mutant(
+        "off: a large lam for an infinite one", "convention", OFF, lambda R, u, s: L1(np.minimum(R.lam, 9)).prox(u, s)
+    ),
+    Mutant("off: NaN becomes 0", "convention", OFF, lambda R, u, s: np.where(np.isinf(R.lam), _zero(u), R.prox(u, s))),
     Mutant("hard: threshold lam, not sqrt(2 mu lam)", "optimal", HARD, lambda R, u, s: _keep(u, np.abs(u) > s * LAM)),
     Mutant("hard: threshold sqrt(2 lam), without mu", "optimal", HARD, lambda R, u, s: HARD.prox(u, 1.0)),
     Mutant("hard: shrinks what it keeps", "optimal", HARD, lambda R, u, s: HARD.prox(u, s) * u.dtype.type(0.9)),

@@ -85,14 +85,22 @@ def plain_value(R: Any, z: Array) -> float:
     if isinstance(R, (KSparse, BatchKSparse)):
         return 0.0 if sum(v != 0 for v in z) <= R.k else math.inf
     if isinstance(R, GroupL2):
-        return float(R.lam) * sum(math.hypot(*z[i : i + R.size]) for i in range(0, len(z), R.size))
+        return sum(_times(float(R.lam), math.hypot(*z[i : i + R.size])) for i in range(0, len(z), R.size))
     lams = np.broadcast_to(np.asarray(R.lam, dtype=np.float64), z.shape)
     if isinstance(R, SortedL1):
-        return float(sum(lam * v for lam, v in zip(lams, sorted((abs(v) for v in z), reverse=True), strict=True)))
+        sizes = sorted((abs(float(v)) for v in z), reverse=True)
+        return float(sum(_times(float(lam), v) for lam, v in zip(lams, sizes, strict=True)))
     return float(sum(_entry_value(R, abs(float(v)), float(lam)) for v, lam in zip(z, lams, strict=True)))
 
 
+def _times(lam: float, v: float) -> float:
+    """What an infinite weight makes of 0 is 0: R is a supremum over finite ones."""
+    return lam * v if v else 0.0
+
+
 def _entry_value(R: Any, v: float, lam: float) -> float:
+    if math.isinf(lam):
+        return _times(lam, v)
     if isinstance(R, L0):
         return lam if v else 0.0
     if isinstance(R, L1):
@@ -145,6 +153,8 @@ def _plain_sorted(R: Any, u: Array, step: float) -> list[Any]:
     if any(map(math.isnan, u)):
         return [math.nan] * len(u)
     lams = np.broadcast_to(np.asarray(R.lam, dtype=np.float64), u.shape)
+    if math.isinf(lams[0]):
+        return [0.0] * len(u)
     order = sorted(range(len(u)), key=lambda i: -abs(float(u[i])))
     v = [abs(float(u[i])) - step * float(lam) for i, lam in zip(order, lams, strict=True)]
     out = [0.0] * len(u)

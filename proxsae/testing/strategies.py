@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from proxsae.conventions import library
+from proxsae.conventions import library, within
 from proxsae.penalties import FAMILIES, Penalty, SortedL1
-from proxsae.penalties.domain import holds
 from proxsae.testing import lattice
 
 OFFSETS = (0.25, 0.5, 1.0, 2.0, 3.0)  # of a parameter from its bound: some steps of `problems` are at edges of regimes
@@ -21,19 +21,21 @@ def penalties(width: int) -> Any:
 
 
 def _members(family: type[Penalty], width: int, st: Any) -> Any:
-    given = {name: _values(allowed, width, st) for name, allowed in family.domain.items()}
+    given = {name: _values(name, allowed, width, st) for name, allowed in family.domain.items()}
     if family is SortedL1:
         given["lam"] = given["lam"].map(lambda a: np.sort(a)[::-1].copy() if np.ndim(a) else a)
     return st.builds(family, nonneg=st.booleans(), **given)
 
 
-def _values(allowed: str, width: int, st: Any) -> Any:
+def _values(name: str, allowed: str, width: int, st: Any) -> Any:
     if allowed == "whole >= 1":  # the size of groups that fill the width
         return st.sampled_from([size for size in range(1, max(2, width + 1)) if width % size == 0])
     if allowed.startswith("whole"):
         return st.integers(0, width + 1)
     bound = float(allowed.split()[1])
-    one = st.sampled_from([bound + offset for offset in OFFSETS] + [bound] * holds(allowed, bound))
+    one = st.sampled_from([bound + offset for offset in OFFSETS] + [bound] * within(allowed, bound))
+    if name == "lam":
+        one = st.one_of(one, one, one, st.just(math.inf))
     if not allowed.endswith("per latent") or not width:
         return one
     return st.one_of(one, st.lists(one, min_size=width, max_size=width).map(np.array))

@@ -24,12 +24,24 @@ from torch import Tensor, nn
 from proxsae import disk
 from proxsae.conventions import Error, check_count
 from proxsae.penalties import BatchKSparse
+from proxsae.pytorch.autocast import outside_autocast
 from proxsae.sae import SAE
 from proxsae.sae.team import Team
 from proxsae.training import files
 from proxsae.training.losses import outcome
 from proxsae.training.recipe import LEFT_BY_RUN, Left, Recipe, Source, check_l0, condition, kind_of_run
-from proxsae.training.state import State, check_atoms, give_back, resume, save, start, unit_atoms, unit_columns
+from proxsae.training.state import (
+    State,
+    check_trainable,
+    frozen_offsets_kept,
+    give_back,
+    latents_in_rows,
+    resume,
+    save,
+    start,
+    unit_atoms,
+    unit_columns,
+)
 from proxsae.training.terminal import progress_of, stops
 
 WARM_UP, DECAY = 0.05, 0.2  # shares of the run in which the learning rate rises from 0, and falls to 0
@@ -40,6 +52,7 @@ LOGGED = 200  # lines of metrics.csv, and one for the last step
 NAMES = ("loss", "nmse", "l0", "dead")
 
 
+@torch.inference_mode(False)  # gradients, whatever the caller has switched off
 def train(
     sae: SAE,
     activations: Any,
@@ -81,6 +94,8 @@ def train(
     For L0 lam starts as given, the threshold is trained, and the sparsity that is trained is that of the first step;
     any other R is added to the loss itself (an indicator adds nothing).  A `BatchKSparse` SAE gets its
     `batch_threshold`.  Atoms have norm 1 after every step, through `right_inverse` where W_dec has a parametrisation.
+    What is frozen (`sae.b_dec.requires_grad_(False)`) keeps its bits.  It trains wherever it is called, also under
+    `torch.no_grad()`.  Rows that are not to count, such as padding, are left out before: `train(sae, x[mask])`.
 
     Raises `Error` for rows that are not finite or do not fit, a loss or gradient that is no longer finite (with the
     step and the row; the last checkpoint stays), weights below float32, atoms whose norm is not 1 (but for L0 and
@@ -95,29 +110,32 @@ def train(
     recipe = Recipe(steps, batch_size, lr, seed, l0, tuple(widths), tuple(ks), unit_encoder, bfloat16)
     recipe = recipe.checked(sae, team)
     check_count("every", every, 1)
-    check_atoms(sae)
+    check_trainable(sae, unit_encoder)
     source = Source(sae, activations, recipe, team)
     folder = None if checkpoint is None else Path(checkpoint)
     with ExitStack() as held:
         if folder is not None and (team is None or team.rank == 0):
             held.enter_context(disk.held(folder))
+        held.enter_context(latents_in_rows(sae))
         kind = kind_of_run(sae, recipe, source, folder) if folder or team else {}
         found = None if folder is None else files.read(folder, kind)
         mean, spread = source.mean_and_spread() if found is None else (None, found[0]["spread"])
         _check_alike(team, kind, spread, 0 if found is None else found[0]["step"])
         check_l0(recipe.l0, sae)
-        state = start(sae, mean, spread, recipe, team) if found is None else resume(sae, found, recipe, team)
         began: dict[str, Any] = {name: kind[name] for name in ("sae", "initial weights") if name in kind}
         run = _Run(recipe, source, folder, kind, every, team)
         stop = held.enter_context(stops(folder is not None))
-        show = held.enter_context(progress_of(steps, state.step, progress if team is None or team.rank == 0 else False))
+        told = progress if team is None or team.rank == 0 else False
         try:
-            _loop(state, run, stop, show)
-        except BaseException:  # also after Ctrl-C the SAE is in the units of the data
-            sae.rescale(state.spread)
-            raise
-        else:
-            give_back(sae, state, team)
+            with frozen_offsets_kept(sae):
+                state = start(sae, mean, spread, recipe, team) if found is None else resume(sae, found, recipe, team)
+                try:
+                    with progress_of(steps, state.step, told) as show:
+                        _loop(state, run, stop, show)
+                except BaseException:  # also after Ctrl-C the SAE is in the units of the data
+                    sae.rescale(state.spread)
+                    raise
+                give_back(sae, state, team)
         finally:
             if folder is not None:
                 LEFT_BY_RUN[sae] = Left(folder.resolve(), began, condition(sae))
@@ -194,6 +212,7 @@ def _agreed(team: Team | None, problem: Error | None, stop: threading.Event) -> 
     return bool(flags[1])
 
 
+@outside_autocast
 def _step(state: State, run: _Run, rows: Tensor) -> dict[str, float]:
     sae, t, recipe, team = state.sae, state.step, run.recipe, run.team
     rate = cast(float, recipe.lr) * _rate(t, recipe.steps)
@@ -240,7 +259,7 @@ def _step(state: State, run: _Run, rows: Tensor) -> dict[str, float]:
     if isinstance(sae.penalty, BatchKSparse) and float(got.least) > 0:
         least = got.least.to(sae.dtype)
         known = torch.where(sae.batch_threshold.isnan(), least, sae.batch_threshold)
-        sae.batch_threshold.copy_(known.lerp(least, max(THRESHOLD_GAIN, 1 / (t + 1))))
+        sae.set_weight("batch_threshold", known.lerp(least, max(THRESHOLD_GAIN, 1 / (t + 1))))
     state.step = t + 1
     row = [loss, error / energy if energy else 0.0, density, dead_count / (sae.d_sae * (team.shards if team else 1))]
     if state.step > recipe.steps - max(1, recipe.steps // 10):

@@ -114,6 +114,8 @@ def _revival(sae: SAE, x: Tensor, error: Tensor, dead: Tensor, team: Team | None
 
 
 def mean_lam(sae: SAE) -> float:
-    """The mean of lam over latents, 0 where R has none."""
+    """The mean of lam over latents that are not switched off, 0 where R has none."""
     lam = getattr(sae.penalty, "lam", 0.0)
-    return float(torch.as_tensor(np.array(lam) if not isinstance(lam, Tensor) else lam.detach()).mean())
+    finite = torch.as_tensor(np.array(lam) if not isinstance(lam, Tensor) else lam.detach())
+    finite = finite[finite < torch.inf]
+    return float(finite.mean()) if finite.numel() else 0.0

@@ -89,7 +89,9 @@ class Recipe:
 def check_l0(l0: float | None, sae: SAE) -> None:
     """Raise `Error` where `l0` is asked for and lam is 0, which no factor changes."""
     if l0 is not None and hasattr(sae.penalty, "lam") and not mean_lam(sae):
-        msg = f"l0={l0} cannot be reached from lam=0: lam is adjusted by factors, so the penalty needs one > 0"
+        msg = (
+            f"l0={l0} cannot be reached where every lam is 0 or infinite: it is adjusted by factors, so one must be > 0"
+        )
         raise Error(msg)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.utils import parametrize
 
 from proxsae.conventions import Error
 from proxsae.disk import sentence
+from proxsae.formats.parts import is_sound
 from proxsae.penalties import L0, L1
 from proxsae.penalties.base import with_lam
 from proxsae.sae import SAE
+from proxsae.sae.parameters import OFFSETS
 from proxsae.sae.shards import DIMENSION, part_of, split
 from proxsae.sae.team import Team
 from proxsae.training import files
@@ -24,6 +28,7 @@ from proxsae.training.recipe import Recipe
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 ROUNDED = 0.01  # norms that rounding to half precision leaves
+WITH_ATOMS = ("W_enc", "b_enc", "threshold")  # what is scaled with the atoms, so that every z_j d_j stays the same
 
 
 @dataclass
@@ -43,10 +48,11 @@ class State:
 def start(sae: SAE, mean: Any, spread: float, recipe: Recipe, team: Team | None) -> State:
     """The state before the first step.
 
-    Atoms are scaled to norm 1, b_dec is set to the mean row where it is 0, and the unit of x becomes the spread.
+    Atoms are scaled to norm 1, b_dec is set to the mean row where it is 0, and the unit of x becomes the spread; what
+    is frozen is left as it is, but for the unit.
     """
     _normalise_atoms(sae)
-    if not bool(sae.b_dec.any()):
+    if sae.trained("b_dec") and not bool(sae.b_dec.any()):
         sae.set_weight("b_dec", mean)
     sae.rescale(1 / spread)
     try:
@@ -59,27 +65,77 @@ def start(sae: SAE, mean: Any, spread: float, recipe: Recipe, team: Team | None)
     return state
 
 
-def check_atoms(sae: SAE) -> None:
-    """Raise `Error` where scaling the atoms to norm 1, as training does, would change the SAE."""
+@contextmanager
+def latents_in_rows(sae: SAE) -> Iterator[None]:
+    """Hold W_enc (d, P) one latent a row in memory: its gradient, a sum of rows, then costs half as much."""
+    W = sae.W_enc
+    if parametrize.is_parametrized(sae, "W_enc") or W.T.is_contiguous():
+        yield
+        return
+    home = W.data
+    W.grad, W.data = None, home.T.contiguous().T
+    try:
+        yield
+    finally:
+        W.grad, W.data = None, home.copy_(W.data)
+
+
+@contextmanager
+def frozen_offsets_kept(sae: SAE) -> Iterator[None]:
+    """Give frozen biases and thresholds their bits back, which a change of the unit of x and back may round."""
+    parts = [part for name in OFFSETS if hasattr(sae, name) for part in sae.parts(name)]
+    kept = [(part, part.detach().clone()) for part in parts if not part.requires_grad]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for part, value in kept:
+                part.copy_(value)
+
+
+def check_trainable(sae: SAE, unit_encoder: bool) -> None:
+    """Raise `Error` where nothing would be trained, or where norms of 1 would change the SAE or what is frozen."""
+    if any(parameter.is_inference() for parameter in sae.parameters()):
+        msg = "the weights were made under torch.inference_mode(), which autograd cannot train: copy.deepcopy(sae) can"
+        raise Error(msg)
+    if not any(parameter.requires_grad for name, parameter in sae.named_parameters() if name != "batch_threshold"):
+        msg = "every weight is frozen, so that nothing would be trained: sae.requires_grad_(True) trains all of them"
+        raise Error(msg)
+    if unit_encoder and not sae.trained("W_enc"):
+        msg = "unit_encoder=True scales W_enc, which is frozen: leave it out, or sae.W_enc.requires_grad_(True)"
+        raise Error(msg)
+    if sae.trained("W_dec"):
+        _check_atoms(sae)
+
+
+def _check_atoms(sae: SAE) -> None:
+    """Raise `Error` where scaling the atoms to norm 1, as training does, would change the SAE or what is frozen."""
     norms, R = _norms(sae), sae.common.penalty
     homogeneous = isinstance(R, L0) or (isinstance(R, L1) and not np.any(np.asarray(R.lam)))
-    if bool(((norms - 1).abs() > ROUNDED).any()) and not (homogeneous and sae.steps == 1):
+    if not bool(((norms - 1).abs() > ROUNDED).any()):
+        return
+    frozen = [name for name in WITH_ATOMS if hasattr(sae, name) and not sae.trained(name)]
+    if frozen or not (homogeneous and sae.steps == 1):
         low, high = float(norms.min()), float(norms.max())
-        msg = f"atoms have norms from {low:.3g} to {high:.3g}, but training keeps them at 1:"
-        msg += f" that is the same SAE for one step of L0 or of a plain ReLU, and not for {type(R).__name__} here;"
-        msg += " scale the rows of W_dec to norm 1 first"
+        why = f"that is the same SAE for one step of L0 or of a plain ReLU, and not for {type(R).__name__} here"
+        if homogeneous and sae.steps == 1:
+            why = f"that scales {', '.join(frozen)} too, and what is frozen stays as it is"
+        msg = f"atoms have norms from {low:.3g} to {high:.3g}, but training keeps them at 1: {why};"
+        msg += " scale the rows of W_dec to norm 1 first, or freeze W_dec"
         raise Error(msg)
 
 
 @torch.no_grad()
 def _normalise_atoms(sae: SAE) -> None:
-    """Scale atoms to norm 1, and encoder and thresholds by the norms, so that every z_j d_j stays the same."""
+    """Scale atoms to norm 1, and encoder and thresholds by the norms, unless the atoms are frozen."""
+    if not sae.trained("W_dec"):
+        return
     norms = _norms(sae)
+    unit_atoms(sae)
     if bool(((norms - 1).abs() > ROUNDED).any()):
-        for name in ("W_enc", "b_enc", "threshold"):
+        for name in WITH_ATOMS:
             if hasattr(sae, name):
                 sae.set_weight(name, getattr(sae, name) * norms)
-    unit_atoms(sae)
 
 
 def _with_scale(R: Any, saved: dict[str, Any]) -> Any:
@@ -95,7 +151,7 @@ def _norms(sae: SAE) -> Tensor:
 
 
 def _state(sae: SAE, spread: float, recipe: Recipe, team: Team | None) -> State:
-    inner = sae.inner()
+    inner = sae.twin(normalize="none")  # rows come normalised
     if team is not None and team.shards > 1:
         inner = split(inner, team)
     optimiser = torch.optim.Adam(inner.parameters(), lr=recipe.lr or 0.0)
@@ -139,7 +195,7 @@ def _check(sae: SAE, saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     float(saved["bandwidth"] or 0)  # a whole number may be too large for one
     wanted = {name: (a.shape, a.dtype) for name, a in sae.state_dict().items()}
     for name, parameter in sae.named_parameters():
-        if parameter.requires_grad and parameter.numel():
+        if parameter.requires_grad and parameter.numel() and name != "batch_threshold":
             wanted |= {f"adam.{name}.{moment}": (parameter.shape, parameter.dtype) for moment in MOMENTS}
     wanted |= {"quiet": (torch.Size([sae.d_sae]), torch.float32), "tail": (torch.Size([4]), torch.float64)}
     for name, (shape, dtype) in wanted.items():
@@ -147,7 +203,7 @@ def _check(sae: SAE, saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         if (a.shape, a.dtype) != (shape, dtype):
             msg = f"{name} has shape {tuple(a.shape)} of {a.dtype}, not {tuple(shape)} of {dtype}"
             raise Error(msg)
-        if name not in ("tail", "batch_threshold") and not bool(a.isfinite().all()):
+        if name not in ("tail", "batch_threshold") and not is_sound(name, a):
             msg = f"{name} holds NaN or infinite entries"
             raise Error(msg)
         if name.endswith(MOMENTS[1]) and bool((a < 0).any()):
@@ -195,7 +251,7 @@ def give_back(sae: SAE, state: State, team: Team | None) -> None:
                 getattr(sae, name).copy_(team.whole(parameter, DIMENSION[name]) if name in DIMENSION else parameter)
     sae.rescale(state.spread)
     for name, a in sae.state_dict().items():  # the loss of the last step is of the weights before it
-        if name != "batch_threshold" and not bool(a.isfinite().all()):
+        if name != "batch_threshold" and not is_sound(name, a):
             msg = f"{name} is no longer finite after step {state.step}: lr is too high, or rows or the checkpoint have"
             msg += " an outlier"
             raise Error(msg)
@@ -203,9 +259,20 @@ def give_back(sae: SAE, state: State, team: Team | None) -> None:
 
 def unit_columns(sae: SAE) -> None:
     """Scale every latent's encoder to norm 1."""
-    sae.set_weight("W_enc", normalize(sae.W_enc.detach().T, dim=1).T)
+    _to_norm_1(sae, "W_enc", 0)
 
 
 def unit_atoms(sae: SAE) -> None:
-    """Scale every atom to norm 1."""
-    sae.set_weight("W_dec", normalize(sae.W_dec.detach(), dim=1))
+    """Scale every atom to norm 1, unless they are frozen."""
+    if sae.trained("W_dec"):
+        _to_norm_1(sae, "W_dec", 1)
+
+
+@torch.no_grad()
+def _to_norm_1(sae: SAE, name: str, dim: int) -> None:
+    W = getattr(sae, name)
+    norms = W.norm(dim=dim, keepdim=True).clamp_min(1e-12)
+    if parametrize.is_parametrized(sae, name):
+        sae.set_weight(name, W / norms)
+    else:
+        W /= norms  # no second array of that size

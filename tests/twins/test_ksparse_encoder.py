@@ -20,7 +20,7 @@ def make(k, nonneg=False, d=10, P=96, seed=0, device="cpu"):
     torch.manual_seed(seed)
     sae = px.SAE(d, P, px.KSparse(k, nonneg)).double().to(device)
     with torch.no_grad():
-        sae.W_enc += 0.1 * torch.randn_like(sae.W_enc)
+        sae.W_enc += 0.1 * torch.randn(P, d, dtype=torch.float64, device=device).T
         sae.W_dec[1] = sae.W_dec[0] + 0.05 * torch.randn_like(sae.W_dec[0])
         sae.b_enc.normal_(0, 0.05)
         sae.b_dec.normal_(0, 0.2)
@@ -108,13 +108,6 @@ def test_nothing_of_size_batch_by_latents_is_kept(steps):
     sizes = [a.numel() for a in kept if a.untyped_storage().data_ptr() not in weights]
     assert max(sizes) <= max(30 * 10, steps * 30 * 5)
     loss.backward()
-
-
-def test_a_second_derivative_is_refused():
-    sae, x = make(5), rows().requires_grad_()
-    (first,) = torch.autograd.grad(sae(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -245,18 +238,6 @@ def test_step_sizes_of_float32_dictionaries_of_any_scale(scale, device):
 def test_no_k_needs_no_blocks(monkeypatch):
     monkeypatch.setitem(cost_model.AREA, "cpu", 1)
     assert px.SAE(4, 2080, px.KSparse(0)).encode_sparse(torch.randn(3, 4)).values.shape == (3, 0)
-
-
-@pytest.mark.parametrize("rule", ["Lipschitz", "Backtracking"])
-def test_autocast_changes_no_code(rule, device):
-    """Some products are written in place, which autocast does not know, and some are not: all stay in float32."""
-    sae, x = make(5, device=device).float(), rows(device=device).float()
-    deep = sae.unrolled(3, RULES[rule](px.lipschitz(sae.W_dec)))
-    want = deep.encode_sparse(x)
-    with torch.autocast(torch.device(device).type, torch.bfloat16):
-        got = deep.encode_sparse(x)
-    assert_same(got.indices, want.indices)
-    assert_same(got.values, want.values)
 
 
 def test_plans_give_their_reasons():

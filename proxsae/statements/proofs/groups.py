@@ -111,17 +111,17 @@ def larger_first(o: Any, u: Any, t: Any) -> Any:
 
 
 add(
-    "prox-groupl2", "thm-prox-group",
+    "prox-groupl2", "thm-prox-group", "a group of two",
     "The prox of GroupL2 for a pair has the best radius for t r + 1/2 (r - n)^2, and no direction is better than u's.",
     in_radii, "every entry is thresholded by itself", minimises(group_value, entrywise, "t"),
 )  # fmt: skip
 add(
-    "prox-sortedl1", "thm-prox-sorted",
+    "prox-sortedl1", "thm-prox-sorted", "P = 2",
     "The prox of SortedL1 for a pair, pooled where shrinking turns the magnitudes around, is a minimiser.",
     in_magnitudes, "no pooling", minimises(sorted_value, without_pooling, "t1 t2"),
 )  # fmt: skip
 add(
-    "prox-sortedl1-nonneg", "lem-nonneg",
+    "prox-sortedl1-nonneg", "lem-nonneg", "SortedL1, P = 2",
     "The prox of SortedL1 for a pair at max(u, 0) is a minimiser among z >= 0.",
     minimises(sorted_value, sorted_prox, "t1 t2", nonneg=True),
     "the weights follow the entries, not their magnitudes",

@@ -82,7 +82,8 @@ CLAIMS = {
 for _claim, (_label, _sentence, _goal, _error) in CLAIMS.items():
     for _name, _R in SEPARABLE.items():
         add(
-            f"{_claim}-{_name}", _label, f"{_R.__name__}: {_sentence}, for all reals and parameters.",
+            f"{_claim}-{_name}", _label, f"{_R.__name__}, per entry",
+            f"{_R.__name__}: {_sentence}, for all reals and parameters.",
             lambda o, R=_R, goal=_goal: goal(o, R), _error, lambda o, R=_R, goal=_goal: goal(o, R, wrong=True),
         )  # fmt: skip
 
@@ -113,13 +114,13 @@ for _nonneg, _sign in ((False, ""), (True, "-nonneg")):
     for _name, _R in SEPARABLE.items():
         if _R.convex:
             add(
-                f"firm-{_name}{_sign}", "thm-firmly-nonexpansive",
+                f"firm-{_name}{_sign}", "thm-firmly-nonexpansive", f"{_R.__name__}, per entry",
                 f"{_R.__name__}, {'non-negative' if _nonneg else 'signed'}: (p - q)^2 <= (p - q)(u - v) for all u, v.",
                 lambda o, R=_R, nonneg=_nonneg: firmly(o, R, nonneg),
                 "hard thresholding instead", lambda o, R=_R, nonneg=_nonneg: firmly(o, R, nonneg, wrong=True),
             )  # fmt: skip
     add(
-        f"moreau-l1{_sign}", "thm-moreau",
+        f"moreau-l1{_sign}", "thm-moreau", "L1, per entry",
         f"L1, {'non-negative' if _nonneg else 'signed'}: u - prox(u) is the point of mu C nearest to u.",
         lambda o, nonneg=_nonneg: moreau(o, nonneg),
         "C is not scaled by mu", lambda o, nonneg=_nonneg: moreau(o, nonneg, wrong=True),
@@ -177,4 +178,4 @@ for _name, _label, _sentence, _general, _error in (
      "Any convex R: (p - q)^2 <= (p - q)(u - v) follows from the subgradient inequalities at p and q.",
      any_convex, "convexity used at p only"),
 ):  # fmt: skip
-    add(_name, _label, _sentence, _general, _error, lambda o, goal=_general: goal(o, wrong=True))
+    add(_name, _label, "one entry of any R", _sentence, _general, _error, lambda o, goal=_general: goal(o, wrong=True))

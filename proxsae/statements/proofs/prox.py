@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from proxsae.conventions import within
 from proxsae.penalties import FAMILIES, L0, L1, MCP, SCAD, ElasticNet, Separable
-from proxsae.penalties.domain import holds
 from proxsae.penalties.scalar import larger, signed, smaller, soft
-from proxsae.statements.proofs.solver import Goal, add
+from proxsae.statements.proofs.solver import WHOLE, Goal, add
 
 SEPARABLE = {name.lower(): R for name, R in FAMILIES.items() if issubclass(R, Separable)}
 
@@ -18,7 +18,7 @@ SEPARABLE = {name.lower(): R for name, R in FAMILIES.items() if issubclass(R, Se
 def given(o: Any, R: Any) -> tuple[Any, list[Any], list[Any]]:
     """The step mu and the parameters of R as symbols, and what they must fulfil: the domain that R checks."""
     mu, *parameters = o.reals(" ".join(("mu", *R.domain)))
-    domain = [holds(allowed, p) for allowed, p in zip(R.domain.values(), parameters, strict=True)]
+    domain = [within(allowed, p) for allowed, p in zip(R.domain.values(), parameters, strict=True)]
     return mu, parameters, [mu > 0, *domain]
 
 
@@ -100,12 +100,12 @@ ERRORS: dict[Any, list[tuple[str, Any]]] = {
 for _name, _R in SEPARABLE.items():
     _planted = ERRORS[_R]
     add(
-        f"prox-{_name}", _R.statement,
+        f"prox-{_name}", _R.statement, WHOLE,
         f"The prox of {_R.__name__} is the minimiser of smallest magnitude, for every u, step and parameter.",
         minimises(_R, False), _planted[0][0], minimises(_R, False, _planted[0][1]),
     )  # fmt: skip
     add(
-        f"prox-{_name}-nonneg", "lem-nonneg",
+        f"prox-{_name}-nonneg", "lem-nonneg", f"{_R.__name__}, per entry",
         f"The prox of {_R.__name__} at max(u, 0) is the minimiser of smallest magnitude among z >= 0.",
         minimises(_R, True), _planted[1][0], minimises(_R, True, _planted[1][1]),
     )  # fmt: skip

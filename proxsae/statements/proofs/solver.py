@@ -16,6 +16,8 @@ from proxsae.statements.proofs.arithmetic import AtPoint, RealArithmetic
 Case = tuple[list[Any], Any]
 Goal = Case | list[Case]
 
+WHOLE = "the whole claim, per entry"  # the scope of a proof that leaves nothing of its statement to paper
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -23,6 +25,7 @@ class Proof:
 
     name        what is claimed of which operator: "prox-l1-nonneg"
     statement   the label it belongs to
+    scope       how much of that statement it proves: `WHOLE`, or the special case, such as "one latent" or "P <= 3"
     claim       one sentence
     goal        hypotheses and conclusion, written in the arithmetic it is given
     wrong_name  the error planted in the false variant
@@ -31,6 +34,7 @@ class Proof:
 
     name: str
     statement: str
+    scope: str
     claim: str
     goal: Callable[[Any], Goal]
     wrong_name: str
@@ -40,10 +44,10 @@ class Proof:
 PROOFS: dict[str, Proof] = {}
 
 
-def add(name: str, statement: str, claim: str, goal: Any, wrong_name: str, wrong: Any) -> None:
+def add(name: str, statement: str, scope: str, claim: str, goal: Any, wrong_name: str, wrong: Any) -> None:
     """Register a proof."""
     assert name not in PROOFS, name
-    PROOFS[name] = Proof(name, statement, claim, goal, wrong_name, wrong)
+    PROOFS[name] = Proof(name, statement, scope, claim, goal, wrong_name, wrong)
 
 
 def prove(proof: Proof) -> float:

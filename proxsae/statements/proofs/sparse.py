@@ -137,31 +137,36 @@ def fixed(o: Any, wrong: bool = False) -> Goal:
     ]
 
 
-for _name, _label, _sentence, _goal, _error, _wrong in (
-    ("prox-ksparse", "thm-prox-ksparse", "u on its k largest magnitudes is a closest k-sparse point, for P <= 3.",
+for _name, _label, _scope, _sentence, _goal, _error, _wrong in (
+    ("prox-ksparse", "thm-prox-ksparse", "P <= 3",
+     "u on its k largest magnitudes is a closest k-sparse point, for P <= 3.",
      lambda o: projects(o, keep),
      "ranks by u, not by |u|", lambda o: projects(o, lambda o, u, k: keep(o, u, k, signed=True))),
-    ("prox-ksparse-nonneg", "lem-nonneg", "max(u, 0) on its k largest entries is a closest k-sparse z >= 0, P <= 3.",
+    ("prox-ksparse-nonneg", "lem-nonneg", "KSparse, P <= 3",
+     "max(u, 0) on its k largest entries is a closest k-sparse z >= 0, P <= 3.",
      lambda o: projects(o, keep_positive, nonneg=True),
      "takes |u| first",
      lambda o: projects(o, lambda o, u, k: keep(o, [o.abs(v) for v in u], k), nonneg=True)),
-    ("ksparse-error", "lem-ksparse-error",
+    ("ksparse-error", "lem-ksparse-error", "P <= 3",
      "||u||^2 = ||Hu||^2 + ||u - Hu||^2, P ||Hu||^2 >= k ||u||^2 and 4k ||u - Hu||^2 <= ||u||_1^2, for P <= 3.",
      error, "the constant 5 in place of 4", lambda o: error(o, 5)),
-    ("ksparse-nested", "lem-nested", "H_1 u lies in H_2 u, and H_1 H_2 u = H_2 H_1 u = H_1 u, for P = 3.",
+    ("ksparse-nested", "lem-nested", "P = 3, k = 1, k' = 2",
+     "H_1 u lies in H_2 u, and H_1 H_2 u = H_2 H_1 u = H_1 u, for P = 3.",
      nested, "H_2 keeps all ties", lambda o: nested(o, all_ties=True)),
-    ("ksparse-symmetries", "prop-symmetries", "H(c u) = c H(u) for c > 0 and H(-u) = -H(u), for P <= 3, with ties.",
+    ("ksparse-symmetries", "prop-symmetries", "KSparse, P <= 3",
+     "H(c u) = c H(u) for c > 0 and H(-u) = -H(u), for P <= 3, with ties.",
      lambda o: symmetries(o, keep), "TopK is odd as well", lambda o: symmetries(o, keep_positive)),
-    ("ksparse-closer", "prop-abstopk-closer", "||u - AbsTopK(u)|| <= ||u - TopK(u)||, for P <= 3.",
+    ("ksparse-closer", "prop-abstopk-closer", "P <= 3, the inequality",
+     "||u - AbsTopK(u)|| <= ||u - TopK(u)||, for P <= 3.",
      closer, "< in place of <=", lambda o: closer(o, wrong=True)),
-    ("ksparse-splits", "prop-splitting-codes",
+    ("ksparse-splits", "prop-splitting-codes", "P <= 3, k = 1",
      "TopK((u, -u)) = (z_+, z_-) with z = AbsTopK(u), but for the named ties and only for them; k = 1, P <= 3.",
      splits, "ties as well", lambda o: splits(o, ties=True)),
-    ("ksparse-factor", "lem-hard-factor-two",
+    ("ksparse-factor", "lem-hard-factor-two", "P <= 3; the best factor for P = 2",
      "||H b - x|| <= 2 ||b - x|| for k-sparse x and P <= 3, and the golden ratio in place of 2 for P = 2.",
      factor, "3/2 in place of the golden ratio", lambda o: factor(o, 1.5)),
-    ("ksparse-fixed", "thm-ksparse-fixed-points",
+    ("ksparse-fixed", "thm-ksparse-fixed-points", "P = 2, k = 1, signed",
      "For P = 2, k = 1: the fixed points have g_S = 0 and mu |g_j| <= |z| off S, or g = 0 where z = 0.",
      fixed, "|g_j| <= |z| without mu", lambda o: fixed(o, wrong=True)),
 ):  # fmt: skip
-    add(_name, _label, _sentence, _goal, _error, _wrong)
+    add(_name, _label, _scope, _sentence, _goal, _error, _wrong)

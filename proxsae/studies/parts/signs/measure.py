@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from proxsae import metrics
 from proxsae.data import Contrast, contrasts
 from proxsae.sae import SAE
 from proxsae.steps import ExactStep
@@ -142,7 +143,7 @@ def fragments(atoms: Tensor) -> tuple[int, float | None]:
     """How many atoms (n, d) have a partner with cosine < OPPOSED, and the mean of their most negative cosines."""
     if len(atoms) < 2:
         return 0, None
-    unit = torch.nn.functional.normalize(atoms.detach().double(), dim=1)
+    unit = metrics.unit_rows(atoms)
     least = torch.cat([(some @ unit.T).amin(dim=1) for some in unit.split(ROWS)])
     return int((least < OPPOSED).sum()), float(least.mean())
 
