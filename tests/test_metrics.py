@@ -290,12 +290,14 @@ def test_equal_rows_have_no_variance_to_explain():
             for part in np.split(x, 7):
                 spread.add(torch.tensor(part))
             assert spread.centred == 0
-            assert spread.square == pytest.approx(float((x.astype(float) ** 2).sum()))
+            assert spread.square * spread.unit**2 == pytest.approx(float((x.astype(float) ** 2).sum()))
 
 
 def test_evaluations_do_not_hang_on_the_unit_of_the_rows():
     x = torch.tensor([[2.0, 1.0], [-2.0, 0.0], [-4.0, 0.0], [0.0, 3.0]], dtype=torch.float64)
     sae, want = sae_of_eye().double(), (2 / math.sqrt(5) + 3) / 4
+    for unit in (2.0**-700, 2.0**700):  # whose squares are 0, and infinite
+        assert px.evaluate(sae, unit * x, batch_size=3) == px.evaluate(sae, x, batch_size=3)
     for unit in (1e-120, 1e-10, 1e120):
         assert px.evaluate(sae, unit * x)["cosine"] == pytest.approx(want, abs=1e-12)
         (row,) = evaluate_depths(sae, unit * x, steps=[1])
