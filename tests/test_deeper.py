@@ -61,6 +61,17 @@ def test_normalisation_is_undone_to_1e_5_and_takes_rows_without_any_size(kind):
 
 
 @pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("size", [1e-35, 1e-24, 1.0, 1e25, 1e35])
+def test_rows_of_any_size_are_normalised_by_their_own(kind, size):
+    """Squares of float32 are none below 1e-23, and infinite above 1e19."""
+    x = rows(scale=size).float()
+    normal = make(px.KSparse(3), normalize=kind).float().normalized(x)
+    for found, wide in zip((normal.rows, normal.mean, normal.scale), normalized(x.double(), kind), strict=True):
+        largest = abs(wide).max() or 1.0
+        assert_close(found.double() / largest, torch.tensor(wide / largest), 1e-6)
+
+
+@pytest.mark.parametrize("kind", NORMS)
 def test_gradients_run_through_the_normalisation(kind):
     sae, x = make(px.KSparse(3), normalize=kind), rows(3).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: sae(x), (x,), atol=1e-5)

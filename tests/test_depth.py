@@ -502,12 +502,18 @@ def test_other_kinds_of_rows_from_python(sae, place):
     assert [row["nmse"] for row in half.rows] == [row["nmse"] for row in same.rows]
     boxes = px.studies.depth(sae, ROWS.reshape(6, 10, 8), steps=(1,), progress=False)
     assert boxes.notes == ["The data are arrays of 3 axes: all but the last were taken as rows."]
+    few = px.studies.depth(sae, rows[:29], steps=(1,), progress=False)
+    assert few.notes == [
+        "Only 29 rows are measured, and means over so few may be far from those of other rows: 30 say more."
+    ]
+    assert px.studies.depth(sae, rows[:1], steps=(1,), progress=False).notes[0].startswith("Only 1 row is measured, ")
     small = {"seeds": 1, "train_steps": 2, "parts": "depth", "k": np.int64(4), "train_depths": np.array([1])}
     np.save(place / "boxes.npy", ROWS.reshape(6, 10, 8))
     state = torch.random.get_rng_state()
     whole = px.studies.depth(place / "boxes.npy", **small, progress=False)
     assert torch.equal(state, torch.random.get_rng_state()), "the caller's generator stays as it was"
     assert whole.notes[-1:] == boxes.notes
+    assert whole.notes[-2].startswith("Only 12 rows are measured, ")
     assert f"--data {place / 'boxes.npy'} " in whole.about["to repeat"]
     assert px.studies.depth(rows.bfloat16(), **small, progress=False).repeat == ""
 

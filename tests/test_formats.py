@@ -521,7 +521,7 @@ def test_a_folder_of_folders_says_which_hold_weights(tmp_path):
         saelens("standard")(tmp_path / name)
         some = " and others" if name == "e" else ""
         with pytest.raises(
-            Error, match=rf"here are none, but in [a-e/, ]+{some}: name the file, or its folder$"
+            Error, match=rf"here are none; some are in [a-e/, ]+{some}: name the file, or its folder$"
         ) as error:
             read(tmp_path)
     assert (

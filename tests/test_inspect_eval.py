@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import proxsae as px
 from proxsae.cli import main
@@ -693,6 +694,21 @@ def test_ctrl_c_and_a_full_disk_leave_nothing(command, place, capsys, monkeypatc
     assert main(out) == 2
     assert "cannot write" in capsys.readouterr().err.splitlines()[-1]
     assert [name for name in contents(place) if name != "out"] == before
+
+
+def test_commands_take_rows_as_torch_and_hubs_keep_them(place, capsys):
+    rows, told = torch.tensor(np.load("rows.npy")).bfloat16(), []
+    np.save("plain.npy", rows.float().numpy())
+    torch.save({"acts": rows, "layer": 3}, "acts.pt")
+    (place / "blobs").mkdir()
+    (place / "snapshot").mkdir()
+    save_file({"acts": rows}, place / "blobs" / "0a1b")
+    (place / "snapshot" / "acts.safetensors").symlink_to("../blobs/0a1b")
+    for data in ("plain.npy", "acts.pt", "snapshot"):
+        assert main(["eval", "abstopk", data, "--steps", "1,2"]) == 0
+        assert main(["encode", "abstopk", data, "--out", "codes.npz"]) == 0
+        told.append((capsys.readouterr().out, np.load("codes.npz")["values"].tobytes()))
+    assert told[0] == told[1] == told[2]
 
 
 def test_help_waits_for_no_torch():

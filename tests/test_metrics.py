@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 import proxsae as px
 from proxsae import metrics
-from proxsae.sae.evaluation import evaluate_depths
+from proxsae.sae.evaluation import Spread, evaluate_depths
 from proxsae.testing import assert_close
 
 Z = torch.tensor([[-1.0, -2.0, -3.0, 0.0], [5.0, 0.0, -1.0, 0.0], [0.0, 0.0, -1.0, -0.0], [2.0, -1.0, 0.0, 0.0]])
@@ -237,9 +239,65 @@ def test_evaluate_measures_what_the_parts_measure():
             assert found[key] == pytest.approx(value, abs=1e-6), key
 
 
+@pytest.mark.parametrize("make", [px.topk_sae, px.abstopk_sae, px.relu_sae, px.jumprelu_sae], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("batch_size", [1, 7, 50, None])
+def test_batches_give_the_measures_of_all_rows_at_once(make, batch_size):
+    torch.manual_seed(0)
+    sae = make(8, 24, *([3] if "topk" in make.__name__ else [0.3]))
+    with torch.no_grad():
+        sae.b_dec.normal_()
+    x = torch.randn(50, 8) * torch.linspace(0.1, 10, 50)[:, None] + 5
+    z = sae.encode(x).detach()
+    xhat, live = sae.decode(z).detach(), (z != 0).any(dim=0)
+    balance = metrics.sign_balance(z)[live]
+    want = {
+        "nmse": metrics.nmse(x, xhat), "explained_variance": metrics.explained_variance(x, xhat),
+        "cosine": metrics.cosine(x, xhat), "l0": metrics.l0(z), "dead": metrics.dead_fraction(z),
+        "two_sided": float((balance > 0).double().mean()), "sign_balance": float(balance.double().mean()),
+    }  # fmt: skip
+    found = px.evaluate(sae, x, batch_size)
+    assert found.keys() == want.keys()
+    for key, value in want.items():
+        assert found[key] == pytest.approx(value, rel=1e-6), key  # products of other batches round differently
+
+
+def test_evaluate_holds_one_batch_and_counters(tmp_path):
+    """The codes of all rows would be 125 MiB of float32."""
+    pytest.importorskip("resource")
+    code = """
+import resource, sys
+import numpy as np
+import proxsae as px
+from proxsae.sae.evaluation import evaluate_depths
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+rows = np.random.default_rng(0).standard_normal((2000, 8)).astype(np.float32)
+topk, relu = px.topk_sae(8, 16384, k=4), px.relu_sae(8, 16384, lam=0.1)
+for sae in (topk, relu):
+    for measure in (px.evaluate, lambda sae, x, batch_size: evaluate_depths(sae, x, [1], batch_size=batch_size)):
+        measure(sae, rows[:128], batch_size=64)
+        before = peak()
+        measure(sae, rows, batch_size=64)
+        assert peak() - before < 80, peak() - before
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_equal_rows_have_no_variance_to_explain():
+    for value in (0.1, 1e-24, 1e25):
+        for dtype in (np.float32, np.float64):
+            x = np.tile((value * np.random.default_rng(0).standard_normal((1, 9))).astype(dtype), (49, 1))
+            spread = Spread(9)
+            for part in np.split(x, 7):
+                spread.add(torch.tensor(part))
+            assert spread.centred == 0
+            assert spread.square * spread.unit**2 == pytest.approx(float((x.astype(float) ** 2).sum()))
+
+
 def test_evaluations_do_not_hang_on_the_unit_of_the_rows():
     x = torch.tensor([[2.0, 1.0], [-2.0, 0.0], [-4.0, 0.0], [0.0, 3.0]], dtype=torch.float64)
     sae, want = sae_of_eye().double(), (2 / math.sqrt(5) + 3) / 4
+    for unit in (2.0**-700, 2.0**700):  # whose squares are 0, and infinite
+        assert px.evaluate(sae, unit * x, batch_size=3) == px.evaluate(sae, x, batch_size=3)
     for unit in (1e-120, 1e-10, 1e120):
         assert px.evaluate(sae, unit * x)["cosine"] == pytest.approx(want, abs=1e-12)
         (row,) = evaluate_depths(sae, unit * x, steps=[1])

@@ -8,6 +8,7 @@ import proxsae as px
 from proxsae import metrics
 from proxsae.testing import assert_close, assert_same
 from proxsae.training import losses
+from proxsae.training.recipe import mean_and_spread
 
 D_IN, D_SAE, K = 24, 32, 3
 MAKE = {
@@ -35,6 +36,46 @@ def fresh(make, device="cpu", seed=0):
 
 def fit(sae, x, steps=40, **options):
     return px.train(sae, x, **({"steps": steps, "batch_size": 128, "lr": 1e-2, "progress": False} | options))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("n", [2, 3, 50])
+@pytest.mark.parametrize("value", [1.0, 0.1, 1e-24, 1e25])
+def test_equal_rows_are_refused_whatever_their_number(dtype, n, value):
+    with np.errstate(over="ignore", under="ignore"):
+        row = (np.random.default_rng(0).standard_normal(D_IN) * value).astype(dtype)
+    rows = np.tile(row if np.isfinite(row).all() else np.ones_like(row), (n, 1))
+    for sae in (fresh(MAKE["topk"]), fresh(MAKE["topk"]).double()):
+        with pytest.raises(px.Error, match=f"the rows of activations are equal, all {n} of them"):
+            fit(sae, rows)
+
+
+SIZES = [("float32", -80, "none"), ("float32", 90, "none"), ("float32", -80, "constant_norm")]
+SIZES += [("float32", 90, "constant_norm"), ("float64", -600, "none"), ("float64", 600, "none")]
+
+
+@pytest.mark.parametrize(("dtype", "power", "normalize"), SIZES)
+def test_rows_of_any_size_are_trained_on_alike(dtype, power, normalize, planted):
+    """A factor of a power of two rounds nothing: the same bits, offsets in the unit of the rows."""
+    x, unit = planted.x.astype(dtype), 2.0**power
+    both = []
+    for rows in (x, (x * unit).astype(dtype)):
+        sae = fresh(lambda: px.SAE(D_IN, D_SAE, px.KSparse(K), normalize=normalize)).to(getattr(torch, dtype))
+        both.append((sae, fit(sae, rows, steps=5)))
+    (one, told), (other, also) = both
+    assert told == also
+    for name, a in one.state_dict().items():
+        scale = unit if name.startswith("b_") and normalize == "none" else 1.0
+        assert_same(a * scale, other.state_dict()[name], name)
+
+
+def test_mean_and_spread_are_those_of_wide_arithmetic(planted):
+    for shift, scale in ((0, 1), (1e4, 1), (3e-30, 1e-30), (1e25, 1e24)):
+        x = (shift + scale * planted.x).astype(np.float32)
+        wide = x.astype(np.longdouble)
+        mean, spread = mean_and_spread(torch.tensor(x))
+        assert_same(mean, torch.tensor(wide.mean(axis=0).astype(np.float32)))
+        assert spread == pytest.approx(float(np.sqrt(((wide - wide.mean(axis=0)) ** 2).mean())), rel=1e-12)
 
 
 def test_training_lowers_the_error_and_finds_the_planted_atoms(planted, x, device):
@@ -189,6 +230,8 @@ REFUSED = {
     "NaN": (MAKE["topk"], broken, {}, "NaN"),
     "infinity": (MAKE["topk"], lambda x: broken(x, value=np.inf), {}, "infinite"),
     "width": (MAKE["topk"], lambda x: x[:, :5], {}, r"\(1500, 5\)"),
+    "too small": (MAKE["topk"], lambda x: (x * 1e-40).astype("f4"), {}, r"deviate by .*e-41 .* take 1.18e-38 to 8.51e"),
+    "one row": (MAKE["topk"], lambda x: x[:1], {}, "equal"),
     "one axis": (MAKE["topk"], lambda x: x[0], {}, "shape"),
     "no rows": (MAKE["topk"], lambda x: x[:0], {}, "n >= 1"),
     "integers": (MAKE["topk"], lambda x: x.astype(int), {}, "int64"),

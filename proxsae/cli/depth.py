@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
     )
     depth.set_defaults(parser=depth)
     depth.add_argument(
-        "--data", metavar="PATH", help="rows (n, d): .npy, .npz, .safetensors or a folder (default: packaged)"
+        "--data", metavar="PATH", help="rows (n, d): .npy, .npz, .safetensors, .pt or a folder (default: packaged)"
     )
     depth.add_argument("--sae", metavar="PATH", help="measure this SAE on the rows, and train nothing")
     depth.add_argument(

@@ -55,7 +55,7 @@ def add(commands: Any) -> None:
 def encoder_arguments(parser: argparse.ArgumentParser, rules: Iterable[str] = RULES) -> None:
     """The arguments of the commands that encode: an SAE, rows, and how it is to encode them."""
     parser.add_argument("sae", metavar="SAE", help=SAE)
-    parser.add_argument("data", metavar="DATA", help="rows (n, d_in): .npy, .npz, .safetensors or a folder of them")
+    parser.add_argument("data", metavar="DATA", help="rows (n, d_in): .npy, .npz, .safetensors, .pt or a folder")
     parser.add_argument(
         "--step",
         choices=tuple(rules),

@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
         "train an SAE on rows that need not fit in memory; the same command continues a run that was stopped or killed",
         "proxsae train activations/ --out runs/mine --kind abstopk --d-sae 16384 --k 32 --steps 20000",
     )
-    train.add_argument("data", metavar="DATA", help="rows (n, d_in): .npy (streamed), .npz, .safetensors or a folder")
+    train.add_argument("data", metavar="DATA", help="rows (n, d_in): .npy, .npz, .safetensors, .pt or a folder")
     train.add_argument(
         "--out", required=True, metavar="DIR", help="folder for sae/, metrics.csv, metrics.json and the checkpoint"
     )

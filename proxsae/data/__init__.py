@@ -1,4 +1,7 @@
-"""Data: packaged activations and contrast pairs, the user's own files, planted dictionaries.  NumPy only."""
+"""Data: packaged activations and contrast pairs, the user's own files, planted dictionaries.
+
+NumPy only, but for `.pt` files, which torch reads.
+"""
 
 from proxsae.data.contrasts import Contrast, contrasts
 from proxsae.data.files import packaged, read

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from proxsae.conventions import Error, is_torch
+from proxsae.conventions import Error, check_floats, is_torch
 from proxsae.data.readers import BFLOAT16, READERS, TORCH, check_kind, load, widened
 
 PACKAGED = "minilm-l6-v2-layer3"
@@ -121,22 +121,19 @@ def open_parts(path: str | os.PathLike[str]) -> list[Part]:
 
 def memory_part(array: Any) -> Part:
     """An array (n, d) that is in memory already, as a part of that array itself."""
-    a = as_array("the array", array)
+    a = floats("the array", array)
     check_kind("the array", a.dtype, a.shape)
     return Part("", a if a.ndim == 2 else a.reshape(-1, a.shape[-1]), axes=a.ndim)
 
 
-def as_array(name: str, given: Any) -> NDArray[Any]:
-    """An array as it is; lists of numbers, and tensors of any device and float, as one; or `Error`."""
-    try:
-        if is_torch(given):
-            a = given.detach().cpu()
-            return np.asarray(a.float() if str(a.dtype) == "torch.bfloat16" else a)
-        a = np.asarray(given)
-    except Exception as problem:  # ragged lists, a sparse tensor
-        msg = f"{name} is {type(given).__name__}, but must be rows of numbers: {' '.join(str(problem).split())}"
-        raise Error(msg) from None
-    return a.astype(np.float64) if a.dtype.kind in "iu" and not hasattr(given, "dtype") else a  # lists of whole numbers
+def floats(name: str, given: Any) -> NDArray[Any]:
+    """What is in memory as NumPy holds it: arrays as they are, lists of numbers, tensors of any device and float."""
+    a = check_floats(name, given)
+    if is_torch(a):
+        a = a.detach().cpu()
+        a = (a.float() if str(a.dtype) == "torch.bfloat16" else a).numpy()
+    array: NDArray[Any] = a
+    return array
 
 
 def plain(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proxsae.conventions import Error
-from proxsae.data.files import Part, as_array, memory_part, open_parts, plain
+from proxsae.data.files import Part, floats, memory_part, open_parts, plain
 
 PROBES = 16  # rows of each part that a fingerprint looks at
 
@@ -120,6 +120,6 @@ def open_rows(source: Any) -> Rows:
 
 def in_memory(name: str, source: Any) -> NDArray[Any]:
     """What `open_rows` takes, and arrays of other axes, as an array of its own in memory that torch can take over."""
-    rows = open_rows(source)[:] if isinstance(source, (str, os.PathLike, Rows)) else as_array(name, source)
+    rows = open_rows(source)[:] if isinstance(source, (str, os.PathLike, Rows)) else floats(name, source)
     with np.errstate(all="ignore"):  # what overflows is infinite
         return np.array(rows, dtype=plain(rows.dtype), order="C")

@@ -95,7 +95,7 @@ def _deeper(folder: Path) -> str:
     walk = itertools.islice(os.walk(folder), 1000)
     held = (place for place, _, files in walk if any(Path(file).suffix in SUFFIXES for file in files))
     found = [os.path.relpath(place, folder) for place in itertools.islice(held, 4)]
-    return f", but in {', '.join(found[:3])}{' and others' if len(found) > 3 else ''}" if found else ""
+    return f"; some are in {', '.join(found[:3])}{' and others' if len(found) > 3 else ''}" if found else ""
 
 
 def _config(weights: Path) -> Config:

@@ -17,7 +17,7 @@ from torch import Tensor
 from proxsae.conventions import Error, check_count
 from proxsae.data import open_rows
 from proxsae.disk import memory
-from proxsae.metrics import cosines, ratio, support_change
+from proxsae.metrics import cosines, power_of_two, ratio, support_change
 from proxsae.sae.model import SAE
 from proxsae.steps import ExactStep, LearnedSteps, Lipschitz, StepRule
 
@@ -51,7 +51,7 @@ def evaluate(sae: SAE, activations: Any, batch_size: int | None = None) -> dict[
     for x in batches(sae, activations, LARGEST if batch_size is None and not sae.penalty.rowwise else batch_size):
         z = sae.encode(x)
         spread.add(x)
-        sums.add(x, sae.decode(z, like=x), z, None)
+        sums.add(x, sae.decode(z, like=x), z, None, spread.unit)
     found = sums.measures(spread, compared=False)
     names = ("nmse", "explained_variance", "cosine", "l0", "dead", "two_sided")
     return {**{name: found[name] for name in names}, "sign_balance": sums.sign_balance()}
@@ -106,7 +106,7 @@ def evaluate_depths(
         before = None
         for t, point in enumerate(itertools.islice(deep.walk(x), wanted[-1]), start=1):
             if t in sums:
-                sums[t].add(x, sae.decode(point.z, like=x), point.z, before)
+                sums[t].add(x, sae.decode(point.z, like=x), point.z, before, spread.unit)
                 sums[t].objective += float(point.objective(R).double().sum())
                 sums[t].cost += float(point.spent.sum())
                 before = point.z
@@ -206,17 +206,20 @@ class Spread:
 
     Each batch is centred on its own mean and then moved to the common one (Chan, Golub and LeVeque 1979): the textbook
     sum ||x||^2 - n ||mean||^2 cancels where the mean is large.  Means are those of x - the first row of all, so that
-    equal rows have none.
+    equal rows have none.  All are in a unit of the size of the rows, which their squares need not have room for.
     """
 
     def __init__(self, width: int) -> None:
-        self.n, self.square, self.centred = 0, 0.0, 0.0
+        self.n, self.square, self.centred, self.unit = 0, 0.0, 0.0, 1.0
         self.mean = torch.zeros(width, dtype=torch.float64)
         self.first: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
         """Add the rows x (B, d)."""
-        x, B = x.double(), len(x)
+        B = len(x)
+        if self.first is None:
+            self.unit = float(power_of_two(x.abs().max().double()))
+        x = x.double() / self.unit
         self.square += float(x.square().sum())
         self.first = x[0] if self.first is None else self.first
         x = x - self.first
@@ -236,11 +239,11 @@ class _Sums:
         self.error = self.cosine = self.change = self.objective = self.cost = 0.0
         self.up, self.down = torch.zeros(2, sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)  # firings by sign
 
-    def add(self, x: Tensor, xhat: Tensor, z: Tensor, before: Tensor | None) -> None:
-        """Add rows; `before` are their codes at the next smaller number of steps."""
+    def add(self, x: Tensor, xhat: Tensor, z: Tensor, before: Tensor | None, unit: float) -> None:
+        """Add rows; `before` are their codes at the next smaller number of steps, `unit` that of errors."""
         x, xhat = x.double(), xhat.double()
         self.n += len(x)
-        self.error += float((x - xhat).square().sum())
+        self.error += float(((x - xhat) / unit).square().sum())
         self.cosine += float(cosines(x, xhat).sum())
         self.change += 0.0 if before is None else len(x) * support_change(before, z)
         self.up += (z > 0).sum(dim=0, dtype=torch.int32)  # one batch at a time in 32 bits: twice as fast

@@ -83,20 +83,21 @@ class SAE(Parameters):
 
         They are a tensor, an array or lists of numbers, `data.Rows` or a path; all axes but the last are rows.
         """
-        given = activations if isinstance(activations, Tensor) else _as_tensor("activations", activations)
-        x = check_floats("activations", given)
+        name = "activations"
+        x = activations if isinstance(activations, Tensor) else torch.from_numpy(in_memory(name, activations))
+        x = check_floats(name, x)
         x = x.reshape(-1, x.shape[-1]) if x.ndim > 2 and x.numel() else x
         if x.ndim != 2 or x.shape[1] != self.d_in or not len(x):
             msg = f"activations has shape {tuple(x.shape)}, but this SAE needs (n, {self.d_in}) with n >= 1"
             raise Error(msg)
         x = x.to(self.W_dec.device, self.W_dec.dtype)
-        check_finite("activations", x)
+        check_finite(name, x)
         return x
 
     def _checked(self, x: Any) -> Tensor:
         """Rows (..., d_in) as a finite tensor: what is no tensor is converted, tensors have to fit."""
         W = self.W_dec
-        x = check_floats("x", x) if isinstance(x, Tensor) else check_floats("x", _as_tensor("x", x)).to(W)
+        x = check_floats("x", x) if isinstance(x, Tensor) else torch.from_numpy(in_memory("x", x)).to(W)
         if x.dtype != W.dtype or x.shape[-1] != self.d_in:
             given = f"a tensor of shape {tuple(x.shape)} and {x.dtype}"
             msg = f"x is {given}, but this SAE needs (..., {self.d_in}) in {W.dtype}"
@@ -174,7 +175,7 @@ class SAE(Parameters):
         Where rows are normalised, so is this; with `like`, the x (..., d_in) that was encoded, it is in the units of x.
         """
         if not isinstance(z, (Tensor, SparseCodes)):
-            z = check_floats("codes", _as_tensor("codes", z)).to(self.W_dec)
+            z = torch.from_numpy(in_memory("codes", z)).to(self.W_dec)
         width, values = (z.d_sae, z.values) if isinstance(z, SparseCodes) else (z.shape[-1], z)
         if width != self.d_sae or values.dtype != self.W_dec.dtype:
             msg = f"codes have {width} latents of {values.dtype}, but this SAE has {self.d_sae} of {self.W_dec.dtype}"
@@ -276,12 +277,3 @@ class SAE(Parameters):
         """What tools made for SAELens read of an SAE: d_in, d_sae, dtype, architecture, hook_name and the like."""
         sizes, dtype = (self.d_in, self.d_sae), str(self.dtype).removeprefix("torch.")
         return formats.saelens_cfg(self.common.penalty, sizes, dtype, self.normalize, self.metadata, str(self.device))
-
-
-def _as_tensor(name: str, a: Any) -> Tensor:
-    """What is no tensor as one of its own dtype, or `Error`."""
-    try:
-        return torch.from_numpy(in_memory(name, a))
-    except TypeError:
-        msg = f"{name} is {type(a).__name__}, but must be rows of numbers: a tensor, an array, lists or a path to rows"
-        raise Error(msg) from None

@@ -23,7 +23,7 @@ from proxsae.studies.journal import FILE
 from proxsae.studies.machine import about_machine
 from proxsae.studies.parts.depth import measure
 from proxsae.studies.progress import Progress
-from proxsae.studies.request import PACKAGED, Request, counts, of_axes
+from proxsae.studies.request import PACKAGED, Request, counts, of_axes, of_few
 from proxsae.studies.results import Study
 
 ROWS = 1024  # of the user's, on which an SAE of the user's is measured
@@ -131,7 +131,7 @@ def of_one(sae: SAE, rows: Any, steps: Sequence[int], out: Path | None, progress
         same = {"part": "depth", "penalty": measure.kind_of(R), "train_depth": sae.steps, "seed": 0}
         found = [same | row for row in measure.errors(sae, x, k, wanted)]
         about["to repeat"] = about["command"]
-        made = Study(found, about, (1, 1), notes=[*_remarks(sae), *of_axes(opened)])
+        made = Study(found, about, (1, 1), notes=[*_remarks(sae), *of_few(len(x)), *of_axes(opened)])
         if out is not None:
             made.report(out)
     return made

@@ -22,6 +22,7 @@ from proxsae.studies.machine import device_named
 
 PACKAGED = "hidden states after layer 3 of all-MiniLM-L6-v2 on CPython's documentation topics (packaged)"
 K = 32
+FEW = 30  # rows: of fewer a mean of errors that differ by as much as their size is off by a fifth or more
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ class Request:
             name = PACKAGED
         else:
             rows = data.open_rows(self.data)
-            title, notes = Path(self.data).name if self.named else "the array", of_axes(rows)
             held_out = len(rows) // 5
+            title, notes = Path(self.data).name if self.named else "the array", [*of_few(held_out), *of_axes(rows)]
             if not held_out:
                 msg = f"{title} holds {len(rows)} rows, but a study needs at least 5: the last fifth is held out"
                 raise Error(msg)
@@ -118,6 +119,14 @@ class Request:
         check_finite("the training rows, in float32,", x)
         check_finite("the held-out rows, in float32,", y)
         return x, y, name, notes
+
+
+def of_few(rows: int) -> list[str]:
+    """A note where errors are means over so few rows that they say little."""
+    if rows >= FEW:
+        return []
+    count = f"{rows} rows are" if rows > 1 else "1 row is"
+    return [f"Only {count} measured, and means over so few may be far from those of other rows: {FEW} say more."]
 
 
 def of_axes(rows: data.Rows) -> list[str]:

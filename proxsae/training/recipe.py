@@ -147,9 +147,6 @@ class Source:
         sample = np.arange(n) if n <= SAMPLE else self._order.positions(0, SAMPLE)
         mean, spread = mean_and_spread(self.at(sample))
         least = torch.finfo(mean.dtype).tiny
-        if not spread:
-            msg = f"the rows of activations are equal, all {len(sample)} of them, but training needs rows that differ"
-            raise Error(msg)
         if not least <= spread <= 1 / least:
             msg = f"the rows of activations deviate by {spread:.3g} from their mean, but weights of {mean.dtype} take"
             msg += f" {least:.3g} to {1 / least:.3g}: multiply the rows by a factor"
@@ -158,7 +155,7 @@ class Source:
 
 
 def mean_and_spread(x: Tensor) -> tuple[Tensor, float]:
-    """The mean of rows (n, d), and the deviation of a coordinate from it: 0 for equal rows and for no others.
+    """The mean of rows (n, d), and the deviation of a coordinate from it; `Error` where all rows are equal.
 
     They are worked out in float64, from the first row and in units of the largest deviation from it, so that nothing
     cancels, overflows or vanishes.
@@ -166,8 +163,10 @@ def mean_and_spread(x: Tensor) -> tuple[Tensor, float]:
     first = x[0].double()
     wide = x.to(torch.float64, copy=True).sub_(first)
     largest = float(torch.linalg.vector_norm(wide, math.inf))
-    if largest:
-        wide /= largest
+    if not largest:
+        msg = f"the rows of activations are equal, all {len(x)} of them, but training needs rows that differ"
+        raise Error(msg)
+    wide /= largest
     mean = wide.mean(dim=0)
     spread = largest * float(torch.linalg.vector_norm(wide.sub_(mean))) / math.sqrt(wide.numel())
     return (first + largest * mean).to(x.dtype), spread
