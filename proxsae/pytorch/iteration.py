@@ -213,9 +213,8 @@ def iterate(
                 start = mu if isinstance(rule, Backtracking) else torch.full_like(mu, largest)
                 new, residual, mu, tried, owed = _safe_step(y, r, g, D, R, start, L)
             products = products + tried
-            if not isinstance(rule, Refit):
-                felt = in_kernel(R, y - mu[:, None].to(y.dtype) * g, mu) if has_kernel(R) else None
-            else:
+            felt = in_kernel(R, y - mu[:, None].to(y.dtype) * g, mu) if has_kernel(R) else None
+            if isinstance(rule, Refit):
                 size = (new != 0).sum(dim=-1).double()
                 products, owed = products + owed + size * (size + 2) / len(D), torch.zeros_like(owed)
                 new, residual = refit(new, c, D, R), None

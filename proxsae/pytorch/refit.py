@@ -28,7 +28,7 @@ def refit(z: Tensor, c: Tensor, D: Tensor, R: Penalty) -> Tensor:
         return refit(z.float(), c.float(), D.float(), R).to(z.dtype)
     sizes = (z != 0).sum(dim=-1)
     order = sizes.argsort()
-    new, start = torch.zeros_like(z), int((sizes == 0).sum())
+    new, start = z, int((sizes == 0).sum())
     while start < len(z):
         stop = min(len(z), start + REFIT_ROWS)
         rows = order[start:stop]
