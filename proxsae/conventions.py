@@ -36,6 +36,17 @@ def is_torch(a: object) -> bool:
     return torch is not None and isinstance(a, torch.Tensor)
 
 
+def may_look(a: object) -> bool:
+    """Whether code may branch on the numbers in `a`: not on those of tensors in torch.func or torch.export.
+
+    There tensors stand for others, so that no check of values can be made.
+    """
+    if not is_torch(a):
+        return True
+    torch = sys.modules["torch"]
+    return not (torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active())
+
+
 def namespace(a: object) -> ModuleType:
     """The library that `a` belongs to (`numpy` or `torch`), for formulas that read the same in both."""
     return sys.modules["torch"] if is_torch(a) else np
@@ -84,7 +95,9 @@ def check_floats(name: str, a: Any) -> Any:
 
 
 def check_finite(name: str, a: Any) -> None:
-    """Raise `Error` when `a` holds NaN or infinity."""
+    """Raise `Error` when `a` holds NaN or infinity, where that can be seen (`may_look`)."""
+    if not may_look(a):
+        return
     bad = ~namespace(a).isfinite(a)
     if bool(bad.any()):
         first = tuple(int(i[0]) for i in np.nonzero(np.asarray(bad.cpu() if is_torch(bad) else bad)))
@@ -105,7 +118,7 @@ def check_step(step: Any, u: Any) -> Any:
             given, rows = f"{_kind(step)} of shape {tuple(step.shape)}", tuple(u.shape[:-1])
             msg = f"step is {given}, but u needs a number or one per row, shape {rows}"
             raise Error(msg)
-        ok = bool((namespace(step).isfinite(step) & (step > 0)).all())
+        ok = not may_look(step) or bool((namespace(step).isfinite(step) & (step > 0)).all())
     else:
         number = as_number(step)
         ok = number is not None and number > 0
@@ -157,7 +170,7 @@ def check_problem(
     if D.ndim != 2 or D.shape[1] != x.shape[-1]:
         msg = f"D has shape {tuple(D.shape)}, but x of width {x.shape[-1]} needs (d_sae, {x.shape[-1]}): atoms are rows"
         raise Error(msg)
-    if not bool((D != 0).any()):
+    if may_look(D) and not bool((D != 0).any()):
         msg = f"D of shape {tuple(D.shape)} is all zeros, but a step size 1/L needs L = ||D||^2 > 0"
         raise Error(msg)
     if bias is not None and bias.shape != x.shape[-1:]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from proxsae.conventions import Error, as_number, check_count, is_torch
+from proxsae.conventions import Error, as_number, check_count, is_torch, may_look
 
 
 def holds(allowed: str, value: Any) -> Any:
@@ -46,7 +46,7 @@ def _check_lam(family: str, lam: Any, allowed: str) -> Any:
     if lam.ndim and not per_latent:
         msg = f"{family}: lam has shape {tuple(lam.shape)}, but must be one number: all latents share it"
         raise Error(msg)
-    if lam.ndim > 1 or 0 in lam.shape or not bool((holds(bound, lam) & (lam < math.inf)).all()):
+    if lam.ndim > 1 or 0 in lam.shape or (may_look(lam) and not bool((holds(bound, lam) & (lam < math.inf)).all())):
         worst = f" with the entry {lam.min().item():g}" if lam.ndim == 1 and len(lam) else ""
         size = "one number or one per latent" if per_latent else "one number"
         msg = f"{family}: lam={shown}{worst}, but lam must be finite and {bound}, {size} (def-prox)"
