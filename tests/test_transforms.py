@@ -7,6 +7,7 @@ import torch
 from torch import func
 
 import proxsae as px
+from proxsae.pytorch.prox import _pools
 from proxsae.testing import assert_close, assert_same
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")  # by torch
@@ -59,10 +60,17 @@ def test_operators_under_torch_func_are_what_they_are(R):
     assert_close(func.hessian(loss)(u[0]), jacobian(lambda v: func.grad(loss)(v), u[0]), 1e-12)
 
 
+def test_pools_are_those_of_each_row_on_whatever_axis_rows_come():
+    rows = draw(3, 4, 6)
+    want = torch.stack([_pools(part) for part in rows.unbind(1)])
+    assert_same(func.vmap(_pools, in_dims=1)(rows), want)
+
+
 @pytest.mark.parametrize("R", [R for R in OPERATORS if hasattr(R, "lam")], ids=repr)
 def test_a_lam_has_the_same_derivatives_by_every_transform(R):
     lam = FALLING if getattr(R.lam, "ndim", 0) else torch.tensor(0.4, dtype=torch.float64)
     u, along = draw(6), torch.ones_like(lam)
+    u[0], u[1] = 0.8**0.5 + 0.01, 0.01 - 0.8**0.5  # in the kernel of L0, on both sides of its threshold
     code = lambda lam: replace(R, lam=lam).prox(u)  # noqa: E731
     asked = lam.clone().requires_grad_()
     want = torch.stack([torch.autograd.grad(entry, asked, retain_graph=True)[0].sum() for entry in code(asked)])
@@ -112,7 +120,7 @@ def test_the_iteration_under_torch_func_is_what_it_is(R):
     deep = px.SAE(6, 12, R, steps=3).double()
     assert_close(func.vmap(deep.encode)(x), deep.encode(x).detach(), 1e-12)
     known = deep.common.lipschitz
-    func.grad(lambda W: func.functional_call(deep, {"W_dec": W}, (x,)).sum())(deep.W_dec.detach())
+    func.grad(lambda W: func.functional_call(deep, {"W_dec": W}, (x,)).sum())(2 * deep.W_dec.detach())
     assert deep.common.lipschitz is known  # nothing of a transform outlives it
 
 
