@@ -37,6 +37,17 @@ def is_torch(a: object) -> bool:
     return torch is not None and isinstance(a, torch.Tensor)
 
 
+def may_look(a: object) -> bool:
+    """Whether code may branch on the numbers in `a`: not on those of tensors in torch.func or torch.export.
+
+    There tensors stand for others, so that no check of values can be made.
+    """
+    if not is_torch(a):
+        return True
+    torch = sys.modules["torch"]
+    return not (torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active())
+
+
 def namespace(a: object) -> ModuleType:
     """The library that `a` belongs to (`numpy` or `torch`), for formulas that read the same in both."""
     return sys.modules["torch"] if is_torch(a) else np
@@ -147,7 +158,9 @@ def alike(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_finite(name: str, a: Any) -> None:
-    """Raise `Error` when `a` holds NaN or infinity, or no numbers at all."""
+    """Raise `Error` when `a` holds NaN or infinity, where that can be seen (`may_look`), or no numbers at all."""
+    if not may_look(a):
+        return
     if is_torch(a) and a.is_meta:
         msg = f"{name} is on the device meta, which holds shapes without numbers: give it on a device that has them"
         raise Error(msg)
@@ -217,7 +230,7 @@ def check_step(step: Any, u: Any) -> Any:
         given, rows = f"{_kind(step)} of shape {tuple(step.shape)}", tuple(u.shape[:-1])
         msg = f"step is {given}, but u needs a number or one per row, shape {rows}"
         raise Error(msg)
-    if not bool((namespace(step).isfinite(step) & (step > 0)).all()):
+    if may_look(step) and not bool((namespace(step).isfinite(step) & (step > 0)).all()):
         msg = f"step={shown(step)} must be finite and > 0{positive}"
         raise Error(msg)
     return step
@@ -274,7 +287,7 @@ def check_problem(
     if D.ndim != 2 or D.shape[1] != x.shape[-1]:
         msg = f"D has shape {tuple(D.shape)}, but x of width {x.shape[-1]} needs (d_sae, {x.shape[-1]}): atoms are rows"
         raise Error(msg)
-    if not bool((D != 0).any()):
+    if may_look(D) and not bool((D != 0).any()):
         msg = f"D of shape {tuple(D.shape)} is all zeros, but a step size 1/L needs L = ||D||^2 > 0"
         raise Error(msg)
     if bias is not None and bias.shape != x.shape[-1:]:

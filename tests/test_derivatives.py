@@ -1,5 +1,7 @@
 """Second derivatives, against a textbook encoder under plain autograd and against differences of first ones."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -241,3 +243,32 @@ def test_sparse_codes_feel_a_threshold_as_dense_ones_do(name, nonneg):
                 assert_close(one, other, 1e-11)
     with torch.no_grad():
         assert sae.encode_sparse(rows).values.shape[1] == int((sae.encode(rows) != 0).sum(dim=1).max())
+
+
+SMOOTH = [
+    px.L1(0.3), px.ElasticNet(0.3, 0.5), px.MCP(0.3, 2.0), px.SCAD(0.3, 3.0), px.GroupL2(0.3, 2), px.SortedL1(0.3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("nonneg", [False, True])
+@pytest.mark.parametrize("R", SMOOTH, ids=lambda R: type(R).__name__)
+def test_second_derivatives_of_operators_in_u_lam_and_step(R, nonneg):
+    def prox(u, lam, step):
+        return replace(R, lam=lam, nonneg=nonneg).prox(u, step)
+
+    u, lam, step = draw(2, 4, seed=3), draw(1)[0].abs() / 4, torch.tensor([0.7, 1.3], dtype=torch.float64)
+    given = tuple(a.requires_grad_() for a in (u, lam, step))
+    assert torch.autograd.gradcheck(prox, given)
+    assert torch.autograd.gradgradcheck(prox, given)
+
+
+def test_the_straight_through_estimate_is_differentiated_as_it_is_written():
+    """-sign(u) theta / bandwidth in the kernel: -sign(u) / bandwidth in theta, and 0 in u."""
+    theta = torch.tensor([1.0, 1.2, 0.8, 1.0], dtype=torch.float64, requires_grad=True)
+    u = torch.tensor([1.04, -1.17, 0.77, 1.3], dtype=torch.float64, requires_grad=True)
+    code = px.L0(theta.square() / 2, bandwidth=0.1).prox(u)
+    (first,) = torch.autograd.grad(code.sum(), theta, create_graph=True)
+    assert_close(first.detach(), torch.tensor([-10.0, 12.0, -8.0, 0.0], dtype=torch.float64), 1e-12)
+    second = torch.autograd.grad(first.sum(), (theta, u), allow_unused=True)
+    assert_close(second[0], torch.tensor([-10.0, 10.0, -10.0, 0.0], dtype=torch.float64), 1e-12)
+    assert second[1] is None or not bool(second[1].any())

@@ -294,7 +294,8 @@ def test_every_parameter_has_a_finite_gradient_through_four_steps(R, rule, devic
 
 
 # Step sizes are constants of the backward pass: rules that read them off W_dec, or off the code, leave that part out.
-# So does a refit that stops where a sign would change, so that only the signed k-sparse one is here.
+# So does a refit that stops where a sign would change, by the size of the step before it: only the signed k-sparse one
+# is here.
 DIFFERENCES = {
     "fixed": ({"step": px.FixedStep(0.05)}, NAMES),
     "encoder": ({"analysis": "encoder"}, NAMES),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from proxsae.conventions import Error, as_reals, check_count, check_number, is_torch, shown, within
+from proxsae.conventions import Error, as_reals, check_count, check_number, is_torch, may_look, shown, within
 
 
 def check_parameter(family: str, name: str, value: Any, allowed: str) -> Any:
@@ -35,7 +35,7 @@ def _check_lam(family: str, lam: Any, allowed: str) -> Any:
         msg = f"{name} has shape {tuple(lam.shape)}, but {why}"
         raise Error(msg)
     bad = ~within(bound, lam)
-    if bool(bad.any()):
+    if may_look(lam) and bool(bad.any()):
         at = int(np.argmax(np.asarray(bad.tolist()))) if lam.ndim else 0
         given = f"{name} has the entry {lam[at].item():g} at {at}, but" if lam.ndim else f"{name}={shown(original)}"
         msg = f"{given} {why}"

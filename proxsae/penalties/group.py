@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from proxsae.conventions import Error
+from proxsae.conventions import Error, may_look
 from proxsae.penalties.base import Floats, Penalty, lam_at, rounded
 
 
@@ -80,7 +80,7 @@ class SortedL1(Penalty):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if np.ndim(self.lam) and bool((self.lam[1:] > self.lam[:-1]).any()):
+        if np.ndim(self.lam) and may_look(self.lam) and bool((self.lam[1:] > self.lam[:-1]).any()):
             msg = "SortedL1: lam must be non-increasing, or the penalty is not convex (thm-prox-sorted)"
             raise Error(msg)
 

@@ -2,41 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, library
 
+from proxsae.conventions import Error, may_look
 
-@library.custom_op("proxsae::sqrt", mutates_args=())
+
 def sqrt(a: Tensor) -> Tensor:
     """The square root, correctly rounded; its derivative at 0 is 0, and not infinity.
 
     On CPUs torch's own may be off by one unit in the last place, which moves ties; NumPy's is IEEE 754's, and so is
-    CUDA's.  It is an operator of its own because torch.compile would read np.sqrt as torch's.
+    CUDA's.
     """
+    root: Tensor = _Sqrt.apply(a)
+    return root
+
+
+@library.custom_op("proxsae::sqrt", mutates_args=())
+def _root(a: Tensor) -> Tensor:
+    """An operator of its own, because torch.compile would read np.sqrt as torch's."""
     if a.device.type != "cpu":
         return a.sqrt()
     wide = a.detach().float() if a.dtype == torch.bfloat16 else a.detach()  # NumPy has no bfloat16
     return torch.as_tensor(np.sqrt(wide.numpy())).to(a.dtype)
 
 
-@sqrt.register_fake
+@_root.register_fake
 def _(a: Tensor) -> Tensor:
     return torch.empty_like(a)
 
 
-def _keep_root(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(output)
+@_root.register_vmap
+def _(info: Any, in_dims: tuple[int], a: Tensor) -> tuple[Tensor, int]:
+    return _root(a), in_dims[0]
 
 
-def _backward(ctx: Any, grad: Tensor) -> Tensor:
-    (root,) = ctx.saved_tensors
-    return torch.where(root > 0, grad / (2 * torch.where(root > 0, root, 1)), 0)
+class _Sqrt(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor) -> Tensor:  # type: ignore[override]
+        return _root(a)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (root,) = ctx.saved_tensors
+        return torch.where(root > 0, grad / (2 * torch.where(root > 0, root, 1)), 0)
+
+    jvp = backward  # one number a number
 
 
-sqrt.register_autograd(_backward, setup_context=_keep_root)
+@contextmanager
+def seeing(what: str, a: Tensor) -> Iterator[None]:
+    """Say in one sentence that `what` looks at values, where torch.func or torch.export hides those of `a`."""
+    try:
+        yield
+    except RuntimeError as problem:
+        if may_look(a):
+            raise
+        msg = f"{what} looks at values, which torch.func.vmap and torch.export hide: give it plain tensors, or"
+        msg += " take one encoder step, as in sae.unrolled(1) (def-ista)"
+        raise Error(msg) from problem
 
 
 class TorchArithmetic:

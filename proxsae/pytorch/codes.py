@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from proxsae.conventions import may_look
 from proxsae.pytorch.cost_model import has_kernels
 from proxsae.pytorch.topk import top_k
 
@@ -50,6 +51,8 @@ def sparsify(z: Tensor, width: int | None = None, felt: Tensor | None = None) ->
 
     `felt` (..., P) marks entries that have gradients though they may be 0: then they are kept as well.
     """
+    if not may_look(z):  # its width cannot be known
+        felt, width = None, z.shape[-1] if width is None else width
     if felt is not None:
         kept = (z != 0) | felt
         indices = sparsify(kept.to(z.dtype)).indices
@@ -65,6 +68,8 @@ def sparse_decode(codes: SparseCodes, W_dec: Tensor) -> Tensor:
 
     Differentiable any number of times, in the values and in W_dec (thm-sparse-gradient).
     """
+    if not may_look(W_dec):
+        return codes.to_dense() @ W_dec
     lead, s = codes.values.shape[:-1], codes.values.shape[-1]
     flat = (lead.numel(), s)
     decoded = _Decode.apply(codes.values.reshape(flat), W_dec, codes.indices.reshape(flat))

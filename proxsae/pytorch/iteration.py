@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from proxsae.certificates import certify, lipschitz
-from proxsae.conventions import Error, check_count, check_problem
+from proxsae.conventions import Error, check_count, check_problem, may_look
 from proxsae.penalties import L1, KSparse, Penalty
 from proxsae.penalties.base import runs
 from proxsae.pytorch import lasso_working_sets
+from proxsae.pytorch.arithmetic import seeing
 from proxsae.pytorch.autocast import outside_autocast
 from proxsae.pytorch.codes import sparse_decode, sparsify
 from proxsae.pytorch.cost_model import gather_cost, kind_of
@@ -61,17 +62,18 @@ def ista(
 ) -> Trace:
     """Proximal gradient on tensors; what `proxsae.ista` calls, and where its arguments are explained."""
     c, D, z0, lead = check_problem(x, D, z0, bias, R)
-    steps, L, rule = check_count("steps", steps, 0), lipschitz(D), as_rule(step, c)
-    check_rule(rule, momentum, keep, R, L, steps)
-    rows = c.reshape(-1, c.shape[-1])
-    z = rows.new_zeros(len(rows), len(D)) if z0 is None else z0.reshape(-1, len(D))
     kept, objective, products = [], [], []
-    for _, point in zip(range(steps + 1), iterate(rows, D, R, rule, momentum, z, L), strict=False):
-        codes = point.z.reshape(*lead, len(D))
-        if keep == "all":
-            kept.append(codes)
-        objective.append(point.objective(R).reshape(lead))
-        products.append(point.spent.reshape(lead))
+    with seeing("ista", c):
+        steps, L, rule = check_count("steps", steps, 0), lipschitz(D), as_rule(step, c)
+        check_rule(rule, momentum, keep, R, L, steps)
+        rows = c.reshape(-1, c.shape[-1])
+        z = rows.new_zeros(len(rows), len(D)) if z0 is None else z0.reshape(-1, len(D))
+        for _, point in zip(range(steps + 1), iterate(rows, D, R, rule, momentum, z, L), strict=False):
+            codes = point.z.reshape(*lead, len(D))
+            if keep == "all":
+                kept.append(codes)
+            objective.append(point.objective(R).reshape(lead))
+            products.append(point.spent.reshape(lead))
     return Trace(codes, torch.stack(objective), torch.stack(products), tuple(kept) if keep == "all" else None)
 
 
@@ -83,7 +85,7 @@ def solve(
     centred, D, _, lead = check_problem(x, D, None, bias, R)
     tol, max_steps = check_tol(tol), check_count("max_steps", max_steps, 0)
     rows = centred.reshape(-1, centred.shape[-1])
-    with torch.no_grad():
+    with torch.no_grad(), seeing("solve", rows):
         codes, gap, taken, converged = _solve(rows.double(), D.double(), R, tol, max_steps, x.dtype)
     codes = codes.to(x.dtype)
     lam = getattr(R, "lam", None)
@@ -196,7 +198,8 @@ def iterate(
     largest = FIRST_TRIAL / float(D.detach().double().square().sum(dim=1).max())  # as in the reference
     products = torch.full((len(c),), spent, dtype=torch.float64, device=c.device)
     width = R.k if runs(R, KSparse) else None
-    point = Point(z, c, D, products, None if bool(z.any()) else -c, tilt=tilt)  # of any number of non-zeros
+    zero = may_look(z) and not bool(z.any())
+    point = Point(z, c, D, products, -c if zero else None, tilt=tilt)  # of any number of non-zeros
     owed = (z != 0).any(dim=-1).double()
     mu = torch.full_like(products, largest)
     t = torch.ones_like(products)
@@ -218,9 +221,8 @@ def iterate(
                 start = mu if isinstance(rule, Backtracking) else torch.full_like(mu, largest)
                 new, residual, mu, tried, owed = _safe_step(y, r, g, D, R, start, L)
             products = products + tried
-            if not isinstance(rule, Refit):
-                felt = in_kernel(R, y - mu[:, None].to(y.dtype) * g, mu) if has_kernel(R) else None
-            else:
+            felt = in_kernel(R, y - mu[:, None].to(y.dtype) * g, mu) if has_kernel(R) else None
+            if isinstance(rule, Refit):
                 size = (new != 0).sum(dim=-1).double()
                 products, owed = products + owed + size * (size + 2) / len(D), torch.zeros_like(owed)
                 new, residual = refit(new, c, D, R), None

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from proxsae.conventions import Error, check_floats, check_step
 from proxsae.penalties import L0, L1, BatchKSparse, GroupL2, KSparse, Penalty, Separable, SortedL1
@@ -43,11 +43,23 @@ def hard_threshold(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
 
 
 class _HardThreshold(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-        ctx.save_for_backward(u, threshold)
-        ctx.bandwidth = bandwidth
+    def forward(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:  # type: ignore[override]
         return torch.where(~(u.abs() <= threshold), u, 0)  # a NaN is kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+        u, threshold, ctx.bandwidth = inputs
+        ctx.save_for_backward(u, threshold)
+        ctx.save_for_forward(u, threshold)
+
+    @staticmethod
+    def jvp(ctx: Any, along_u: Tensor, along_threshold: Tensor, _: None) -> Tensor:  # type: ignore[override]
+        u, threshold = ctx.saved_tensors
+        felt = torch.where(_inside(u, threshold, ctx.bandwidth), u.sign() * threshold / ctx.bandwidth, 0)
+        return torch.where(~(u.abs() <= threshold), along_u, 0) - felt * along_threshold
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
@@ -225,7 +237,7 @@ def _prox_sorted(R: SortedL1, u: Tensor, mu: float | Tensor) -> Tensor:
     return torch.where(u > 0, fitted, -fitted).to(u.dtype) + 0
 
 
-@torch.no_grad()
+@library.custom_op("proxsae::pools", mutates_args=())
 def _pools(rows: Tensor) -> Tensor:
     """For rows (n, P), the pools (n, P) whose means are the closest non-increasing row: numbered from 0 in each row.
 
@@ -244,6 +256,17 @@ def _pools(rows: Tensor) -> Tensor:
         pool = number.gather(-1, pool)
         counts = torch.zeros_like(counts).scatter_add(-1, number, counts)
         sums = torch.zeros_like(sums).scatter_add(-1, number, sums)
+
+
+@_pools.register_fake
+def _(rows: Tensor) -> Tensor:
+    return torch.empty_like(rows, dtype=torch.int64)
+
+
+@_pools.register_vmap
+def _(info: Any, in_dims: tuple[int], rows: Tensor) -> tuple[Tensor, int]:
+    rows = rows.movedim(in_dims[0], 0)
+    return _pools(rows.reshape(-1, rows.shape[-1])).reshape(rows.shape), 0
 
 
 def _value_group(R: GroupL2, z: Tensor) -> Tensor:

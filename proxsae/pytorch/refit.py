@@ -28,7 +28,7 @@ def refit(z: Tensor, c: Tensor, D: Tensor, R: Penalty) -> Tensor:
         return refit(z.float(), c.float(), D.float(), R).to(z.dtype)
     sizes = (z != 0).sum(dim=-1)
     order = sizes.argsort()
-    new, start = torch.zeros_like(z), int((sizes == 0).sum())
+    new, start = z, int((sizes == 0).sum())
     while start < len(z):
         stop = min(len(z), start + REFIT_ROWS)
         rows = order[start:stop]
@@ -81,10 +81,16 @@ def _newton(best: Tensor, indices: Tensor, atoms: Tensor, inverse: Tensor, z: Te
 
 
 class _Newton(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, change: Tensor, atoms: Tensor, best: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(change, atoms, inverse)
+    def forward(change: Tensor, atoms: Tensor, best: Tensor, inverse: Tensor) -> Tensor:  # type: ignore[override]
         return best.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor], output: Tensor) -> None:
+        change, atoms, _, inverse = inputs
+        ctx.save_for_backward(change, atoms, inverse)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[override]
@@ -100,11 +106,15 @@ class _Newton(torch.autograd.Function):
 class _Inverse(torch.autograd.Function):
     """The inverse of a Gram matrix, which is given, with its derivative:  d(inverse) = -inverse d(gram) inverse."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, gram: Tensor, inverse: Tensor) -> Tensor:
-        inverse = inverse.clone()
-        ctx.save_for_backward(inverse)
-        return inverse
+    def forward(gram: Tensor, inverse: Tensor) -> Tensor:  # type: ignore[override]
+        return inverse.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]

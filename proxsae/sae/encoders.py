@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from proxsae.certificates import lipschitz
+from proxsae.conventions import may_look
 from proxsae.penalties import KSparse
 from proxsae.penalties.base import runs
 from proxsae.pytorch import ksparse_encoder
@@ -107,6 +108,8 @@ def lipschitz_of(W_dec: Tensor, common: Common) -> float:
     """
     if common.team is not None:
         return lipschitz_of_all(W_dec, common.team)
+    if not may_look(W_dec):
+        return lipschitz(W_dec)
     with torch.no_grad():
         W = W_dec.to(accumulator(W_dec.dtype))
         vector = torch.arange(1, W.shape[1] + 1, device=W.device, dtype=W.dtype).cos()

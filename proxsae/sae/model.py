@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from proxsae import formats
-from proxsae.conventions import Error, check_finite, check_floats
+from proxsae.conventions import Error, check_finite, check_floats, may_look
 from proxsae.data.rows import in_memory
 from proxsae.formats import own
 from proxsae.penalties import L0, KSparse
 from proxsae.penalties.base import runs
 from proxsae.pytorch import ksparse_encoder
+from proxsae.pytorch.arithmetic import seeing
 from proxsae.pytorch.autocast import outside_autocast
 from proxsae.pytorch.codes import SparseCodes, sparse_decode, sparsify
 from proxsae.pytorch.cost_model import Plan, kind_of, plan
@@ -204,8 +205,11 @@ class SAE(Parameters):
 
     @property
     def on_supports(self) -> bool:
-        """Whether codes are worked out on their supports: k-sparse ones, by the dictionary, without a refit."""
-        return encoders.has_supports(self.common.penalty, self.encoding)
+        """Whether codes are worked out on their supports: k-sparse ones, by the dictionary, without a refit.
+
+        Under torch.func and torch.export all codes are dense.
+        """
+        return may_look(self.W_dec) and encoders.has_supports(self.common.penalty, self.encoding)
 
     def plan(self, rows: int, frozen: bool = True) -> Plan:
         """How that many rows would be encoded on supports: the products chosen by their cost, and in `.reasons` why.
@@ -239,8 +243,9 @@ class SAE(Parameters):
     def _refined(self, x: Any, z: Tensor, felt: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.steps == 1:
             return z, felt
-        for last in self._points(x, z, felt):  # noqa: B007  (only the last is kept in memory)
-            pass
+        with seeing(f"an encoder of {self.steps} steps", z):
+            for last in self._points(x, z, felt):  # noqa: B007  (only the last is kept in memory)
+                pass
         return last.z.reshape(z.shape), None if last.felt is None else last.felt.reshape(z.shape)
 
     def _points(self, x: Any, z: Tensor, felt: Tensor | None = None) -> Iterator[Point]:

@@ -168,6 +168,26 @@ def test_gram_rows_take_the_same_steps(P, width, rule, nonneg, device, monkeypat
     assert_close(gram.values, residual.values, 1e-11)
 
 
+def test_codes_under_gradients_do_not_hang_on_memory(device, monkeypatch):
+    """Nor do others, but for those by Gram rows, which are the same to rounding."""
+    sae = make(2, d=200, device=device).float().unrolled(6)
+    x = rows(5000, 200, device=device).float()
+    found = {}
+    for kind in cost_model.RHO_S:
+        monkeypatch.setitem(cost_model.RHO_S, kind, 10.0)
+    for free in (0.0, 1e9):
+        monkeypatch.setattr(ksparse_encoder, "free_bytes", lambda device, free=free: free)
+        found["gradients", free] = sae.encode_sparse(x)
+        with torch.no_grad():
+            found[sae.plan(5000).product, free] = sae.encode_sparse(x)
+    first = found["residual", 0.0]
+    for codes in (found["gradients", 0.0], found["gradients", 1e9]):
+        assert_same(codes.values.detach(), first.values)
+        assert_same(codes.indices, first.indices)
+    assert_same(found["gram", 1e9].indices, first.indices)
+    assert_close(found["gram", 1e9].values, first.values, 1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_other_dtypes_stay_what_they_are_and_near_float64(dtype, steps, device):
