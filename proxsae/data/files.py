@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from proxsae.conventions import Error
+from proxsae.conventions import Error, as_array, check_path
 from proxsae.data.readers import READERS, check_kind, load
 
 PACKAGED = "minilm-l6-v2-layer3"
@@ -104,7 +104,7 @@ class Part:
 
 def open_parts(path: str | os.PathLike[str]) -> list[Part]:
     """The parts of a file or folder, of one width and with rows; their entries are not looked at."""
-    source = Path(path)
+    source = Path(check_path("path", path))
     parts = [_open(file) for file in _files(source)]
     widths = sorted({part.array.shape[-1] for part in parts})
     if len(widths) > 1:
@@ -115,11 +115,7 @@ def open_parts(path: str | os.PathLike[str]) -> list[Part]:
 
 def memory_part(array: Any) -> Part:
     """An array (n, d) that is in memory already, as a part of that array itself."""
-    try:
-        a = np.asarray(array)
-    except Exception as problem:  # a tensor on a GPU, ragged lists
-        msg = f"{type(array).__name__} is not an array of rows (n, d): {' '.join(str(problem).split())}"
-        raise Error(msg) from None
+    a = as_array("the array", array)
     check_kind("the array", a.dtype, a.shape)
     return Part("", a if a.ndim == 2 else a.reshape(-1, a.shape[-1]), axes=a.ndim)
 

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, library
 
+from proxsae.conventions import check_floats
+
 
 @library.custom_op("proxsae::sqrt", mutates_args=())
 def sqrt(a: Tensor) -> Tensor:
@@ -37,6 +39,15 @@ def _backward(ctx: Any, grad: Tensor) -> Tensor:
 
 
 sqrt.register_autograd(_backward, setup_context=_keep_root)
+
+
+def as_tensor(name: str, a: Any) -> Tensor:
+    """A tensor as it is, NumPy rows or lists of numbers as a tensor of their dtype; `Error` for all else."""
+    a = check_floats(name, a)
+    if isinstance(a, Tensor):
+        return a
+    native = a.dtype.newbyteorder("=") if a.dtype.itemsize <= 8 else np.float64  # torch knows no other byte order
+    return torch.tensor(np.ascontiguousarray(a, native))
 
 
 class TorchArithmetic:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from proxsae import metrics
-from proxsae.conventions import Error, check_count
+from proxsae.conventions import Error, check_count, check_counts
 from proxsae.disk import memory
 from proxsae.metrics import cosines, ratio, support_change
-from proxsae.sae.model import SAE
+from proxsae.sae.model import SAE, check_sae
 from proxsae.steps import ExactStep, LearnedSteps, Lipschitz, StepRule
 
 STEPS = (1, 2, 4, 8, 16)
@@ -45,8 +45,8 @@ def evaluate(sae: SAE, activations: Any, batch_size: int = 4096) -> dict[str, fl
     >>> px.evaluate(px.topk_sae(d_in=4, d_sae=8, k=2), np.eye(4))["l0"] <= 2
     True
     """
-    x = sae.rows(activations)
-    check_count("batch_size", batch_size, 1)
+    x = check_sae(sae).rows(activations)
+    batch_size = check_count("batch_size", batch_size, 1)
     batches = x.split(batch_size)
     codes = [sae.encode(batch) for batch in batches]
     xhat = torch.cat([sae.decode(z, like=batch) for z, batch in zip(codes, batches, strict=True)])
@@ -93,7 +93,7 @@ def evaluate_depths(
     `progress` gets the rows done and their number.
     Raises `Error` for rows that do not fit or are not finite, steps < 1, and as `SAE.unrolled` does.
     """
-    wanted = sorted({check_count("steps", t, 1) for t in steps})
+    wanted = sorted(set(check_counts("steps", steps)))
     if not wanted:
         msg = "steps is empty, but a table needs at least one number of encoder steps"
         raise Error(msg)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from proxsae import formats
-from proxsae.conventions import Error
+from proxsae.conventions import Error, check_path
 from proxsae.disk import sentence
 from proxsae.formats import own
 from proxsae.penalties import FAMILIES, L0, Penalty
@@ -31,6 +31,7 @@ def load(path: str | os.PathLike[str]) -> SAE:
     A file of a folder may stand for it, and the folder of a training run for its SAE.
     Nothing but tensors is unpickled.  Raises `Error` for a missing, torn, foreign or hostile file.
     """
+    path = check_path("path", path)
     try:
         path = place_of(Path(path))
         ours = Path(path, own.CONFIG).exists()

@@ -14,17 +14,17 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from proxsae import formats
-from proxsae.conventions import Error, check_finite, check_floats
+from proxsae.conventions import Error, check_finite, shown
 from proxsae.formats import own
 from proxsae.penalties import L0, KSparse
 from proxsae.penalties.base import runs
 from proxsae.pytorch import ksparse_encoder
+from proxsae.pytorch.arithmetic import as_tensor
 from proxsae.pytorch.codes import SparseCodes, sparse_decode, sparsify
 from proxsae.pytorch.cost_model import Plan, kind_of, plan
 from proxsae.pytorch.iteration import Point
@@ -79,8 +79,7 @@ class SAE(Parameters):
 
     def rows(self, activations: Any) -> Tensor:
         """Activations (n, d_in), from NumPy or torch, as a finite tensor of this SAE's dtype and device, or `Error`."""
-        given = activations if isinstance(activations, Tensor) else _as_tensor("activations", activations)
-        x = check_floats("activations", given)
+        x = as_tensor("activations", activations)
         if x.ndim != 2 or x.shape[1] != self.d_in or not len(x):
             msg = f"activations has shape {tuple(x.shape)}, but this SAE needs (n, {self.d_in}) with n >= 1"
             raise Error(msg)
@@ -91,7 +90,7 @@ class SAE(Parameters):
     def _checked(self, x: Any) -> Tensor:
         """Rows (..., d_in) as a finite tensor: NumPy arrays and lists are converted, tensors have to fit."""
         W = self.W_dec
-        x = check_floats("x", x) if isinstance(x, Tensor) else check_floats("x", _as_tensor("x", x)).to(W)
+        x = as_tensor("x", x) if isinstance(x, Tensor) else as_tensor("x", x).to(W)
         if x.dtype != W.dtype or x.shape[-1] != self.d_in:
             given = f"a tensor of shape {tuple(x.shape)} and {x.dtype}"
             msg = f"x is {given}, but this SAE needs (..., {self.d_in}) in {W.dtype}"
@@ -121,7 +120,7 @@ class SAE(Parameters):
         Raises `Error` for NaN or infinite x, and for another width or dtype.
         """
         if self.on_supports:
-            return self.encode_sparse(x).to_dense()
+            return self.encode_sparse(x).scattered()
         return self.refine(x, prox(self.penalty, self.pre_activations(x)))
 
     def encode_sparse(self, x: Any, exact: str | None = None) -> SparseCodes:
@@ -135,8 +134,9 @@ class SAE(Parameters):
         R = self.common.penalty
         if exact is not None:
             self._whole("exact='certified'")
-            if exact != "certified" or self.steps != 1 or not runs(R, KSparse):
-                msg = f"exact={exact!r} with {R!r} and steps={self.steps} must be 'certified', for one step of KSparse"
+            if not isinstance(exact, str) or exact != "certified" or self.steps != 1 or not runs(R, KSparse):
+                given = f"exact={shown(exact)} with {R!r} and steps={self.steps}"
+                msg = f"{given} must be 'certified', for one step of KSparse"
                 raise Error(msg)
             return encoders.certified(self.normalized(x).rows, self._weights(), R)
         if self.on_supports:
@@ -160,8 +160,10 @@ class SAE(Parameters):
 
         Where rows are normalised, so is this; with `like`, the x (..., d_in) that was encoded, it is in the units of x.
         """
-        if not isinstance(z, (Tensor, SparseCodes)):
-            z = check_floats("codes", _as_tensor("codes", z)).to(self.W_dec)
+        if isinstance(z, SparseCodes):
+            z.check()
+        else:
+            z = as_tensor("codes", z) if isinstance(z, Tensor) else as_tensor("codes", z).to(self.W_dec)
         width, values = (z.d_sae, z.values) if isinstance(z, SparseCodes) else (z.shape[-1], z)
         if width != self.d_sae or values.dtype != self.W_dec.dtype:
             msg = f"codes have {width} latents of {values.dtype}, but this SAE has {self.d_sae} of {self.W_dec.dtype}"
@@ -251,12 +253,9 @@ class SAE(Parameters):
         return formats.saelens_cfg(self.common.penalty, sizes, dtype, self.normalize, self.metadata, str(self.device))
 
 
-def _as_tensor(name: str, a: Any) -> Tensor:
-    """NumPy rows or lists of numbers as a tensor of their own dtype, or `Error`."""
-    try:
-        array = np.asarray(a)
-        whole = array.dtype.kind in "iu" and not isinstance(a, np.ndarray)  # a list of whole numbers
-        return torch.tensor(array.astype(float) if whole else array)
-    except (TypeError, ValueError):
-        msg = f"{name} is {type(a).__name__}, but must be rows of numbers: a torch tensor, a NumPy array or lists"
-        raise Error(msg) from None
+def check_sae(sae: Any) -> SAE:
+    """Return an SAE, or raise `Error` for anything else."""
+    if not isinstance(sae, SAE):
+        msg = f"sae={shown(sae)} must be a px.SAE, such as px.topk_sae(d_in, d_sae, k) or px.load(path)"
+        raise Error(msg)
+    return sae
