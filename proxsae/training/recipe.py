@@ -86,9 +86,7 @@ class Recipe:
 def check_l0(l0: float | None, sae: SAE) -> None:
     """Raise `Error` where `l0` is asked for and every lam is 0 or infinite, which no factor changes."""
     if l0 is not None and hasattr(sae.penalty, "lam") and not mean_lam(sae):
-        msg = (
-            f"l0={l0} cannot be reached where every lam is 0 or infinite: it is adjusted by factors, so one must be > 0"
-        )
+        msg = f"l0={l0} cannot be reached from lam=0, nor from inf: lam is adjusted by factors, so one must lie between"
         raise Error(msg)
 
 
