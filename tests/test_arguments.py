@@ -297,6 +297,8 @@ def test_codes_that_no_dictionary_has_are_refused():
     for indices in ([[0, 8]], [[-1, 2]]):
         with pytest.raises(px.Error, match=r"indices of codes go from .* must be in \[0, 8\)"):
             codes(indices=torch.tensor(indices), values=torch.ones(1, 2).double())
+        with pytest.raises(px.Error, match=r"indices of codes go from .* must be in \[0, 8\)"):
+            px.SparseCodes(torch.tensor(indices), torch.ones(1, 2), 8).to_dense()
     with pytest.raises(px.Error, match="both need"):
         codes(values=torch.ones(2, 3).double())
     assert codes()[1].tolist() == [[1, 0, 0, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0, 0, 0]]
