@@ -10,8 +10,9 @@ import difflib
 import functools
 import importlib
 import math
+import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -106,6 +107,9 @@ def check_floats(name: str, a: Any) -> Any:
             kind = f"{str(a.layout).removeprefix('torch.')} {type(a).__name__}"
             msg = f"{name} is a {kind}, but must be a dense tensor: {name}.to_dense()"
             raise Error(msg)
+        if a.is_meta:
+            msg = f"{name} is on the device meta, which holds shapes without numbers: {name}.to('cpu') of the original"
+            raise Error(msg)
         is_float = a.dtype.is_floating_point and a.dtype.itemsize > 1  # torch cannot reckon in float8
     if not is_float:
         msg = f"{name} has dtype {a.dtype}, but a proximal step needs real floating point (float32, float64, ...)"
@@ -118,6 +122,8 @@ def check_floats(name: str, a: Any) -> Any:
 
 def as_array(name: str, a: Any) -> np.ndarray[Any, Any]:
     """Whatever NumPy takes as an array, lists of whole numbers in float64; `Error` where a meaning would be lost."""
+    if is_torch(a):
+        check_floats(name, a)
     for part in (a, *a) if isinstance(a, (list, tuple)) else (a,):
         if hasattr(part, "toarray") or (isinstance(part, np.ndarray) and type(part) not in (np.ndarray, np.memmap)):
             plain = "x.toarray()" if hasattr(part, "toarray") else "np.asarray(x)"
@@ -158,12 +164,9 @@ def alike(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_finite(name: str, a: Any) -> None:
-    """Raise `Error` when `a` holds NaN or infinity, where that can be seen (`may_look`), or no numbers at all."""
+    """Raise `Error` when `a` holds NaN or infinity, where that can be seen (`may_look`)."""
     if not may_look(a):
         return
-    if is_torch(a) and a.is_meta:
-        msg = f"{name} is on the device meta, which holds shapes without numbers: give it on a device that has them"
-        raise Error(msg)
     bad = ~namespace(a).isfinite(a)
     if bool(bad.any()):
         first = tuple(int(i[0]) for i in np.nonzero(np.asarray(bad.cpu() if is_torch(bad) else bad)))
@@ -242,7 +245,27 @@ def check_count(name: str, value: Any, least: int) -> int:
     if isinstance(number, (bool, np.bool_)) or not isinstance(number, (int, np.integer)) or number < least:
         msg = f"{name}={shown(value)} must be a whole number >= {least}"
         raise Error(msg)
+    if number >= 2**63:
+        msg = f"{name}={shown(value)} must be below 2^63"
+        raise Error(msg)
     return int(number)
+
+
+def check_choice(name: str, value: Any, allowed: Collection[str]) -> str:
+    """Return `value` when it is one of these texts, or raise `Error`."""
+    if not isinstance(value, str) or value not in allowed:
+        *most, last = map(repr, allowed)
+        msg = f"{name}={shown(value)} must be {', '.join(most)} or {last}"
+        raise Error(msg)
+    return value
+
+
+def check_path(name: str, value: Any) -> str:
+    """Return a path as text, or raise `Error` for what is none."""
+    if not isinstance(value, (str, os.PathLike)):
+        msg = f"{name}={shown(value)} must be the path of a file or folder"
+        raise Error(msg)
+    return os.fspath(value)
 
 
 def check_counts(name: str, values: Any, least: int = 1) -> tuple[int, ...]:
@@ -259,20 +282,16 @@ def check_counts(name: str, values: Any, least: int = 1) -> tuple[int, ...]:
 
 def check_seed(seed: Any) -> int:
     """Return `seed` as an int when it is a whole number in [0, 2^63), or raise `Error`."""
-    number = check_count("seed", seed, 0)
-    if number >= 2**63:
-        msg = f"seed={shown(seed)} must be below 2^63"
-        raise Error(msg)
-    return number
+    return check_count("seed", seed, 0)
 
 
 def check_problem(
-    x: Any, D: Any, z0: Any = None, bias: Any = None, R: Any = None, code: str = "z0"
+    x: Any, D: Any, z0: Any = None, bias: Any = None, R: Any = ..., code: str = "z0"
 ) -> tuple[Any, Any, Any, Any]:
     """Check the data of  min_z 1/2 ||x - b - D z||^2 + R(z)  and return (x - b, D, z0, lead).
 
     Shapes: x (..., d), D (P, d) with atoms as rows, z0 (..., P), bias (d,).  `lead` is the shape of the batch axes,
-    `code` what an error calls z0.
+    `code` what an error calls z0.  Without R the problem has none.
     Raises `Error` for another backend, dtype or shape, for NaN and infinities, and for a dictionary of zeros.
     """
     given = alike({"x": x, "D": D} | {name: a for name, a in ((code, z0), ("bias", bias)) if a is not None})
@@ -296,9 +315,9 @@ def check_problem(
     if z0 is not None and tuple(z0.shape) != (*x.shape[:-1], D.shape[0]):
         msg = f"{code} has shape {tuple(z0.shape)}, but x and D need {(*x.shape[:-1], D.shape[0])}"
         raise Error(msg)
-    if R is not None:
+    if R is not ...:
         if not callable(getattr(R, "check_fits", None)) or isinstance(R, type):
-            msg = f"R={R!r} must be a penalty, such as KSparse(32)"
+            msg = f"R={shown(R)} must be a penalty, such as KSparse(32)"
             raise Error(msg)
         R.check_fits("D", D, D.shape[0])
         if not R.rowwise:

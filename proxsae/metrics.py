@@ -9,11 +9,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from proxsae.conventions import Error, check_finite
+from proxsae.pytorch.arithmetic import as_tensor
 
 
 def _pair(wide: bool = True, **given: Tensor) -> tuple[Tensor, Tensor]:
     """Two arrays of one shape; `Error` for other shapes, which would broadcast to the measure of something else."""
-    (one, a), (other, b) = given.items()
+    (one, a), (other, b) = ((name, as_tensor(name, a)) for name, a in given.items())
     if a.shape != b.shape:
         msg = f"{one} has shape {tuple(a.shape)}, but {other} has {tuple(b.shape)}: both need one shape, row by row"
         raise Error(msg)
@@ -66,11 +67,13 @@ def cosines(x: Tensor, xhat: Tensor) -> Tensor:
 
 def l0(z: Tensor) -> float:
     """The mean number of non-zeros per row of z (..., P)."""
+    z = as_tensor("z", z)
     return ratio((z != 0).sum(), torch.tensor(z.shape[:-1].numel()))
 
 
 def dead_fraction(z: Tensor) -> float:
     """The share of latents that fire on no row of z (..., P)."""
+    z = as_tensor("z", z)
     return 1 - float((z != 0).reshape(-1, z.shape[-1]).any(dim=0).float().mean())
 
 
@@ -79,6 +82,7 @@ def sign_balance(z: Tensor) -> Tensor:
 
     0 for a latent of one sign and for a dead one; 1 for one that fires equally often with both.
     """
+    z = as_tensor("z", z)
     rows = z.reshape(-1, z.shape[-1])
     up, down = (rows > 0).sum(dim=0), (rows < 0).sum(dim=0)
     return torch.minimum(up, down) / torch.maximum(up, down).clamp(min=1)
@@ -113,6 +117,7 @@ def match(D: Tensor, truth: Tensor, signed: bool = True) -> Match:
 
     Not `signed`, it is the sum of the cosines.  min(P, P') pairs, in the order of D; cosines keep their signs.
     """
+    D, truth = as_tensor("D", D), as_tensor("truth", truth)
     for name, W in (("D", D), ("truth", truth)):
         if W.ndim != 2 or W.shape[1] != D.shape[-1]:
             msg = f"{name} has shape {tuple(W.shape)}, but D and truth need (P, d) and (P', d), of one width"

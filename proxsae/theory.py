@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from proxsae.conventions import check_count, check_number
+
+F = TypeVar("F", bound=Callable[..., float])
 
 
+def _of_numbers(function: F) -> F:
+    """Check the arguments of a bound: t and sizes are whole numbers >= 1, the others numbers >= 0."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> float:
+        given = signature.bind(*args, **kwargs).arguments
+        for name, value in given.items():
+            if signature.parameters[name].annotation == "int":
+                given[name] = check_count(name, value, 1)
+            elif name != "convex":
+                given[name] = check_number(name, value, "> 0" if name in ("L", "step") else ">= 0")
+        return function(**given)
+
+    return checked  # type: ignore[return-value]
+
+
+@_of_numbers
 def ista_descent(L: float, step: float, move: float, convex: bool = False) -> float:
     """Lower bound on F(z) - F(T z), where T moves z by `move` = ||T z - z||:  (1/mu - L)/2 move^2  for any R.
 
@@ -14,6 +40,7 @@ def ista_descent(L: float, step: float, move: float, convex: bool = False) -> fl
     return (1 / step - L / 2 if convex else (1 / step - L) / 2) * move**2
 
 
+@_of_numbers
 def ista_rate(L: float, distance: float, t: int) -> float:
     """Upper bound on F(z_t) - F* for convex R and mu = 1/L:  L ||z_0 - z*||^2 / (2 t).
 
@@ -23,6 +50,7 @@ def ista_rate(L: float, distance: float, t: int) -> float:
     return L * distance**2 / (2 * t)
 
 
+@_of_numbers
 def ista_worst(L: float, distance: float, t: int) -> float:
     """What F(z_t) - F* is for ISTA on a lasso chosen for t:  L ||z_0 - z*||^2 / (4 t),  half of `ista_rate`.
 
@@ -32,6 +60,7 @@ def ista_worst(L: float, distance: float, t: int) -> float:
     return L * distance**2 / (4 * t)
 
 
+@_of_numbers
 def fista_rate(L: float, distance: float, t: int) -> float:
     """Upper bound on F(z_t) - F* for convex R, mu = 1/L and FISTA momentum:  2 L ||z_0 - z*||^2 / (t + 1)^2.
 
@@ -41,6 +70,7 @@ def fista_rate(L: float, distance: float, t: int) -> float:
     return 2 * L * distance**2 / (t + 1) ** 2
 
 
+@_of_numbers
 def fista_worst(L: float, distance: float, t: int) -> float:
     """What F(z_t) - F* is for FISTA on a lasso chosen for t:  L ||z_0 - z*||^2 / (4 A_t),  A_t = `fista_travel`(t).
 
@@ -50,6 +80,7 @@ def fista_worst(L: float, distance: float, t: int) -> float:
     return L * distance**2 / (4 * fista_travel(t))
 
 
+@_of_numbers
 def fista_travel(t: int) -> float:
     """How many plain steps t FISTA steps are worth under a constant slope:  A_t = (tau_1^3 + ... + tau_t^3) / tau_t^2.
 
@@ -62,6 +93,7 @@ def fista_travel(t: int) -> float:
     return cubes / number**2
 
 
+@_of_numbers
 def first_order_floor(L: float, distance: float, t: int) -> float:
     """Lower bound on F(z_t) - F* of every first-order method on one quadratic:  3 L ||z_0 - z*||^2 / (32 (t + 1)^2).
 
@@ -71,6 +103,7 @@ def first_order_floor(L: float, distance: float, t: int) -> float:
     return 3 * L * distance**2 / (32 * (t + 1) ** 2)
 
 
+@_of_numbers
 def stationarity_rate(L: float, step: float, drop: float, t: int, convex: bool = False) -> float:
     """Upper bound on min_{s<t} ||z_{s+1} - z_s||^2 for any R and mu < 1/L:  2 drop / ((1/mu - L) t).
 
@@ -82,6 +115,7 @@ def stationarity_rate(L: float, step: float, drop: float, t: int, convex: bool =
     return drop / (least * t) if least > 0 else math.inf
 
 
+@_of_numbers
 def linear_phase_rate(step: float, smallest: float, largest: float) -> float:
     """Factor by which a step shrinks the error while the sign pattern stays:  max(|1 - mu s|, |1 - mu l|).
 
@@ -91,6 +125,7 @@ def linear_phase_rate(step: float, smallest: float, largest: float) -> float:
     return max(abs(1 - step * smallest), abs(1 - step * largest))
 
 
+@_of_numbers
 def lipschitz_floor(d_in: int, d_sae: int) -> float:
     """Lower bound on L = ||D||^2 for unit-norm atoms:  max(1, d_sae / d_in).
 
@@ -102,6 +137,7 @@ def lipschitz_floor(d_in: int, d_sae: int) -> float:
     return max(1.0, d_sae / d_in)
 
 
+@_of_numbers
 def one_step_sparsity(coherence: float, dynamic_range: float) -> float:
     """The k below which one step of k-sparse thresholding finds the support:  (1 + 1 / (coherence * range)) / 2.
 

@@ -101,7 +101,7 @@ def test_no_measure_hangs_on_the_unit_of_the_rows():
 @pytest.mark.parametrize("shape", [(4, 1, 8), (8,), (1, 8), (8, 4), (4, 1), ()])
 def test_shapes_that_differ_are_refused_and_not_broadcast(measure, shape):
     for one, other in ((torch.ones(4, 8), torch.ones(shape)), (torch.ones(shape), torch.ones(4, 8))):
-        with pytest.raises(px.Error, match=r"has shape \(.*but .* has \(.*need one shape"):
+        with pytest.raises(px.Error, match=r"need one shape, row by row|is a single number"):
             getattr(metrics, measure)(one, other)
 
 

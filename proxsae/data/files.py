@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from proxsae.conventions import Error, check_floats, is_torch
+from proxsae.conventions import Error, check_floats, check_path, is_torch
 from proxsae.data.readers import BFLOAT16, READERS, TORCH, check_kind, load, widened
 
 PACKAGED = "minilm-l6-v2-layer3"
@@ -110,7 +110,7 @@ class Part:
 
 def open_parts(path: str | os.PathLike[str]) -> list[Part]:
     """The parts of a file or folder, of one width and with rows; their entries are not looked at."""
-    source = Path(path)
+    source = Path(check_path("path", path))
     parts = [_open(file) for file in _files(source)]
     widths = sorted({part.array.shape[-1] for part in parts})
     if len(widths) > 1:

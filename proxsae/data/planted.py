@@ -8,7 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from proxsae.conventions import Error, check_count, check_seed
+from proxsae.conventions import (
+    Error,
+    as_array,
+    check_choice,
+    check_count,
+    check_finite,
+    check_floats,
+    check_number,
+    check_seed,
+)
 
 KINDS = ("flat", "correlated", "hierarchical")
 GROUP = 8  # neighbouring latents that fire together, or a parent and its children; what is left over is a smaller group
@@ -58,15 +67,15 @@ def planted(
     (True, array([3, 3, 3, 3]))
     """
     n, d_in, d_sae = check_count("n", n, 0), check_count("d_in", d_in, 1), check_count("d_sae", d_sae, 1)
-    if check_count("k", k, 0) > d_sae:
+    k = check_count("k", k, 0)
+    if k > d_sae:
         msg = f"k={k} must be at most d_sae={d_sae}: a code has that many latents"
         raise Error(msg)
-    if not 1 <= dynamic_range < math.inf or not 0 <= noise < math.inf:
-        msg = f"dynamic_range={dynamic_range} must be finite and >= 1, and noise={noise} finite and >= 0"
-        raise Error(msg)
-    if kind not in KINDS:
-        msg = f"kind={kind!r} must be one of {', '.join(map(repr, KINDS))}"
-        raise Error(msg)
+    dynamic_range, noise = check_number("dynamic_range", dynamic_range, ">= 1"), check_number("noise", noise, ">= 0")
+    check_choice("kind", kind, KINDS)
+    D = None if D is None else as_array("D", check_floats("D", D))
+    if D is not None:
+        check_finite("D", D)
     if D is not None and D.shape != (d_sae, d_in):
         msg = f"D has shape {D.shape}, but must be (d_sae, d_in) = {(d_sae, d_in)}, an atom a row"
         raise Error(msg)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, library
 
-from proxsae.conventions import Error, may_look
+from proxsae.conventions import Error, check_floats, may_look
 
 
 def sqrt(a: Tensor) -> Tensor:
@@ -73,6 +73,15 @@ def seeing(what: str, a: Tensor) -> Iterator[None]:
         msg = f"{what} looks at values, which torch.func.vmap and torch.export hide: give it plain tensors, or"
         msg += " take one encoder step, as in sae.unrolled(1) (def-ista)"
         raise Error(msg) from problem
+
+
+def as_tensor(name: str, a: Any) -> Tensor:
+    """A tensor as it is, NumPy rows or lists of numbers as a tensor of their dtype; `Error` for all else."""
+    a = check_floats(name, a)
+    if isinstance(a, Tensor):
+        return a
+    native = a.dtype.newbyteorder("=") if a.dtype.itemsize <= 8 else np.float64  # torch knows no other byte order
+    return torch.tensor(np.ascontiguousarray(a, native))
 
 
 class TorchArithmetic:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from proxsae.conventions import may_look
+from proxsae.conventions import Error, check_count, check_floats, may_look
 from proxsae.pytorch.cost_model import has_kernels
 from proxsae.pytorch.topk import top_k
 
@@ -40,8 +40,32 @@ class SparseCodes:
     values: Tensor
     d_sae: int
 
+    def __post_init__(self) -> None:
+        indices, values = self.indices, self.values
+        if not (isinstance(indices, Tensor) and isinstance(values, Tensor) and indices.dtype == torch.int64):
+            kinds = " and ".join(str(getattr(a, "dtype", type(a).__name__)) for a in (indices, values))
+            msg = f"indices and values of codes are {kinds}, but must be tensors, indices of int64"
+            raise Error(msg)
+        if indices.shape != values.shape or not indices.ndim:
+            msg = f"indices have shape {tuple(indices.shape)} and values {tuple(values.shape)}: both need (..., s)"
+            raise Error(msg)
+
+    def check(self) -> None:
+        """Raise `Error` for an index that is no latent, which a GPU would answer with what is in memory there."""
+        check_count("d_sae", self.d_sae, 0)
+        check_floats("values", self.values)
+        if self.indices.numel() and not 0 <= int(self.indices.min()) <= int(self.indices.max()) < self.d_sae:
+            low, high = int(self.indices.min()), int(self.indices.max())
+            msg = f"indices of codes go from {low} to {high}, but must be in [0, {self.d_sae}): there are d_sae latents"
+            raise Error(msg)
+
     def to_dense(self) -> Tensor:
         """The same codes as (..., d_sae)."""
+        self.check()
+        return self.scattered()
+
+    def scattered(self) -> Tensor:
+        """`to_dense` of codes that were made here, and need no check."""
         dense = self.values.new_zeros(*self.values.shape[:-1], self.d_sae)
         return dense.scatter(-1, self.indices, self.values)
 
@@ -170,7 +194,7 @@ def decode(indices: Tensor, values: Tensor, W: Tensor) -> Tensor:
 
 def decode_dense(indices: Tensor, values: Tensor, W: Tensor) -> Tensor:
     """`decode` as a product of dense codes (n, P), for codes that are hardly sparse."""
-    dense, wide = SparseCodes(indices, values, len(W)).to_dense(), accumulator(W.dtype)
+    dense, wide = SparseCodes(indices, values, len(W)).scattered(), accumulator(W.dtype)
     if W.is_cuda and W.dtype != wide:
         return torch.mm(dense.to(W.dtype), W, out_dtype=wide)
     return dense.to(wide) @ W.to(wide)

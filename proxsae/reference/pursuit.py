@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from proxsae.conventions import Error, check_count, check_problem
+from proxsae.conventions import Error, check_count, check_floats, check_problem, is_torch
 from proxsae.penalties.base import Floats
 
 ORTHOGONAL = 1e-12  # a cosine between atom and residual, over ||x||, that is rounding
@@ -92,7 +92,15 @@ def best_k_sparse(x: Any, D: Any, k: int, nonneg: bool = False) -> Any:
     return codes.astype(dtype).reshape(shape)
 
 
+def _array(name: str, a: Any) -> Floats:
+    a = check_floats(name, a)
+    if not is_torch(a):
+        return a
+    a = a.detach().cpu()
+    return (a.float() if str(a.dtype) == "torch.bfloat16" else a).numpy()
+
+
 def _problem(x: Any, D: Any) -> tuple[Floats, Floats, tuple[int, ...], Any]:
     """Rows (n, d) and atoms in float64, and the shape and dtype of the codes."""
-    c, D, _, lead = check_problem(np.asarray(x), np.asarray(D))
+    c, D, _, lead = check_problem(_array("x", x), _array("D", D))
     return c.astype(np.float64).reshape(-1, c.shape[-1]), D.astype(np.float64), (*lead, len(D)), c.dtype

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from proxsae.certificates import lipschitz
-from proxsae.conventions import Error, check_count
+from proxsae.conventions import Error, check_choice, check_count, shown
 from proxsae.penalties import Penalty
 from proxsae.pytorch.codes import Pages
 from proxsae.sae.team import Team
@@ -32,19 +32,17 @@ class Encoding:
     b_enc: str = "first"
 
     def __post_init__(self) -> None:
-        check_count("steps", self.steps, 1)
+        object.__setattr__(self, "steps", check_count("steps", self.steps, 1))
         if not (self.rule is None or isinstance(self.rule, (StepRule, LearnedSteps))):
-            msg = f"step={self.rule!r} must be a step rule, such as ExactStep() or FixedStep(0.1), or LearnedSteps()"
+            msg = (
+                f"step={shown(self.rule)} must be a step rule, such as ExactStep() or FixedStep(0.1), or LearnedSteps()"
+            )
             raise Error(msg)
-        if self.analysis not in ("dictionary", "encoder"):
-            msg = f"analysis={self.analysis!r} must be 'dictionary' or 'encoder'"
-            raise Error(msg)
+        check_choice("analysis", self.analysis, ("dictionary", "encoder"))
         if self.analysis == "encoder" and self.rule is not None:
             msg = f"step={self.rule!r} cannot go with analysis='encoder': a learned encoder takes unit steps"
             raise Error(msg)
-        if self.b_enc not in ("first", "every"):
-            msg = f"b_enc={self.b_enc!r} must be 'first' or 'every'"
-            raise Error(msg)
+        check_choice("b_enc", self.b_enc, ("first", "every"))
         if self.b_enc == "every" and isinstance(self.rule, Refit):
             msg = "step=Refit() cannot go with b_enc='every': its least squares know no linear term (thm-refit)"
             raise Error(msg)

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from proxsae.conventions import Error, check_count
+from proxsae.conventions import Error, check_count, check_counts
 from proxsae.data import open_rows
 from proxsae.disk import memory
 from proxsae.metrics import cosines, power_of_two, ratio, support_change
-from proxsae.sae.model import SAE
+from proxsae.sae.model import SAE, check_sae
 from proxsae.steps import ExactStep, LearnedSteps, Lipschitz, StepRule
 
 STEPS = (1, 2, 4, 8, 16)
@@ -47,7 +47,7 @@ def evaluate(sae: SAE, activations: Any, batch_size: int | None = None) -> dict[
     >>> px.evaluate(px.topk_sae(d_in=4, d_sae=8, k=2), np.eye(4))["l0"] <= 2
     True
     """
-    spread, sums = Spread(sae.d_in), _Sums(sae)
+    spread, sums = Spread(check_sae(sae).d_in), _Sums(sae)
     for x in batches(sae, activations, LARGEST if batch_size is None and not sae.penalty.rowwise else batch_size):
         z = sae.encode(x)
         spread.add(x)
@@ -86,7 +86,7 @@ def evaluate_depths(
     `progress` gets the rows done and their number.
     Raises `Error` for rows that do not fit or are not finite, steps < 1, and as `SAE.unrolled` does.
     """
-    wanted = sorted({check_count("steps", t, 1) for t in steps})
+    wanted = sorted(set(check_counts("steps", steps)))
     if not wanted:
         msg = "steps is empty, but a table needs at least one number of encoder steps"
         raise Error(msg)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from proxsae import formats, hub
-from proxsae.conventions import Error
+from proxsae.conventions import Error, check_path
 from proxsae.disk import sentence
 from proxsae.formats import own
 from proxsae.penalties import FAMILIES, L0, Penalty
@@ -54,6 +54,7 @@ def load(
 
 
 def _load(path: str | os.PathLike[str]) -> SAE:
+    path = check_path("path", path)
     try:
         path = place_of(Path(path))
         ours = Path(path, own.CONFIG).exists()

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from proxsae import formats
-from proxsae.conventions import Error, check_finite, check_floats, may_look
+from proxsae.conventions import Error, check_finite, check_floats, may_look, shown
 from proxsae.data.rows import in_memory
 from proxsae.formats import own
 from proxsae.penalties import L0, KSparse
@@ -132,7 +132,7 @@ class SAE(Parameters):
         Raises `Error` for NaN or infinite x, and for another width or dtype.
         """
         if self.on_supports:
-            return self.encode_sparse(x).to_dense()
+            return self.encode_sparse(x).scattered()
         return self._dense(x)[0]
 
     @outside_autocast
@@ -150,8 +150,9 @@ class SAE(Parameters):
         R = self.common.penalty
         if exact is not None:
             self._whole("exact='certified'")
-            if exact != "certified" or self.steps != 1 or not runs(R, KSparse):
-                msg = f"exact={exact!r} with {R!r} and steps={self.steps} must be 'certified', for one step of KSparse"
+            if not isinstance(exact, str) or exact != "certified" or self.steps != 1 or not runs(R, KSparse):
+                given = f"exact={shown(exact)} with {R!r} and steps={self.steps}"
+                msg = f"{given} must be 'certified', for one step of KSparse"
                 raise Error(msg)
             return encoders.certified(self.normalized(x).rows, self._weights(), R)
         if self.on_supports:
@@ -175,7 +176,11 @@ class SAE(Parameters):
 
         Where rows are normalised, so is this; with `like`, the x (..., d_in) that was encoded, it is in the units of x.
         """
-        if not isinstance(z, (Tensor, SparseCodes)):
+        if isinstance(z, SparseCodes):
+            z.check()
+        elif isinstance(z, Tensor):
+            z = check_floats("codes", z)
+        else:
             z = torch.from_numpy(in_memory("codes", z)).to(self.W_dec)
         width, values = (z.d_sae, z.values) if isinstance(z, SparseCodes) else (z.shape[-1], z)
         if width != self.d_sae or values.dtype != self.W_dec.dtype:
@@ -282,3 +287,11 @@ class SAE(Parameters):
         """What tools made for SAELens read of an SAE: d_in, d_sae, dtype, architecture, hook_name and the like."""
         sizes, dtype = (self.d_in, self.d_sae), str(self.dtype).removeprefix("torch.")
         return formats.saelens_cfg(self.common.penalty, sizes, dtype, self.normalize, self.metadata, str(self.device))
+
+
+def check_sae(sae: Any) -> SAE:
+    """Return an SAE, or raise `Error` for anything else."""
+    if not isinstance(sae, SAE):
+        msg = f"sae={shown(sae)} must be a px.SAE, such as px.topk_sae(d_in, d_sae, k) or px.load(path)"
+        raise Error(msg)
+    return sae

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proxsae.conventions import Error
+from proxsae.conventions import Error, check_choice
 
 KINDS = ("none", "layer_norm", "constant_norm")
 EPS = 1e-5
@@ -35,9 +35,7 @@ class Normalized:
 
 def check_kind(kind: str, d_in: int) -> str:
     """Return the kind of normalisation when it is known and makes sense for rows of d_in numbers, or raise `Error`."""
-    if kind not in KINDS:
-        msg = f"normalize={kind!r} must be one of {', '.join(KINDS)}"
-        raise Error(msg)
+    check_choice("normalize", kind, KINDS)
     if kind == "layer_norm" and d_in < 2:
         msg = f"normalize='layer_norm' with d_in={d_in}: a deviation needs rows of two numbers or more"
         raise Error(msg)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from proxsae.certificates import lipschitz
-from proxsae.conventions import Error, check_count
+from proxsae.conventions import Error, check_count, shown
 from proxsae.penalties import L0, BatchKSparse, Penalty
 from proxsae.penalties.base import with_lam
 from proxsae.sae.encoding import Common, Encoding
@@ -48,9 +48,9 @@ class Parameters(nn.Module):
     ) -> None:
         super().__init__()
         self.d_in, self.d_sae = check_count("d_in", d_in, 1), check_count("d_sae", d_sae, 1)
-        self.normalize, self.metadata = check_kind(normalize, d_in), {}
+        self.normalize, self.metadata = check_kind(normalize, self.d_in), {}
         if not isinstance(penalty, Penalty):
-            msg = f"penalty={penalty!r} must be a Penalty: L1, L0 or KSparse"
+            msg = f"penalty={shown(penalty)} must be a Penalty: L1, L0 or KSparse"
             raise Error(msg)
         atoms = nn.functional.normalize(torch.randn(self.d_sae, self.d_in), dim=1)
         self.W_dec = nn.Parameter(atoms)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxsae.conventions import Error
+from proxsae.conventions import Error, check_number
 from proxsae.penalties import L0, L1, KSparse
 from proxsae.sae.model import SAE
 
@@ -42,9 +42,7 @@ def jumprelu_sae(d_in: int, d_sae: int, threshold: float | None = None, bandwidt
     if threshold is None:
         msg = f"jumprelu_sae needs a threshold in the units of the rows: {START.format('threshold')}"
         raise Error(msg)
-    if threshold < 0:
-        msg = f"threshold={threshold} must be >= 0"
-        raise Error(msg)
+    threshold = check_number("threshold", threshold, ">= 0")
     return SAE(d_in, d_sae, L0(threshold**2 / 2, nonneg=True, bandwidth=bandwidth))
 
 

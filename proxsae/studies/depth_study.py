@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from proxsae import data, metrics
-from proxsae.conventions import Error
+from proxsae.conventions import Error, check_path, shown
 from proxsae.disk import held
 from proxsae.penalties import BatchKSparse, KSparse
 from proxsae.sae import SAE
@@ -76,16 +77,29 @@ def depth(
     >>> [(row["rule"], row["steps"]) for row in study.rows]
     [('lipschitz', 1), ('lipschitz', 4), ('exact', 1), ('exact', 4), ('refit', 1), ('refit', 4)]
     """
-    home = None if out is None else Path(out)
-    with Progress(progress) as shown:
+    home = None if out is None else Path(check_path("out", out))
+    with Progress(progress) as bar:
         if isinstance(sae_or_rows, SAE):
-            return of_one(sae_or_rows, activations, measure.STEPS if steps is None else steps, home, shown)
+            asked = Request(None, budget, parts, d_sae, k, train_steps, train_depths, seeds, seed, device)
+            _refuse_training(asked)
+            return of_one(sae_or_rows, activations, measure.STEPS if steps is None else steps, home, bar)
         if activations is not None or steps is not None:
             msg = f"{'steps' if activations is None else 'activations'} needs an SAE as the first argument, "
             msg += f"which is {type(sae_or_rows).__name__}"
             raise Error(msg)
         request = Request(sae_or_rows, budget, parts, d_sae, k, train_steps, train_depths, seeds, seed, device)
-        return carry_out(request, home, shown, "proxsae.studies.depth(...)")
+        return carry_out(request, home, bar, "proxsae.studies.depth(...)")
+
+
+def _refuse_training(asked: Request) -> None:
+    """Raise `Error` where options of a study that trains were given beside an SAE: they would change nothing."""
+    for option in fields(Request):
+        value = getattr(asked, option.name)
+        plain_value = isinstance(value, (int, str, list, tuple))
+        if value is not option.default and not (plain_value and value in (option.default, [])):
+            msg = f"{option.name}={shown(value)} is for a study that trains SAEs, and here one is given: leave it out, "
+            msg += "or give rows alone, px.studies.depth(rows, ...)"
+            raise Error(msg)
 
 
 def of_one(sae: SAE, rows: Any, steps: Sequence[int], out: Path | None, progress: Progress, command: str = "") -> Study:

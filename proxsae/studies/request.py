@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,15 @@ import torch
 from torch import Tensor
 
 from proxsae import data
-from proxsae.conventions import Error, check_count, check_finite, check_seed
+from proxsae.conventions import (
+    Error,
+    as_number,
+    check_count,
+    check_counts,
+    check_finite,
+    check_seed,
+    shown,
+)
 from proxsae.studies import study
 from proxsae.studies.machine import device_named
 
@@ -68,8 +74,8 @@ class Request:
     def checked(self) -> Request:
         """The same with plain numbers; `Error` for those out of range, unknown parts and a device that is not there."""
         parts = (self.parts,) if isinstance(self.parts, str) else self.parts
-        if not isinstance(parts, Iterable):
-            msg = f"--parts {parts!r} must be names such as ('depth', 'apart')"
+        if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
+            msg = f"--parts {shown(parts)} must be names such as ('depth', 'apart')"
             raise Error(msg)
         parts = tuple(parts)
         study.parts_with_needs(parts)
@@ -78,16 +84,15 @@ class Request:
             for name in ("d_sae", "k", "train_steps", "seeds") if (value := getattr(self, name)) is not None
         }  # fmt: skip
         depths = tuple(sorted(set(counts("--train-depths", self.train_depths))))
-        check_seed(self.seed)
-        given = self.budget
-        if given is not None and not (isinstance(given, Real) and 0 < given < math.inf):
-            msg = f"--budget {f'{given:g}' if isinstance(given, Real) else repr(given)} must be a number of minutes > 0"
-            raise Error(msg)
-        budget = None if given is None else float(given)
+        seed, budget = check_seed(self.seed), self.budget
+        if budget is not None:
+            budget = as_number(budget)
+            if budget is None or budget <= 0:
+                given = shown(self.budget) if budget is None else f"{budget:g}"
+                msg = f"--budget {given} must be a number of minutes > 0"
+                raise Error(msg)
         device = device_named(str(self.device))
-        return replace(
-            self, **sizes, parts=parts, train_depths=depths, seed=int(self.seed), budget=budget, device=device
-        )
+        return replace(self, **sizes, parts=parts, train_depths=depths, seed=seed, budget=budget, device=device)
 
     def sizes(self, d_in: int) -> tuple[int, int]:
         """d_sae and k for rows of that width."""
@@ -136,7 +141,4 @@ def of_axes(rows: data.Rows) -> list[str]:
 
 def counts(name: str, values: Any) -> list[int]:
     """Several whole numbers >= 1; `Error` for anything else."""
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        msg = f"{name}={values!r} must be whole numbers >= 1, such as (1, 4)"
-        raise Error(msg)
-    return [check_count(name, value, 1) for value in values]
+    return list(check_counts(name, values))

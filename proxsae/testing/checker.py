@@ -15,7 +15,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from proxsae.conventions import Error, check_count, check_seed, did_you_mean, is_torch
+from proxsae.conventions import (
+    Error,
+    as_reals,
+    check_choice,
+    check_count,
+    check_number,
+    check_seed,
+    did_you_mean,
+    is_torch,
+    shown,
+)
 from proxsae.penalties import FAMILIES, Penalty
 from proxsae.testing import lattice
 from proxsae.testing.compare import numpy_of
@@ -199,9 +209,12 @@ def check_prox(
     """
     _check_operator(op)
     expected = dict(expected_failures or {})
-    check_count("n", n, 1)
-    check_seed(seed)
-    laws = [laws] if isinstance(laws, str) else None if laws is None else list(laws)
+    n, seed = check_count("n", n, 1), check_seed(seed)
+    laws = [laws] if isinstance(laws, str) else laws
+    if not (laws is None or (isinstance(laws, Iterable) and isinstance(laws, (list, tuple, set, dict)))):
+        msg = f"laws={shown(laws)} must be names of laws, such as ['odd', 'optimal']"
+        raise Error(msg)
+    laws = None if laws is None else list(laws)
     backends = (backends,) if isinstance(backends, Backend) else backends
     if backends is not None and (not backends or not all(isinstance(b, Backend) for b in backends)):
         msg = f"backends={backends!r} must be some of px.testing.NUMPY or px.testing.torch_backends(device)"
@@ -209,9 +222,7 @@ def check_prox(
     if isinstance(op, Penalty):
         for backend in backends or ():  # refuse a backend for which the penalty has no formula
             op.prox(backend.make(np.zeros((1, max(lattice.widths(op))), backend.dtype)))
-    if on_fail not in ("raise", "collect"):
-        msg = f"on_fail={on_fail!r} must be 'raise' or 'collect'"
-        raise Error(msg)
+    check_choice("on_fail", on_fail, ("raise", "collect"))
     done = []
     for result in results(op, backends, n=n, seed=seed, laws=laws, also=expected):
         found = result
@@ -273,7 +284,11 @@ def check_law(name: str, R: Any, u: Any, step: float = 1.0, backend: str | Backe
             msg = f"backend={backend!r} must be one of {', '.join(known)}"
             raise Error(msg)
         backend = known[backend]
-    rows = np.asarray(u, dtype=backend.dtype)
+    if not isinstance(backend, Backend):
+        msg = f"backend={shown(backend)} must be the name of a backend, such as 'numpy-float64', or a Backend"
+        raise Error(msg)
+    rows = numpy_of(as_reals("u", u.detach() if is_torch(u) else u)).astype(backend.dtype)
+    step = check_number("step", step, "> 0")
     if not rows.ndim or not _law(name).applies(R, backend):
         msg = f"the law {name!r} cannot be checked on {label(R)} with u {rows.shape}: it must apply, and u be rows"
         raise Error(msg)
@@ -406,6 +421,9 @@ def _better(R: Any, backend: Backend, u: Any, step: float, z: Any) -> Better | N
 
 def _law(name: str) -> Law:
     known = {law.name: law for law in LAWS}
+    if not isinstance(name, str):
+        msg = f"{shown(name)} is no name of a law: laws are {', '.join(known)}"
+        raise Error(msg)
     if name not in known:
         msg = f"no law is called {name!r}{did_you_mean(name, known) or ':'} laws are {', '.join(known)}"
         raise Error(msg)

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from proxsae import disk
-from proxsae.conventions import Error, check_count
+from proxsae.conventions import Error, check_count, check_path, shown
 from proxsae.penalties import BatchKSparse
 from proxsae.pytorch.autocast import outside_autocast
 from proxsae.sae import SAE
+from proxsae.sae.model import check_sae
 from proxsae.sae.team import Team
 from proxsae.training import files
 from proxsae.training.losses import outcome
@@ -107,12 +108,16 @@ def train(
     >>> sorted(px.train(sae, x, steps=10, batch_size=64))
     ['dead', 'l0', 'loss', 'nmse']
     """
-    recipe = Recipe(steps, batch_size, lr, seed, l0, tuple(widths), tuple(ks), unit_encoder, bfloat16)
+    check_sae(sae)
+    if not (team is None or isinstance(team, Team)):
+        msg = f"team={shown(team)} must be None, or what proxsae.sae.team.join(...) returns"
+        raise Error(msg)
+    recipe = Recipe(steps, batch_size, lr, seed, l0, widths, ks, unit_encoder, bfloat16)
     recipe = recipe.checked(sae, team)
-    check_count("every", every, 1)
+    every, steps = check_count("every", every, 1), recipe.steps
     check_trainable(sae, unit_encoder)
     source = Source(sae, activations, recipe, team)
-    folder = None if checkpoint is None else Path(checkpoint)
+    folder = None if checkpoint is None else Path(check_path("checkpoint", checkpoint))
     with ExitStack() as held:
         if folder is not None and (team is None or team.rank == 0):
             held.enter_context(disk.held(folder))

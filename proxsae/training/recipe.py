@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proxsae.conventions import Error, check_count, check_seed
+from proxsae.conventions import Error, check_count, check_counts, check_number, check_seed
 from proxsae.data import Rows, Shuffle, open_rows
 from proxsae.penalties import BatchKSparse, KSparse
 from proxsae.sae import SAE
@@ -49,26 +49,23 @@ class Recipe:
     def checked(self, sae: SAE, team: Team | None) -> Recipe:
         """The same with lr filled in, or `Error`."""
         self.steps, self.batch_size = check_count("steps", self.steps, 1), check_count("batch_size", self.batch_size, 1)
-        self.seed = int(check_seed(self.seed))
+        self.seed = check_seed(self.seed)
         if sae.dtype not in (torch.float32, torch.float64):
             msg = f"weights of {sae.dtype} lose what Adam adds: train in float32, and with bfloat16=True for speed"
             raise Error(msg)
-        self.lr = default_lr(sae.d_sae) if self.lr is None else float(self.lr)
-        self.l0 = None if self.l0 is None else float(self.l0)
-        for name, value in (("lr", self.lr), ("l0", 1.0 if self.l0 is None else self.l0)):
-            if not 0 < value < math.inf:
-                msg = f"{name}={value} must be finite and > 0"
-                raise Error(msg)
+        self.lr = default_lr(sae.d_sae) if self.lr is None else check_number("lr", self.lr, "> 0")
+        self.l0 = None if self.l0 is None else check_number("l0", self.l0, "> 0")
+        self.widths, self.ks = check_counts("widths", self.widths), check_counts("ks", self.ks)
         R = sae.penalty
         for w in self.widths:
-            if check_count("widths", w, 1) >= sae.d_sae:
+            if w >= sae.d_sae:
                 msg = f"widths={self.widths} must lie below d_sae={sae.d_sae}, which is always a level"
                 raise Error(msg)
         if self.ks and not isinstance(R, KSparse):
             msg = f"ks={self.ks} are prefixes of k-sparse codes, and {type(R).__name__} has none (lem-nested)"
             raise Error(msg)
         for k in self.ks:
-            if check_count("ks", k, 1) >= getattr(R, "k", 0):
+            if k >= getattr(R, "k", 0):
                 msg = f"ks={self.ks} must lie below k={getattr(R, 'k', 0)}, which is always a level"
                 raise Error(msg)
         if team is not None:
@@ -87,11 +84,9 @@ class Recipe:
 
 
 def check_l0(l0: float | None, sae: SAE) -> None:
-    """Raise `Error` where `l0` is asked for and lam is 0, which no factor changes."""
+    """Raise `Error` where `l0` is asked for and every lam is 0 or infinite, which no factor changes."""
     if l0 is not None and hasattr(sae.penalty, "lam") and not mean_lam(sae):
-        msg = (
-            f"l0={l0} cannot be reached where every lam is 0 or infinite: it is adjusted by factors, so one must be > 0"
-        )
+        msg = f"l0={l0} cannot be reached from lam=0, nor from inf: lam is adjusted by factors, so one must lie between"
         raise Error(msg)
 
 
