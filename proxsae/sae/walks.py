@@ -17,6 +17,7 @@ from torch import Tensor
 
 from proxsae.penalties import Penalty
 from proxsae.penalties.base import with_lam
+from proxsae.pytorch.codes import accumulator
 from proxsae.pytorch.iteration import Point
 from proxsae.pytorch.prox import prox
 
@@ -29,10 +30,10 @@ def encoder(point: Point, R: Penalty, W_enc: Tensor, tilt: Tensor | None) -> Ite
         spent = spent + 2
         u = point.z - point.residual() @ W_enc
         trial = Point(prox(R, u if tilt is None else u + tilt), point.c, point.D, spent, tilt=tilt)
-        now, then = trial.objective(R), point.objective(R)
+        now, then = trial.compared(R), point.compared(R)
         if not R.rowwise:  # the batch is one vector
             now, then = (F.sum().expand(len(F)) for F in (now, then))
-        falls = (now <= then)[:, None]
+        falls = ((now <= then) & (now < torch.inf))[:, None]
         residual = torch.where(falls, trial.residual(), point.residual())
         point = Point(torch.where(falls, trial.z, point.z), point.c, point.D, spent, residual, tilt=tilt)
 
@@ -44,10 +45,11 @@ def learned(
     yield point
     for t, log_step in enumerate(log_steps):
         g = point.residual() @ point.D.T
-        mu, Rt = log_step.exp(), R
+        mu, Rt = log_step.to(accumulator(log_step.dtype)).exp(), R
         if log_lam_factors is not None:
             lam = R.lam if isinstance(R.lam, Tensor) else torch.as_tensor(np.array(R.lam))
             Rt = with_lam(R, lam.to(g.device) * log_lam_factors[t].double().exp())
-        u = point.z - mu * (g if tilt is None else g - tilt)
+        down = g if tilt is None else g - tilt
+        u = point.z - (mu * down.to(mu.dtype)).to(g.dtype)
         point = Point(prox(Rt, u, mu), point.c, point.D, point.spent + 2, tilt=tilt)
         yield point
