@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from proxsae.conventions import Error, as_number, as_reals, check_number, is_torch, shown
+from proxsae.conventions import Error, as_number, as_reals, check_number, is_torch, may_look, namespace, shown
 from proxsae.penalties import Penalty
 
 # The first trial step is this much of 1/max_j ||d_j||^2: for a move along that one atom the descent inequality is an
@@ -266,6 +266,26 @@ def _sizes(rule: StepRule, steps: int | None) -> dict[str, float]:
         msg = f"step holds {len(mu)} step sizes, but steps={steps} needs one each"
         raise Error(msg)
     return {f"step[{n}]": one for n, one in enumerate(mu)}
+
+
+def step_dtype(L: float, a: Any) -> Any:
+    """The dtype in which mu g is worked out for g of the dtype of `a`: its own, but float32 for half precision.
+
+    It is float64 where mu, which is 1/L or some times that, could leave the range of float32.
+    """
+    xp = namespace(a)
+    return xp.promote_types(a.dtype, xp.float32 if 2.0**-100 < L < 2.0**100 else xp.float64)
+
+
+def check_reached(codes: Any) -> None:
+    """Raise `Error` where codes have left the range of their dtype on the way."""
+    bad = ~namespace(codes).isfinite(codes)
+    if may_look(codes) and bool(bad.any()):
+        dtype = str(codes.dtype).removeprefix("torch.")
+        wider = "" if dtype == "float64" else ", or give all in float64"
+        msg = f"{int(bad.sum())} entries of the codes left the range of {dtype}, and def-ista is about numbers: rescale"
+        msg += f" x, D and lam{wider}"
+        raise Error(msg)
 
 
 def check_tol(tol: float) -> float:

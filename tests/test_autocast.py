@@ -32,7 +32,7 @@ ROWWISE = [R for R in PENALTIES if R.rowwise]
 
 def of_walk(sae, x):
     for point in sae.walk(x):
-        yield from (point.z, point.residual(), point.objective(sae.penalty))
+        yield from (point.z, point.residual(), point.objective(sae.penalty), point.compared(sae.penalty).detach())
 
 
 def of_codes(sae, x):
@@ -79,10 +79,8 @@ def test_no_method_of_an_sae_is_left_out():
     methods = {name for name, _ in inspect.getmembers(px.SAE, inspect.isfunction) if name[0] != "_"}
     theirs = {name for name in methods if getattr(nn.Module, name, None) is getattr(px.SAE, name)}
     assert methods - theirs - {"extra_repr"} - NO_TENSORS == set(METHODS) | COPIED
-    assert {name for name, _ in inspect.getmembers(Point, inspect.isfunction) if name[0] != "_"} == {
-        "residual",
-        "objective",
-    }
+    of_points = {name for name, _ in inspect.getmembers(Point, inspect.isfunction) if name[0] != "_"}
+    assert of_points == {"residual", "objective", "compared"}
 
 
 def problem(dtype=torch.float32, device="cpu"):

@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 
 import proxsae as px
 from proxsae.conventions import Error
-from proxsae.formats import Found, read, saelens_layout, write_saelens
+from proxsae.formats import Found, parts, read, saelens_layout, write_saelens
 from proxsae.formats.files import show
+from proxsae.sae.loading import _from_found
 from proxsae.testing import assert_same
 from tests.checkpoint_files import WRITERS, D, K, P, batchtopk, dictionary_learning, draw, openai, saelens, sparsify
 from tests.checkpoint_files import gemma_scope_1 as gemma_scope_1_files
@@ -274,6 +275,19 @@ def test_the_dtype_is_that_of_the_file(dtype, tmp_path):
     theta = load_file(tmp_path / "sae_weights.safetensors")["threshold"].double().clamp(min=0).numpy()
     assert found.penalty == px.L0(theta**2 / 2, nonneg=True)
     assert found.penalty.lam.shape == (P,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_threshold_that_a_file_keeps_wider_keeps_its_meaning(dtype):
+    """The entries of the dtype of the weights that are above it are the same, also those next to it."""
+    theta = torch.tensor([0.1, 0.3, 0.7, 0.5, 1e-9, 0.0], dtype=torch.float64)
+    n, zero = len(theta), torch.zeros(6, dtype=dtype)
+    eye = torch.eye(n, dtype=dtype)
+    folded = parts.assemble(eye, eye, zero, zero)
+    sae = _from_found(parts.Found("", folded, parts.jumprelu(theta, n), "none", {}, ()))
+    near = theta.to(dtype)
+    for x in (near, torch.nextafter(near, near + 1), torch.nextafter(near, -near - 1)):
+        assert torch.equal(sae.encode(x) != 0, x.double() > theta)
 
 
 def test_metadata_are_as_the_file_says(tmp_path):

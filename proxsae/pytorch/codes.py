@@ -173,6 +173,11 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+def squares(a: Tensor) -> Tensor:
+    """||a||^2 of rows (n, s) in float64, where no square of float32 overflows or underflows; without gradient."""
+    return a.detach().double().square().sum(dim=-1)
+
+
 def full_float32() -> bool:
     """Whether torch multiplies float32 matrices in float32, and not in TF32 or bfloat16."""
     try:

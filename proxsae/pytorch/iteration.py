@@ -23,7 +23,7 @@ from proxsae.penalties.base import runs
 from proxsae.pytorch import lasso_working_sets
 from proxsae.pytorch.arithmetic import seeing
 from proxsae.pytorch.autocast import outside_autocast
-from proxsae.pytorch.codes import sparse_decode, sparsify
+from proxsae.pytorch.codes import accumulator, sparse_decode, sparsify, squares
 from proxsae.pytorch.cost_model import gather_cost, kind_of
 from proxsae.pytorch.prox import has_kernel, in_kernel, prox, slope, value
 from proxsae.pytorch.refit import implicit, refit
@@ -39,9 +39,11 @@ from proxsae.steps import (
     StepRule,
     Trace,
     as_rule,
+    check_reached,
     check_rule,
     check_tol,
     how_to_solve,
+    step_dtype,
 )
 
 LEFT_ENTRIES = 2**24  # entries of codes that are iterated together where working sets fail: 128 MiB a copy
@@ -74,6 +76,7 @@ def ista(
                 kept.append(codes)
             objective.append(point.objective(R).reshape(lead))
             products.append(point.spent.reshape(lead))
+    check_reached(codes.detach())
     return Trace(codes, torch.stack(objective), torch.stack(products), tuple(kept) if keep == "all" else None)
 
 
@@ -176,6 +179,13 @@ class Point:
         smooth = (0.5 * _square(self.residual())).to(self.z.dtype)
         return (smooth if self._tilt is None else smooth - self.z @ self._tilt) + value(R, self.z)
 
+    @outside_autocast
+    def compared(self, R: Penalty) -> Tensor:
+        """The same in float64, to compare by: the F of other dtypes may be infinite, or rounded to the same number."""
+        wide = accumulator(self.z.dtype)
+        z, smooth = self.z.detach().to(wide), 0.5 * squares(self.residual())
+        return (smooth if self._tilt is None else smooth - z @ self._tilt.detach().to(wide)) + value(R, z)
+
 
 def iterate(
     c: Tensor,
@@ -211,7 +221,7 @@ def iterate(
         owed, residual, felt = torch.ones_like(owed), None, None
         if isinstance(rule, GivenStep):
             step = rule.size(n, L)
-            u = y - step * g
+            u = y - _scaled(step, g, L)
             new = prox(R, u, step)
             felt = in_kernel(R, u, step) if has_kernel(R) else None
         else:
@@ -221,7 +231,7 @@ def iterate(
                 start = mu if isinstance(rule, Backtracking) else torch.full_like(mu, largest)
                 new, residual, mu, tried, owed = _safe_step(y, r, g, D, R, start, L)
             products = products + tried
-            felt = in_kernel(R, y - mu[:, None].to(y.dtype) * g, mu) if has_kernel(R) else None
+            felt = in_kernel(R, y - _scaled(mu[:, None], g, L), mu) if has_kernel(R) else None
             if isinstance(rule, Refit):
                 size = (new != 0).sum(dim=-1).double()
                 products, owed = products + owed + size * (size + 2) / len(D), torch.zeros_like(owed)
@@ -248,33 +258,34 @@ def _safe_step(
     L: float,
     face: Tensor | None = None,
     face_move: Tensor | None = None,
+    exact: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Halve mu per row, down to 1/L, until  mu ||D dz||^2 <= ||dz||^2  (lem-backtracking).
 
-    Returns the codes, their residuals, mu, the products tried and those owed.  Where a trial has the signs of `face`
-    (for L0 and KSparse its support), dz is known to be -mu h and safe, and D dz = -mu `face_move` costs nothing
-    (thm-exact-step).
+    Returns the codes, their residuals, mu, the products tried and those owed.  Where mu is `exact` and a trial has the
+    signs of `face` (for L0 and KSparse its support), dz is known to be -mu h and safe, and D dz = -mu `face_move` costs
+    nothing (thm-exact-step).
     """
     rows = torch.arange(len(z), device=z.device)
     new, move = torch.zeros_like(z), torch.zeros_like(r)
     tried, owed = torch.zeros_like(mu), torch.zeros_like(mu)
     while len(rows):
         step = mu[rows]
-        column = step[:, None].to(z.dtype)
-        trial = prox(R, z[rows] - column * g[rows], step)
+        trial = prox(R, z[rows] - _scaled(step[:, None], g[rows], L), step)
         dz = trial - z[rows]
         same = torch.zeros_like(step, dtype=torch.bool)
-        if face is not None and face_move is not None:
+        if face is not None and face_move is not None and exact is not None:
             kept = trial.sign() == face[rows].sign() if R.convex else (trial != 0) == (face[rows] != 0)
-            same = kept.all(dim=-1) if R.rowwise else kept.all().expand(len(kept))
-            along = -column * face_move[rows]
+            same = exact[rows] & (kept.all(dim=-1) if R.rowwise else kept.all().expand(len(kept)))
+            along = -_scaled(step[:, None], face_move[rows], L)
             dr = along if bool(same.all()) else torch.where(same[:, None], along, dz @ D)
         else:
             dr = dz @ D
         floor = step <= 1 / L
         tried[rows] += (~same & ~floor).double()
         owed[rows] = (~same & floor).double()
-        safe = same | floor | (step * _over(R, _square(dr)) <= _over(R, _square(dz)))
+        lhs, rhs = step * _over(R, squares(dr)), _over(R, squares(dz))
+        safe = same | floor | ((lhs <= rhs) & (lhs < torch.inf))
         new, move = new.index_copy(0, rows, trial), move.index_copy(0, rows, dr)
         rows = rows[~safe]
         mu = mu.index_copy(0, rows, (mu[rows] / 2).clamp(min=1 / L))
@@ -288,14 +299,23 @@ def _exact_step(
     empty = ~(z != 0).any(dim=-1) if R.rowwise else ~(z != 0).any().expand(len(z))
     face = z
     if bool(empty.any()):  # at z = 0, the support that a step would open
-        face = torch.where(empty[:, None], prox(R, z - largest * g, largest), z)
+        face = torch.where(empty[:, None], prox(R, z - _scaled(largest, g, L), largest), z)
     h = torch.where(face != 0, g + slope(R, face), 0)
     face_move = h @ D
     with torch.no_grad():
-        mu = _over(R, _square(h.double())) / _over(R, _square(face_move.double()))  # >= 1/L, but for rounding
-        mu = torch.where(mu.isfinite(), mu, largest).clamp(min=1 / L)
-    new, residual, mu, tried, owed = _safe_step(z, r, g, D, R, mu, L, face.detach(), face_move)
+        size, along = _over(R, squares(h)), _over(R, squares(face_move))
+        # what leaves the range of the dtype says nothing: the step is then a `Backtracking` one
+        known = (along > torch.finfo(face_move.dtype).tiny ** 2) & (along < torch.inf)
+        exact = known | (size == 0)
+        mu = torch.where(known, size / along, largest).clamp(min=1 / L)  # >= 1/L, but for rounding
+    new, residual, mu, tried, owed = _safe_step(z, r, g, D, R, mu, L, face.detach(), face_move, exact)
     return new, residual, mu, tried + 1, owed
+
+
+def _scaled(mu: Any, g: Tensor, L: float) -> Tensor:
+    """mu g, where mu itself may be no number of the dtype of g; a tensor mu is a column, or 0-d."""
+    wide = step_dtype(L, g)
+    return ((mu.to(wide) if isinstance(mu, Tensor) and mu.ndim else mu) * g.to(wide)).to(g.dtype)
 
 
 def _times(z: Tensor, D: Tensor, width: int | None) -> Tensor:

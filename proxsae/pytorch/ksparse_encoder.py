@@ -29,11 +29,11 @@ from torch import Tensor
 from proxsae.conventions import Error
 from proxsae.penalties import KSparse
 from proxsae.pytorch import held_supports
-from proxsae.pytorch.codes import BLOCK, Pages, accumulator, decode, decode_dense, dots, outer
+from proxsae.pytorch.codes import BLOCK, Pages, accumulator, decode, decode_dense, dots, outer, squares
 from proxsae.pytorch.cost_model import Plan
 from proxsae.pytorch.held_supports import carried
 from proxsae.pytorch.topk import largest, top_k_of_blocks
-from proxsae.steps import FIRST_TRIAL, Backtracking, ExactStep, FixedStep, GivenStep, Lipschitz, StepRule
+from proxsae.steps import FIRST_TRIAL, Backtracking, ExactStep, FixedStep, GivenStep, Lipschitz, StepRule, step_dtype
 
 RULES = (Lipschitz, FixedStep, Backtracking, ExactStep)  # the others need more than the support
 
@@ -202,7 +202,9 @@ def _walk(
     if isinstance(rule, GivenStep):  # one mu for all steps
         base = (mu * c) @ D.T if gram is not None else None
         for _ in range(how.steps - 1):
-            if gram is None or base is None:
+            if not has_room(L, D.dtype):
+                blocks = _scaled(mu, _product((c - times(at, z, D)).to(c.dtype), D, area, columns), L)
+            elif gram is None or base is None:
                 blocks = _product((mu * (c - times(at, z, D))).to(c.dtype), D, area, columns)
             else:
                 blocks = _gram_product(at, mu * z, base, gram, area)
@@ -253,6 +255,17 @@ def _product(a: Tensor, W: Tensor, area: Tensor, columns: int, bias: Tensor | No
         else:
             torch.addmm(bias[start : start + columns], a, part.T, out=block)
         yield start, block
+
+
+def _scaled(mu: float | Tensor, blocks: Blocks, L: float) -> Blocks:
+    """The blocks times mu, which may itself be no number of their dtype."""
+    for start, block in blocks:
+        yield start, block.copy_(mu * block.to(step_dtype(L, block)))
+
+
+def has_room(L: float, dtype: torch.dtype) -> bool:
+    """Whether mu = 1/L times a residual, and the Gram matrix, stay in the range of the dtype as their factors do."""
+    return 1 <= L <= 2.0**14 if dtype == torch.float16 else 2.0**-100 < L < 2.0**100
 
 
 def _here(at: Tensor, start: int, block: Tensor) -> tuple[Tensor, Tensor]:
@@ -314,32 +327,31 @@ def _safe_step(
         opened = largest(torch.where(again, -1, torch.relu(along) if R.nonneg else along.abs()), k)
         opens = torch.zeros_like(along).scatter_(-1, opened, _value(along.gather(-1, opened), R)) != 0
         face = torch.where(empty[:, None], opens, face)
-    face_move = None
+    exact = None
     if isinstance(rule, ExactStep):
         h = torch.where(face, along, 0)
         face_move = decode(candidates, h, D)
-        mu = _squares(h) / _squares(face_move)  # at least 1/L, but for rounding
-        mu = torch.where(mu.isfinite(), mu, top).clamp(min=1 / L)
+        size, moved = squares(h), squares(face_move)
+        known = (moved > torch.finfo(face_move.dtype).tiny ** 2) & (moved < torch.inf)  # as in `iteration`
+        exact = known | (size == 0)
+        mu = torch.where(known, size / moved, top).clamp(min=1 / L)  # at least 1/L, but for rounding
     mu = mu.clone()
     new_at, new_z = torch.empty_like(at), torch.empty_like(z)
-    rows = torch.arange(len(z), device=z.device)
+    rows, wide = torch.arange(len(z), device=z.device), step_dtype(L, z)
     while len(rows):
         step = mu[rows]
-        u = start[rows] + step[:, None].to(z.dtype) * along[rows]
+        u = start[rows] + (step[:, None].to(wide) * along[rows].to(wide)).to(z.dtype)
         kept = largest(torch.where(again[rows], -1, torch.relu(u) if R.nonneg else u.abs()), k)
         values = _value(u.gather(-1, kept), R)
         trial = torch.zeros_like(u).scatter_(-1, kept, values)
         safe = step <= 1 / L
-        if face_move is not None:
-            safe = safe | ((trial != 0) == face[rows]).all(dim=-1)
+        if exact is not None:
+            safe = safe | (exact[rows] & ((trial != 0) == face[rows]).all(dim=-1))
         if not bool(safe.all()):
             dz = trial - start[rows]
-            safe = safe | (step * _squares(decode(candidates[rows], dz, D)) <= _squares(dz))
+            lhs = step * squares(decode(candidates[rows], dz, D))
+            safe = safe | ((lhs <= squares(dz)) & (lhs < torch.inf))
         new_at[rows], new_z[rows] = candidates[rows].gather(-1, kept), values
         rows = rows[~safe]
         mu[rows] = (mu[rows] / 2).clamp(min=1 / L)
     return new_at, new_z, mu
-
-
-def _squares(a: Tensor) -> Tensor:
-    return a.double().square().sum(dim=-1)

@@ -31,9 +31,11 @@ from proxsae.steps import (
     StepRule,
     Trace,
     as_rule,
+    check_reached,
     check_rule,
     check_tol,
     how_to_solve,
+    step_dtype,
 )
 
 
@@ -89,6 +91,7 @@ def ista(
             codes[t if keep == "all" else 0, i], products[t, i] = code, spent
             objective[t, i] = 0.5 * np.sum((row - code @ D) ** 2, dtype=wide) + R.value(code)
     codes = codes.reshape(kept, *lead, len(D))
+    check_reached(codes)
     return Trace(
         codes[-1],
         objective.reshape(steps + 1, *lead),
@@ -157,7 +160,7 @@ def iterate(
         spent, owed = spent + owed + 1, 1.0
         if isinstance(rule, GivenStep):
             mu = rule.size(n, L)
-            new = R.prox(y - mu * g, mu)
+            new = R.prox(y - times(mu, g, L), mu)
         elif isinstance(rule, Backtracking):
             new, mu, tried = shrink_until_safe(y, g, D, R, mu, L)
             spent, owed = spent + tried, float(mu <= 1 / L)
@@ -181,15 +184,32 @@ def iterate(
         yield z, spent
 
 
+def times(mu: Any, g: Floats, L: float) -> Floats:
+    """mu g, where mu itself may be no number of the dtype of g."""
+    return (mu * g.astype(step_dtype(L, g))).astype(g.dtype)
+
+
+def square(a: Floats) -> float:
+    """||a||^2 in float64."""
+    with np.errstate(over="ignore"):
+        return float(np.sum(a.astype(np.float64) ** 2))
+
+
+def fulfils(mu: float, dz: Floats, D: Floats) -> bool:
+    """Whether  mu ||D dz||^2 <= ||dz||^2,  which infinities do not."""
+    move = mu * square(dz @ D)
+    return move <= square(dz) and move < np.inf
+
+
 def shrink_until_safe(z: Floats, g: Floats, D: Floats, R: Penalty, mu: float, L: float) -> tuple[Floats, float, int]:
     """Halve mu down to 1/L until  mu ||D dz||^2 <= ||dz||^2  (lem-backtracking): the code, mu, and products tried."""
     tried = 0
     while True:
-        new = R.prox(z - mu * g, mu)
+        new = R.prox(z - times(mu, g, L), mu)
         if mu <= 1 / L:
             return new, mu, tried
         dz, tried = new - z, tried + 1
-        if mu * np.sum((dz @ D) ** 2) <= np.sum(dz**2):
+        if fulfils(mu, dz, D):
             return new, mu, tried
         mu = max(mu / 2, 1 / L)
 
@@ -201,20 +221,21 @@ def exact_step(z: Floats, g: Floats, D: Floats, R: Penalty, largest: float, L: f
     inequality with equality.  That holds while R stays affine along the way: while no sign changes for L1, no support
     for the others.  Elsewhere mu is halved as in backtracking.
     """
-    face = z if z.any() else R.prox(z - largest * g, largest)  # at z = 0, the support that a step would open
+    face = z if z.any() else R.prox(z - times(largest, g, L), largest)  # at z = 0, the support that a step would open
     h = np.where(face != 0, g + R.slope(face), 0)
-    with np.errstate(all="ignore"):
-        mu = np.sum(h.astype(float) ** 2) / np.sum((h @ D).astype(float) ** 2)  # at least 1/L, but for rounding
-    mu, tried = max(float(mu), 1 / L) if np.isfinite(mu) else largest, 1
+    with np.errstate(all="ignore"):  # atoms that nearly cancel make mu huge, and the trial is then refused
+        along = square(h @ D)
+    # what leaves the range of the dtype says nothing: the step is then a `Backtracking` one
+    known = float(np.finfo(h.dtype).tiny) ** 2 < along < np.inf
+    mu, tried = max(square(h) / along, 1 / L) if known else largest, 1  # at least 1/L, but for rounding
     while True:
-        new = R.prox(z - mu * g, mu)
-        if np.array_equal(np.sign(new), np.sign(face)) if R.convex else np.array_equal(new != 0, face != 0):
+        new = R.prox(z - times(mu, g, L), mu)
+        same = np.array_equal(np.sign(new), np.sign(face)) if R.convex else np.array_equal(new != 0, face != 0)
+        if (known or not h.any()) and same:
             return new, tried, 0.0
         if mu <= 1 / L:
             return new, tried, 1.0
         dz, tried = new - z, tried + 1
-        with np.errstate(over="ignore"):  # atoms that nearly cancel make mu huge, and the trial is then refused
-            safe = mu * np.sum((dz @ D) ** 2) <= np.sum(dz**2)
-        if safe:
+        if fulfils(mu, dz, D):
             return new, tried, 0.0
         mu = max(mu / 2, 1 / L)

@@ -20,7 +20,7 @@ def refit(z: Floats, c: Floats, D: Floats, R: Penalty) -> Floats:
     wide = np.result_type(z.dtype, np.float32)
     A, new = D[S].astype(wide), z.copy()
     h = A @ (z[S] @ A - c) + R.slope(z)[S]
-    norms = np.linalg.norm(A, axis=1)
+    norms = np.linalg.norm(A.astype(np.float64), axis=1).astype(wide)  # squares of float32 may be no float32
     norms = np.where(norms > 0, norms, 1)  # atoms are compared by direction: a short one is not a dependent one
     cosines = (A / norms[:, None]) @ (A / norms[:, None]).T
     delta = np.linalg.lstsq(cosines, -h / norms, rcond=float(REFIT_RTOL * np.finfo(wide).eps))[0] / norms

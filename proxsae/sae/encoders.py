@@ -51,7 +51,8 @@ def on_supports(
     if encoding.steps > 1:
         L = lipschitz_of(weights.W_dec, common)
         check_rule(rule, None, "last", R, L)
-    if common.team is not None and plan.product == "gram":  # its rows are on all ranks
+    lone = common.team is None and ksparse_encoder.has_room(L, x.dtype)  # on a team, Gram rows are on all ranks
+    if plan.product == "gram" and not lone:
         plan = replace(plan, product="residual")
     how = ksparse_encoder.Steps(R, encoding.steps, rule, L, plan, decode, keep, common.pages, common.team)
     indices, values, xhat = ksparse_encoder.Encode.apply(x.reshape(-1, x.shape[-1]), *weights, how)

@@ -154,7 +154,10 @@ def _from_found(found: formats.Found) -> SAE:
     d_in, d_sae = tensors["W_enc"].shape
     if isinstance(found.penalty, L0):
         theta = torch.as_tensor(np.sqrt(2 * np.asarray(found.penalty.lam))).expand(d_sae)
-        tensors["threshold"] = theta.to(tensors["W_enc"].dtype).clone()
+        near = theta.to(tensors["W_enc"].dtype)
+        below = torch.nextafter(near, torch.full_like(near, -torch.inf))
+        # rounded down: then the same entries of this dtype are above it as above a threshold that is kept wider
+        tensors["threshold"] = torch.where(near.double() > theta, below, near)
     sae = _assemble((d_in, d_sae), found.penalty, tensors, found.normalization, Encoding())
     sae.metadata = {"format": found.format, **found.metadata, "notes": list(found.notes)}
     return sae

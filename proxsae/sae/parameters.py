@@ -20,7 +20,7 @@ from proxsae.sae.encoding import Common, Encoding
 from proxsae.sae.normalize import check_kind
 from proxsae.sae.sharing import shared
 from proxsae.sae.team import Team
-from proxsae.steps import LearnedSteps, StepRule
+from proxsae.steps import LearnedSteps, StepRule, step_dtype
 
 # In the order of files; the last four are there for L0, for BatchKSparse, and for learned steps.
 WEIGHTS = ("W_dec", "W_enc", "b_enc", "b_dec", "threshold", "batch_threshold", "log_step", "log_lam_factor")
@@ -80,7 +80,12 @@ class Parameters(nn.Module):
         encoding.check(self.common.penalty, W)
         self.encoding = encoding
         if encoding.learned:
-            start = 0.0 if W.is_meta else -math.log(lipschitz(W))  # meta: about to be replaced by a file's
+            L = 1.0 if W.is_meta else lipschitz(W)  # meta: about to be replaced by a file's
+            if step_dtype(L, W) not in (torch.float32, W.dtype):
+                msg = f"LearnedSteps() start at 1/L={1 / L:.3g}, out of the range of {W.dtype}: scale the rows of W_dec"
+                msg += " to norm 1, or call sae.double() first (def-lipschitz)"
+                raise Error(msg)
+            start = -math.log(L)
             self.log_step = nn.Parameter(torch.full((self.steps - 1,), start, dtype=W.dtype, device=W.device))
             if hasattr(self.common.penalty, "lam"):
                 self.log_lam_factor = nn.Parameter(torch.zeros_like(self.log_step))

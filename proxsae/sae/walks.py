@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from proxsae.penalties.base import with_lam
+from proxsae.pytorch.codes import accumulator
 from proxsae.pytorch.iteration import Point
 from proxsae.pytorch.prox import has_kernel, in_kernel, prox
 
@@ -29,10 +30,10 @@ def encoder(point: Point, R: Any, W_enc: Tensor, tilt: Tensor | None) -> Iterato
         u = point.z - point.residual() @ W_enc
         u = u if tilt is None else u + tilt
         trial = Point(prox(R, u), point.c, point.D, spent, tilt=tilt)
-        now, then = trial.objective(R), point.objective(R)
+        now, then = trial.compared(R), point.compared(R)
         if not R.rowwise:  # the batch is one vector
             now, then = (F.sum().expand(len(F)) for F in (now, then))
-        falls = (now <= then)[:, None]
+        falls = ((now <= then) & (now < torch.inf))[:, None]
         residual = torch.where(falls, trial.residual(), point.residual())
         z = torch.where(falls, trial.z, point.z)
         felt = None if point.felt is None else torch.where(falls, in_kernel(R, u), point.felt)
@@ -46,12 +47,13 @@ def learned(
     yield point
     for t, log_step in enumerate(log_steps):
         g = point.residual() @ point.D.T
-        mu, Rt = log_step.exp(), R
+        mu, Rt = log_step.to(accumulator(log_step.dtype)).exp(), R
         if log_lam_factors is not None:
             lam = R.lam if isinstance(R.lam, Tensor) else torch.as_tensor(np.array(R.lam))
             lam, factor = lam.to(g.device), log_lam_factors[t].double().exp()
             Rt = with_lam(R, torch.where(lam.isinf(), lam, lam * torch.where(lam.isinf(), factor.detach(), factor)))
-        u = point.z - mu * (g if tilt is None else g - tilt)
+        down = g if tilt is None else g - tilt
+        u = point.z - (mu * down.to(mu.dtype)).to(g.dtype)
         felt = in_kernel(Rt, u, mu) if has_kernel(Rt) else None
         point = Point(prox(Rt, u, mu), point.c, point.D, point.spent + 2, tilt=tilt, felt=felt)
         yield point
