@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import isotonic_regression
 
 import proxsae as px
 from proxsae import testing as pt
@@ -24,7 +25,7 @@ CLAIMS = {"convex": True, "separable": True, "even": True, "symmetric": True}
 
 def test_a_right_operator_passes_every_law_that_applies():
     results = pt.check_prox(pt.operator(soft, l1, **CLAIMS))
-    assert {"form", "optimal", "rows", "firm", "monotone", "step", "shrinks", "odd", "permutation"} == {
+    assert {"form", "optimal", "rows", "nan", "firm", "monotone", "step", "shrinks", "odd", "permutation"} == {
         r.law for r in results
     }
     assert all(r.problem is None for r in results)
@@ -43,7 +44,26 @@ WRONG = {
     ),
     "wrong value": (soft, lambda z: 2 * np.abs(z).sum(axis=-1), "optimal"),
     "looks at the batch": (lambda u, step: soft(u, step) * u.dtype.type(1 + 1e-3 * (len(u) > 1)), l1, "rows"),
+    "steps from 0.31 to 0.9": (lambda u, step: soft(u, step * (0.9 if 0.31 < step < 0.9 else 1)), l1, "optimal"),
+    "steps from 50 to 140": (lambda u, step: soft(u, step * (0.9 if 50 < step < 140 else 1)), l1, "optimal"),
+    "entries above 1000": (lambda u, step: np.where(np.abs(u) > 1000, 0 * u, soft(u, step)), l1, "optimal"),
+    "entries below 1e-3": (lambda u, step: np.where(np.abs(u) < 1e-3, u, soft(u, step)), l1, "optimal"),
+    "rows of size 1e-3": (lambda u, step: _if(np.abs(u) < 1e-3, u, soft(u, step)), l1, "optimal"),
+    "rows wider than 5": (lambda u, step: soft(u, step * (1 if u.shape[-1] <= 5 else 0.9)), l1, "optimal"),
+    "past the fifth entry": (
+        lambda u, step: np.concatenate([soft(u[..., :5], step), soft(u[..., 5:], step / 2)], -1),
+        l1,
+        "optimal",
+    ),
+    "batches of three axes": (lambda u, step: soft(u, step * (1 if u.ndim < 3 else 2)), l1, "rows"),
+    "batches of four axes": (lambda u, step: soft(u, step * (1 if u.ndim < 4 else 2)), l1, "rows"),
+    "NaN becomes 0": (lambda u, step: np.nan_to_num(soft(u, step)), l1, "nan"),
+    "NaN spreads": (lambda u, step: soft(u, step) + 0 * u.sum(axis=-1, keepdims=True), l1, "nan"),
 }
+
+
+def _if(entries, yes, no):
+    return np.where(entries.all(axis=-1, keepdims=True), yes, no)
 
 
 def _writes(u):
@@ -57,7 +77,7 @@ def test_a_wrong_operator_is_refused_by_the_law(name):
     op = pt.operator(prox, value, **CLAIMS, name=name)
     with pytest.raises(pt.LawViolation):
         pt.check_prox(op)
-    assert law in {r.law for r in pt.check_prox(op, on_fail="collect") if r.violation}
+    assert any(r.violation for r in pt.check_prox(op, laws=[law], on_fail="collect"))
 
 
 def test_a_violation_names_the_law_the_input_and_a_better_point():
@@ -155,13 +175,34 @@ def test_row_functions_and_torch_functions_are_operators():
     )
 
     def prox(u, step):
-        return torch.where(u > step, u - step, torch.where(u < -step, u + step, 0))
+        return torch.where(u > step, u - step, torch.where(u < -step, u + step, 0 * u))
 
     right = pt.operator(prox, lambda z: z.abs().sum(-1), **CLAIMS)
-    assert {r.backend for r in pt.check_prox(right)} == {"torch-cpu-float32", "torch-cpu-float64"}
+    assert {r.backend for r in pt.check_prox(right, n=40)} == {"torch-cpu-float32", "torch-cpu-float64"}
     wrong = pt.operator(lambda u, step: prox(u, step / 2), lambda z: z.abs().sum(-1), **CLAIMS)
     with pytest.raises(pt.LawViolation, match="torch-cpu-float32"):
         pt.check_prox(wrong)
+
+
+def test_an_operator_of_one_row_gets_fewer_rows_and_the_result_says_so():
+    calls = []
+
+    def isotonic(u, step):
+        calls.append(1)
+        return isotonic_regression(u.astype(np.float64)).x.astype(u.dtype)
+
+    def increasing(z):
+        calls.append(1)
+        return 0.0 if (np.diff(z) >= -1e-5).all() else np.inf
+
+    few = pt.operator(isotonic, increasing, convex=True, indicator=True, batched=False)
+    (result,) = pt.check_prox(few, laws=["optimal"], backends=pt.NUMPY[1])
+    (usual,) = pt.check_prox(pt.operator(soft, l1, separable=True), laws=["optimal"], backends=pt.NUMPY[1])
+    assert 300 < result.rows < usual.rows / 20
+    assert 100 * result.rows < len(calls) < 500 * result.rows  # the oracle's work for each row is the same
+    backwards = pt.operator(lambda u, step: isotonic(u[::-1], step)[::-1], increasing, indicator=True, batched=False)
+    with pytest.raises(pt.LawViolation):
+        pt.check_prox(backwards, laws=["optimal"])
 
 
 def test_check_backend_sees_a_backend_that_differs(device):

@@ -69,3 +69,17 @@ def test_lattice_has_ties_thresholds_and_specials():
         assert (u == point).any()
     assert np.isnan(u).any()
     assert np.signbit(u[u == 0]).any()
+
+
+def test_drawn_inputs_meet_every_interval_of_steps_and_every_scale():
+    for seed in range(5):
+        drawn = list(pt.lattice.inputs(px.L1(0.5), np.float64, 200, seed))
+        steps = np.sort([step for step, _ in drawn])
+        assert steps[0] <= 2.5e-3
+        assert steps[-1] >= 1e3 / 2.6
+        assert (steps[1:] <= 2.51 * steps[:-1]).all()
+        assert {1, 2, 3, 5} < {u.shape[1] for _, u in drawn}
+        assert max(u.shape[1] for _, u in drawn) > 16
+        largest = np.concatenate([np.abs(u).max(axis=1, initial=0) for _, u in drawn])
+        assert (largest > 1e3).sum() > 50
+        assert ((largest < 1e-3) & (largest > 0)).sum() > 50

@@ -15,12 +15,10 @@ from proxsae.testing import lattice
 from proxsae.testing.checker import (
     Better,
     LawViolation,
-    Operator,
     Result,
     check_backend,
     check_law,
     check_prox,
-    operator,
     parametrize_with_laws,
     results,
     violation,
@@ -28,6 +26,7 @@ from proxsae.testing.checker import (
 from proxsae.testing.compare import assert_close, assert_same, numpy_of
 from proxsae.testing.laws import LAWS, NUMPY, Backend, Law, torch_backends
 from proxsae.testing.mutants import MUTANTS, Mutant
+from proxsae.testing.operators import Operator, operator
 
 if TYPE_CHECKING:
     from proxsae.testing import strategies

@@ -1,4 +1,4 @@
-"""The public checker: every law whose hypotheses an operator states, on the lattice of its thresholds.
+"""The public checker: every law whose hypotheses an operator states, on the lattice of its thresholds, at all scales.
 
 It takes any operator, an object with `value(z)` and `prox(u, step)` on rows (..., P).  It needs NumPy only, and torch
 where the operator does; neither pytest nor Hypothesis.
@@ -7,7 +7,7 @@ where the operator does; neither pytest nor Hypothesis.
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,12 +36,17 @@ from proxsae.testing.laws import (
     Law,
     applied,
     assert_agrees,
+    flag,
     judged,
     ours,
     rowwise,
     torch_backends,
     values,
 )
+from proxsae.testing.operators import backends_of, check_operator, label
+
+ROW_BY_ROW = 25  # the oracle asks for some 400 values a row, which is as many calls where rows come one by one
+INDICATOR = 1e-5  # what the value of an indicator allows for rounding: sums of larger entries have more in float32
 
 
 class Better(NamedTuple):
@@ -90,98 +95,22 @@ class LawViolation(AssertionError):
 
 @dataclass(frozen=True)
 class Result:
-    """One law on one operator in one backend: `violation` is None where it holds, `expected` a reason if given."""
+    """One law on one operator in one backend: `violation` is None where it holds, `expected` a reason if given.
+
+    `rows` is how many rows it was tried on.
+    """
 
     law: str
     operator: str
     backend: str
     violation: LawViolation | None
+    rows: int
     expected: str | None = None
 
     @property
     def problem(self) -> str | None:
         """The message of the violation, or None."""
         return None if self.violation is None else str(self.violation)
-
-
-@dataclass(frozen=True)
-class Operator:
-    """Plain functions as an operator; made by `operator`."""
-
-    prox_of: Callable[[Any, float], Any]
-    value_of: Callable[[Any], Any]
-    convex: bool = False
-    separable: bool = False
-    indicator: bool = False
-    nonneg: bool = False
-    even: bool = False
-    symmetric: bool = False
-    rowwise: bool = True
-    batched: bool = True
-    widths: tuple[int, ...] = ()
-    name: str = "operator"
-
-    def prox(self, u: Any, step: float = 1.0) -> Any:
-        """prox_{step R}(u), row by row where the function takes one row."""
-        return self._rows(lambda row: self.prox_of(row, step), u)
-
-    def value(self, z: Any) -> Any:
-        """R(z), row by row where the function takes one row."""
-        return self._rows(self.value_of, z)
-
-    def __str__(self) -> str:
-        return self.name
-
-    def _rows(self, function: Callable[[Any], Any], a: Any) -> Any:
-        if self.batched or a.ndim == 1:
-            return function(a)
-        lead = a.shape[:-1]
-        empty = lead if function is self.value_of else a.shape
-        out = [function(row) for row in a.reshape(math.prod(lead), a.shape[-1])]
-        if is_torch(a):
-            import torch
-
-            out = [o if is_torch(o) else torch.as_tensor(o, dtype=a.dtype, device=a.device) for o in out]
-            return torch.stack(out).reshape(*lead, *out[0].shape) if out else a.new_zeros(empty)
-        return np.stack(out).reshape(*lead, *np.shape(out[0])) if out else np.zeros(empty, a.dtype)
-
-
-def operator(
-    prox: Callable[[Any, float], Any],
-    value: Callable[[Any], Any],
-    *,
-    convex: bool = False,
-    separable: bool = False,
-    indicator: bool = False,
-    nonneg: bool = False,
-    even: bool = False,
-    symmetric: bool = False,
-    rowwise: bool = True,
-    batched: bool = True,
-    widths: Sequence[int] = (),
-    name: str | None = None,
-) -> Operator:
-    """An operator from two functions, `prox(u, step)` and `value(z)`, and what is claimed of R:
-
-    convex, separable, indicator, nonneg: as for `Penalty`
-    even       R depends on |z| only, and does not fall as an |z_i| grows
-    symmetric  entries may change places
-    rowwise    rows do not see each other
-    batched    the functions take rows (..., P); with False one row (P,), and they are called row by row
-    widths     the row widths P that they accept (default: 0, 1, 2, 3, 5)
-
-    >>> half = operator(lambda u, step: u / (1 + step), lambda z: 0.5 * (z * z).sum(-1), convex=True, separable=True)
-    >>> len(check_prox(half)) > 5
-    True
-    """
-    claims = (convex, separable, indicator, nonneg, even, symmetric, rowwise, batched)
-    return Operator(
-        prox,
-        value,
-        *claims,
-        tuple(check_count("widths", w, 0) for w in widths),
-        name or str(getattr(prox, "__name__", "operator")),
-    )
 
 
 def check_prox(
@@ -194,12 +123,16 @@ def check_prox(
     on_fail: str = "raise",
     backends: Sequence[Backend] | None = None,
 ) -> list[Result]:
-    """Check the laws whose hypotheses `op` states, on rows of its threshold lattice; return a `Result` for each.
+    """Check the laws whose hypotheses `op` states, on rows of its threshold lattice and of all scales.
+
+    Returns a `Result` for each law and backend.
 
     op has `value(z)` (..., P) -> (...) and `prox(u, step)` (..., P) -> (..., P), in NumPy or in torch, and flags as in
     `operator` (False where absent).  laws: names, default all that apply.  expected_failures: {law: reason}, strict: a
-    law that holds after all is a failure.  n: rows per width and step.  backends: default NumPy in float32 and float64,
-    or torch on the CPU for an operator that refuses NumPy arrays.
+    law that holds after all is a failure.  n: rows per width at each of four steps; wider rows, other scales and other
+    steps get fewer, and an operator with batched=False, which is called row by row, a 25th of all: `Result.rows` says
+    how many it were.  backends: default NumPy in float32 and float64, or torch on the CPU for an operator that
+    refuses NumPy arrays.
 
     Raises `LawViolation` (an AssertionError) at the first failure, or with on_fail="collect" returns all results.
 
@@ -207,7 +140,7 @@ def check_prox(
     >>> len(check_prox(L1(0.5), n=20)) > 10
     True
     """
-    _check_operator(op)
+    check_operator(op)
     expected = dict(expected_failures or {})
     n, seed = check_count("n", n, 1), check_seed(seed)
     laws = [laws] if isinstance(laws, str) else laws
@@ -254,21 +187,40 @@ def results(
     """Check law by law, and yield one `Result` for each law and backend that applies."""
     wanted = [_law(name) for name in laws] if laws is not None else LAWS
     wanted = [*wanted, *(law for law in map(_law, also) if law not in wanted)]
+    prepared = functools.cache(lambda backend, specials: list(_inputs(R, backend, n, seed, specials)))
     for law in wanted:
         for backend in backends_of(R) if backends is None else backends:
             if law.applies(R, backend):
-                yield Result(law.name, label(R), backend.name, violation(law, R, backend, n, seed))
+                found, tried = _try(law, R, backend, prepared(backend, law.specials))
+                yield Result(law.name, label(R), backend.name, found, tried)
 
 
 def violation(law: Law, R: Any, backend: Backend, n: int = 20, seed: int = 0) -> LawViolation | None:
-    """The first violation of a law on the lattice of R, or None."""
-    apply = None if ours(R) is not None else lambda u, step: applied(R, backend, u, step)
-    for step in lattice.STEPS if apply is None else (*lattice.STEPS, 0.01, 30.0):
-        for u in lattice.rows(R, step, backend.dtype, n, seed, law.specials and apply is None, apply):
-            found = _broken(law, R, backend, u, step)
-            if found is not None:
-                return found
-    return None
+    """The first violation of a law on the inputs of R, or None."""
+    return _try(law, R, backend, _inputs(R, backend, n, seed, law.specials))[0]
+
+
+def _inputs(R: Any, backend: Backend, n: int, seed: int, specials: bool) -> Iterator[tuple[float, Any]]:
+    """Steps and rows: as many as one asks for of a function of rows, of a function of one row fewer."""
+    few = n if getattr(R, "batched", True) else max(1, n // ROW_BY_ROW)
+    if ours(R) is not None:
+        yield from lattice.inputs(R, backend.dtype, few, seed, specials)
+        return
+    exact = INDICATOR / float(np.finfo(backend.dtype).eps) if flag(R, "indicator") else np.inf
+    for step, u in lattice.inputs(R, backend.dtype, few, seed, apply=lambda u, step: applied(R, backend, u, step)):
+        reach = exact / max(1, u.shape[1])
+        yield step, u.clip(-reach, reach)
+
+
+def _try(law: Law, R: Any, backend: Backend, inputs: Iterable[tuple[float, Any]]) -> tuple[LawViolation | None, int]:
+    """The first violation of a law on inputs, or None, and on how many rows it was tried."""
+    tried = 0
+    for step, u in inputs:
+        tried += len(u)
+        found = _broken(law, R, backend, u, step)
+        if found is not None:
+            return found, tried
+    return None, tried
 
 
 def check_law(name: str, R: Any, u: Any, step: float = 1.0, backend: str | Backend = "numpy-float64") -> None:
@@ -298,16 +250,15 @@ def check_law(name: str, R: Any, u: Any, step: float = 1.0, backend: str | Backe
 
 
 def check_backend(op: Any, backend: Backend, *, reference: Any = None, n: int = 200, seed: int = 0) -> None:
-    """Check that `op` on a backend equals `reference` (default: itself) on NumPy: on the lattice, NaN and infinity too.
+    """Check that `op` on a backend equals `reference` (default: itself) on NumPy, NaN and infinity included.
 
     Bit for bit, but to 16 eps for operators that add entries up (GroupL2, SortedL1).  Raises AssertionError.
     """
-    _check_operator(op)
+    check_operator(op)
     reference = op if reference is None else reference
-    for step in lattice.STEPS:
-        for u in lattice.rows(reference, step, backend.dtype, n, seed, specials=True):
-            what = f"prox of {label(op)} at step {step} in {backend.name}"
-            assert_agrees(reference, backend, op.prox(backend.make(u), step), reference.prox(u, step), what)
+    for step, u in lattice.inputs(reference, backend.dtype, n, seed, specials=True):
+        what = f"prox of {label(op)} at step {step} in {backend.name}"
+        assert_agrees(reference, backend, op.prox(backend.make(u), step), reference.prox(u, step), u, what)
 
 
 def parametrize_with_laws(ops: Iterable[Any], n: int = 50, seed: int = 0) -> Any:
@@ -340,45 +291,6 @@ def parametrize_with_laws(ops: Iterable[Any], n: int = 50, seed: int = 0) -> Any
         if law.applies(R, backend)
     ]
     return pytest.mark.parametrize("check", cases)
-
-
-def label(R: Any) -> str:
-    """What R is called, the same in every run: its text or its name, or else its type."""
-    if isinstance(R, (Penalty, Operator)):
-        return " ".join(str(R).split())
-    name = getattr(R, "name", None)
-    return name if isinstance(name, str) else type(R).__name__
-
-
-def _check_operator(op: Any) -> None:
-    """Raise `Error` for what has no prox and value, such as a function or a class."""
-    if isinstance(op, type) or not callable(getattr(op, "prox", None)) or not callable(getattr(op, "value", None)):
-        name = getattr(op, "__name__", type(op).__name__)
-        wrapped = f"wrap it: px.testing.operator(prox={name}, value=...)"
-        hint = f"make one, {name}(...)" if isinstance(op, type) else wrapped
-        msg = f"{name} is no operator, which has the methods prox(u, step) and value(z): {hint}"
-        raise Error(msg)
-
-
-def backends_of(R: Any) -> Sequence[Backend]:
-    """NumPy, or torch on the CPU for an operator that refuses NumPy arrays and accepts tensors."""
-    if ours(R) is not None:
-        return NUMPY
-    row = np.zeros((1, max(lattice.widths(R))))
-    try:
-        if isinstance(R.prox(row, 1.0), np.ndarray):
-            return NUMPY
-    except Exception:  # not for NumPy; or broken, and then the laws say how
-        pass
-    try:
-        torches = torch_backends()
-    except ImportError:
-        return NUMPY
-    fits = []
-    for backend in torches:
-        with suppress(Exception):  # a module whose parameters have the other dtype
-            fits += [backend] if is_torch(R.prox(backend.make(row.astype(backend.dtype)), 1.0)) else []
-    return tuple(fits) or NUMPY
 
 
 def _broken(law: Law, R: Any, backend: Backend, u: Any, step: float) -> LawViolation | None:

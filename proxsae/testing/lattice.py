@@ -1,7 +1,8 @@
 """Inputs on which operators go wrong: the threshold itself, its float neighbours, ties, zeros of both signs, NaN.
 
-Gaussian draws never meet a tie.  Rows are drawn from the operator's own thresholds, and are short, so that a global
-oracle can judge them.  Thresholds come from its parameters, and from watching where its output leaves 0.
+Gaussian draws never meet a tie.  Most rows are drawn from the operator's own thresholds, and are short, so that a
+global oracle can judge them.  Thresholds come from its parameters, and from watching where its output leaves 0.  Other
+rows are wider, or of another scale, at steps between: for errors that wait there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ Apply = Callable[[np.ndarray[Any, Any], float], np.ndarray[Any, Any]]
 
 WIDTHS = (1, 2, 3, 5, 0)
 STEPS = (1.0, 0.3, 2.0, 5.0)
+RATIO = 2.5  # of one drawn step to the next, from 1e-3 to 1e3
+WIDER = ((6, 17), (17, 34))  # widths that drawn steps take in turn
+DECADES = 5  # magnitudes from 1e-5 to 1e5
 
 
 def widths(R: Any) -> tuple[int, ...]:
@@ -58,7 +62,7 @@ def watched(apply: Apply, step: float, dtype: Any, width: int) -> list[float]:
         return bool((apply(u, step) != 0).any())
 
     try:
-        grid = [2.0**e for e in range(-8, 7)]
+        grid = [2.0**e for e in range(-12, 13)]
         brackets = [(a, b) for a, b in itertools.pairwise(grid) if kept(a) != kept(b)]
         found = []
         for low, high in brackets:
@@ -97,10 +101,7 @@ def rows(
     its output leaves 0 join the lattice: of an operator from elsewhere the parameters are not known.
     """
     rng = np.random.default_rng(seed)
-    seen = watched(apply, step, dtype, max(1, min(filter(None, widths(R)), default=1))) if apply else []
-    grid = np.array(
-        points(R, step, dtype, seen) + ([dtype(v) for v in (np.nan, np.inf, -np.inf)] * 4 if specials else [])
-    )
+    grid = _grid(R, step, dtype, specials, apply)
     reach = 3 * max(thresholds(R, step, dtype))
     for width in widths(R):
         on_grid = rng.choice(grid, size=(n, width))
@@ -108,3 +109,45 @@ def rows(
         mixed = np.where(rng.random((n, width)) < 0.6, on_grid, anywhere)
         tied = rng.choice(grid[:6], size=(n // 2, width))  # few values: nearly every row has a tie at its boundary
         yield np.concatenate([mixed, tied, -np.abs(mixed[: n // 4])]).astype(dtype)
+
+
+def _grid(R: Any, step: float, dtype: Any, specials: bool, apply: Apply | None) -> np.ndarray[Any, Any]:
+    """The points of R, with those at which the output of `apply` leaves 0, NaN and infinities, each if wanted."""
+    seen = watched(apply, step, dtype, max(1, min(filter(None, widths(R)), default=1))) if apply else []
+    return np.array(
+        points(R, step, dtype, seen) + ([dtype(v) for v in (np.nan, np.inf, -np.inf)] * 4 if specials else [])
+    )
+
+
+def steps(seed: int = 0) -> list[float]:
+    """Steps from 1e-3 to 1e3 in equal ratios, from a start drawn by the seed: one in every interval [a, 2.5 a]."""
+    start = 1e-3 * RATIO ** np.random.default_rng([seed, 1]).random()
+    return [float(f"{start * RATIO**i:.3g}") for i in range(round(math.log(1e6, RATIO)))]
+
+
+def inputs(
+    R: Any, dtype: Any, n: int = 60, seed: int = 0, specials: bool = False, apply: Apply | None = None
+) -> Iterator[tuple[float, np.ndarray[Any, Any]]]:
+    """Yield steps and rows: `rows` at each of STEPS, then at drawn steps fewer, some of them wider, of all scales."""
+    for step in STEPS:
+        for u in rows(R, step, dtype, n, seed, specials, apply):
+            yield step, u
+    rng, narrow = np.random.default_rng([seed, 2]), [width for width in widths(R) if width]
+    for i, step in enumerate(steps(seed) if narrow else ()):
+        wide = _wider(R, i // 2, rng) if i % 2 else 0
+        few, width = (1 + n // 32, wide) if wide else (1 + n // 4, narrow[i // 2 % len(narrow)])
+        near, far = rng.choice(_grid(R, step, dtype, specials, apply), size=(few, width)), _scaled(rng, few, width)
+        yield step, np.concatenate([near, far]).astype(dtype)
+
+
+def _wider(R: Any, turn: int, rng: np.random.Generator) -> int:
+    """A width above those of `widths`, or 0 for an operator that takes these only."""
+    if widths(R) != WIDTHS and getattr(ours(R), "size", 1) == 1:
+        return 0
+    return int(rng.integers(*WIDER[turn % len(WIDER)])) * int(getattr(ours(R), "size", 1))
+
+
+def _scaled(rng: np.random.Generator, n: int, width: int) -> np.ndarray[Any, Any]:
+    """Rows of one scale each, and of entries of one scale each, in turn."""
+    scale = np.where(np.arange(n)[:, None] % 2, rng.random((n, width)), rng.random((n, 1)))
+    return rng.uniform(-1, 1, (n, width)) * 10 ** (DECADES * (2 * scale - 1))

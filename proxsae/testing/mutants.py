@@ -79,6 +79,14 @@ def _over_batch(R: Any, u: Array, step: float) -> Array:
     return flat.reshape(u.shape)
 
 
+def _some_steps(R: Any, u: Array, step: float) -> Array:
+    return R.prox(u, step / 2 if 0.31 < step < 0.9 else step)
+
+
+def _first_five(R: Any, u: Array, step: float) -> Array:
+    return np.concatenate([R.prox(u[..., :5], step), R.prox(u[..., 5:], step / 2)], axis=-1)
+
+
 def _straight_through(R: Any, u: Any, step: Any) -> Any:
     return u + (HARD.prox(u, step) - u).detach()
 
@@ -224,6 +232,12 @@ MUTANTS = (
     Mutant("soft: step in the denominator", "step", SOFT, lambda R, u, s: R.prox(u, 1 / s)),
     Mutant("soft: debiased past the input", "shrinks", SOFT, lambda R, u, s: R.prox(u, s) * u.dtype.type(1.5)),
     Mutant("hard: a band only", "monotone", HARD, lambda R, u, s: np.where(np.abs(u) > 3, _zero(u), R.prox(u, s))),
+    Mutant("soft: wrong at steps from 0.31 to 0.9", "optimal", SOFT, _some_steps),
+    Mutant("soft: wrong above 1000", "optimal", SOFT, lambda R, u, s: _keep(R.prox(u, s), np.abs(u) <= 1000)),
+    Mutant("soft: wrong below 1e-3", "optimal", SOFT, lambda R, u, s: np.where(np.abs(u) < 1e-3, u, R.prox(u, s))),
+    Mutant("soft: wrong past the fifth entry", "optimal", SOFT, _first_five),
+    Mutant("soft: wrong on three axes", "rows", SOFT, lambda R, u, s: R.prox(u, s if u.ndim < 3 else 2 * s)),
+    Mutant("soft: NaN spreads to its row", "nan", SOFT, lambda R, u, s: R.prox(u, s) + 0 * u.sum(-1, keepdims=True)),
     Mutant("elastic net: forgets to divide", "optimal", ELASTIC, lambda R, u, s: SOFT.prox(u, s)),
     Mutant("elastic net: divides before it shrinks", "optimal", ELASTIC, _divide_first),
     Mutant("elastic net: alpha without its half", "value", ELASTIC, wrong_value=_no_half),

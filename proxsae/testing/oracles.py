@@ -1,6 +1,6 @@
 """What the laws judge by: the objective, a global search for a better point, and every operator in plain Python.
 
-The search sees only `value`.  Separable penalties: each entry on a refined grid.  Others: every support (rows are
+The search sees only `value`.  Separable penalties: each entry on a refined grid.  Others: every support (most rows are
 short), scaled and moved, then a pattern search; for a convex R that search is global, for k-sparse the supports are.
 The plain operators are written from the definitions, one number at a time, and share no code with `penalties/`.
 """
@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 Value = Callable[[Array], Array]
 
 LARGEST_SEARCH = 2**22  # numbers in one call of `value`
-LARGEST_SUPPORT = 10  # entries whose supports are enumerated
+LARGEST_SUPPORT = 10  # entries of rows all of whose supports are tried
 
 
 def objectives(value: Value, z: Array, u: Array, step: float) -> Array:
@@ -31,7 +31,8 @@ def objectives(value: Value, z: Array, u: Array, step: float) -> Array:
 def search(value: Value, z: Array, u: Array, step: float, separable: bool) -> Array:
     """For each row of u (n, P) the best point found, starting from the answers z (n, P)."""
     width = u.shape[1]
-    each = 124 * width * width if separable else 8 * 2 ** min(width, LARGEST_SUPPORT) * width
+    supports = 2**width if width <= LARGEST_SUPPORT else 2 * width
+    each = 124 * width * width if separable else 8 * supports * width
     some = max(1, LARGEST_SEARCH // max(1, each))  # rows at a time, for memory
     parts = [slice(i, i + some) for i in range(0, max(1, len(u)), some)]
     one = _search_entries if separable else _search_rows
@@ -66,8 +67,7 @@ def _search_rows(value: Value, z: Array, u: Array, step: float) -> Array:
             cost = objectives(value, tries, u, step)
         return tries[np.where(np.isnan(cost), np.inf, cost).argmin(axis=0), np.arange(len(u))]
 
-    masks = np.array(list(itertools.product([0.0, 1.0], repeat=min(width, LARGEST_SUPPORT))))
-    masks = np.concatenate([masks, np.ones((len(masks), width - masks.shape[1]))], axis=1)[:, None]
+    masks = _supports(u)
     scaled = [s * masks * part for s in (1.0, 0.75, 0.5, 0.25) for part in (u, np.maximum(u, 0))]
     found = best_of(np.concatenate([z[None], *scaled]))
     size = 1 + np.abs(u).max(axis=-1, keepdims=True)
@@ -76,6 +76,15 @@ def _search_rows(value: Value, z: Array, u: Array, step: float) -> Array:
         along = [found + reach * (u - found), (1 - reach) * found]
         found = best_of(np.concatenate([found[None], found + reach * size * moves, *[a[None] for a in along]]))
     return found
+
+
+def _supports(u: Array) -> Array:
+    """All supports of short rows; of wide ones those of the largest entries and of the largest magnitudes."""
+    width = u.shape[1]
+    if width <= LARGEST_SUPPORT:
+        return np.array(list(itertools.product([0.0, 1.0], repeat=width)))[:, None]
+    ranks = [(-key).argsort(axis=-1, kind="stable").argsort(axis=-1) for key in (u, np.abs(u))]
+    return np.concatenate([rank < np.arange(1, width + 1)[:, None, None] for rank in ranks]).astype(np.float64)
 
 
 def plain_value(R: Any, z: Array) -> float:

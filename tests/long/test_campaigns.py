@@ -21,17 +21,22 @@ def campaign(name, *options, cwd):
     return done.stdout
 
 
-def test_no_hostile_file_is_judged_wrong(tmp_path):
+def test_no_hostile_file_is_judged_wrong(tmp_path, seed, figures):
     count = os.environ.get("PROXSAE_FUZZ", "2000")
-    table = campaign("fuzz", "--count", count, "--keep", str(tmp_path / "violations"), cwd=tmp_path)
+    table = campaign(
+        "fuzz", "--count", count, "--seed", str(seed), "--keep", str(tmp_path / "violations"), cwd=tmp_path
+    )
     all_formats = table.splitlines()[-1].split()
     assert all_formats[0] == "all"
     assert int(all_formats[1]) >= int(count)
     assert int(all_formats[4]) == 0
+    for what, number in zip(("tried", "refused by a sentence", "read as right"), all_formats[1:4], strict=True):
+        figures(f"hostile files {what}", int(number))
 
 
-def test_killed_runs_end_in_the_bits_of_undisturbed_ones(tmp_path):
+def test_killed_runs_end_in_the_bits_of_undisturbed_ones(tmp_path, seed, figures):
     kills = os.environ.get("PROXSAE_KILLS", "20")
-    printed = campaign("kills", "--kills", kills, cwd=tmp_path)
+    printed = campaign("kills", "--kills", kills, "--seed", str(seed), cwd=tmp_path)
     assert int(printed.split()[0]) >= int(kills)
     assert "; 0 ended in other bits" in printed
+    figures("kills of training in one process, resumed to the bit", int(printed.split()[0]))

@@ -47,7 +47,7 @@ def same(folder, undisturbed):
 
 
 @pytest.mark.parametrize("how", ["kill", "interrupt"])
-def test_the_same_command_after_a_kill_or_ctrl_c_gives_the_same_bits(how, undisturbed, tmp_path):
+def test_the_same_command_after_a_kill_or_ctrl_c_gives_the_same_bits(how, undisturbed, tmp_path, figures):
     np.save(tmp_path / "rows.npy", ROWS)
     process = start(tmp_path)
     wait_for(tmp_path / "out" / files.CHECKPOINT, process)
@@ -61,3 +61,4 @@ def test_the_same_command_after_a_kill_or_ctrl_c_gives_the_same_bits(how, undist
     _, told = process.communicate(timeout=300)
     assert process.returncode == 0, told
     assert same(tmp_path, undisturbed)
+    figures("`proxsae train` killed or stopped, resumed to the bit")
