@@ -17,7 +17,7 @@ PACKAGE = Path(px.__file__).parent
 # A room may import the rooms above it in this list, and nothing below.
 ROOMS = [
     "conventions", "disk", "theory", "penalties", "steps", "certificates", "reference", "pytorch", "data", "metrics",
-    "testing", "formats", "sae", "training", "report", "studies", "statements", "cli", "__main__",
+    "testing", "formats", "sae", "training", "models", "report", "studies", "statements", "cli", "__main__",
 ]  # fmt: skip
 NUMPY_FLOOR = {"conventions", "disk", "theory", "penalties", "steps", "certificates", "reference", "data"}
 RUN_TIME = {"numpy", "scipy", "torch", "proxsae", *sys.stdlib_module_names}
