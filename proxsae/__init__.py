@@ -17,7 +17,7 @@ from proxsae.reference.iteration import ista, solve
 from proxsae.steps import Backtracking, ExactStep, FixedStep, LearnedSteps, Lipschitz, Refit, Solution, Trace
 
 if TYPE_CHECKING:
-    from proxsae import data, studies, testing
+    from proxsae import data, models, studies, testing
     from proxsae.pytorch.codes import SparseCodes
     from proxsae.sae import SAE, abstopk_sae, jumprelu_sae, load, relu_sae, topk_sae
     from proxsae.sae.evaluation import evaluate
@@ -44,12 +44,12 @@ __all__ = [  # noqa: RUF022  (grouped by what they are)
     # sparse autoencoders
     "SAE", "relu_sae", "jumprelu_sae", "topk_sae", "abstopk_sae", "SparseCodes", "load", "train", "evaluate",
     # the rest
-    "data", "studies", "testing", "Error",
+    "data", "models", "studies", "testing", "Error",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("data", "studies", "testing"):
+    if name in ("data", "models", "studies", "testing"):
         return importlib.import_module(f"proxsae.{name}")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)

@@ -12,11 +12,20 @@ from tests.checkpoint_files import WRITERS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "proxsae").rglob("*.md"))]
-BLOCKS = [
-    pytest.param(code, id=f"{page.name}-{i}")
-    for page in PAGES
-    for i, code in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M))
-]
+
+
+def examples(page):
+    """The Python of a page, one piece a block; a block that imports nothing goes on where the one before it ended."""
+    found = []
+    for code in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M):
+        if re.search(r"^(import|from) ", code, re.M) or not found:
+            found.append(code)
+        else:
+            found[-1] += code
+    return found
+
+
+BLOCKS = [pytest.param(code, id=f"{page.name}-{i}") for page in PAGES for i, code in enumerate(examples(page))]
 
 
 # What a reader of the guides has: small files in other libraries' layouts, and rows.

@@ -12,11 +12,11 @@ import os
 import sys
 
 from proxsae import __version__
-from proxsae.cli import checks, depth, exports, saes, studies, training
+from proxsae.cli import checks, depth, exports, lm, saes, studies, training
 from proxsae.cli.common import Parser
 from proxsae.conventions import Error
 
-FILES = (depth, studies, training, saes, exports, checks)
+FILES = (depth, studies, training, saes, lm, exports, checks)
 
 # What `proxsae --help` lists.  The long description of a command is in its own --help.
 GROUPS = {
@@ -31,6 +31,7 @@ GROUPS = {
         "inspect": "what the file of an SAE implies: operator, steps, normalisation",
         "convert": "write an SAE in another format",
     },
+    "language models": {"lm": "collect activations, loss recovered, contexts of latents, steering"},
     "checks": {
         "laws": "check operators and statements; planted errors must be caught",
         "statements": "list the citable statements: claim, code, check, proof",

@@ -82,14 +82,14 @@ def check_apart(name: str, out: str, **inputs: str) -> None:
             raise Error(msg)
 
 
-def numbers(name: str, text: str | None) -> tuple[int, ...]:
+def numbers(name: str, text: str | None, least: int = 1) -> tuple[int, ...]:
     """The whole numbers of "1,2,4"; none if `text` is None."""
     try:
         found = tuple(int(part) for part in text.split(",")) if text is not None else ()
     except ValueError:
-        found = (0,)
-    if any(number < 1 for number in found):
-        msg = f"{name} {text!r} must be whole numbers >= 1 with commas between, such as 1,2,4"
+        found = (least - 1,)
+    if any(number < least for number in found):
+        msg = f"{name} {text!r} must be whole numbers >= {least} with commas between, such as 1,2,4"
         raise Error(msg)
     return found
 

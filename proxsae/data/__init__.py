@@ -8,5 +8,9 @@ from proxsae.data.files import packaged, read
 from proxsae.data.planted import Planted, planted
 from proxsae.data.rows import Rows, open_rows
 from proxsae.data.shuffle import Shuffle
+from proxsae.data.survey import Survey, survey
 
-__all__ = ["Contrast", "Planted", "Rows", "Shuffle", "contrasts", "open_rows", "packaged", "planted", "read"]
+__all__ = [
+    "Contrast", "Planted", "Rows", "Shuffle", "Survey", "contrasts", "open_rows", "packaged", "planted", "read",
+    "survey",
+]  # fmt: skip

@@ -1,0 +1,128 @@
+"""Models and texts from files, by transformers: a folder or a GGUF file, and text cut into rows of tokens.
+
+Only the command line needs this file: `px.models` takes any module and any tokens.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from proxsae.conventions import Error, check_count, library
+from proxsae.disk import sentence
+
+FIELDS = ("text", "prompt", "content")  # of a line or a row: the first that is there
+
+
+def open_model(path: str) -> tuple[nn.Module, Any]:
+    """A model in float32 and its tokenizer, from a folder of Hugging Face or a GGUF file; nothing is downloaded.
+
+    Causal models come with their head, others without.  Raises `Error` where transformers is missing or refuses.
+    """
+    transformers = library("transformers", "lm")
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    file = Path(path)
+    more: dict[str, Any] = {"local_files_only": True}
+    if file.suffix == ".gguf":
+        library("gguf", "lm")
+        path, more["gguf_file"] = str(file.parent), file.name
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, **more)
+        causal = any(name.endswith(("CausalLM", "LMHeadModel")) for name in config.architectures or ["CausalLM"])
+        kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, **more)
+        model = kind.from_pretrained(path, dtype="float32", **more)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as problem:
+        msg = f"transformers cannot read the model {file}: {sentence(problem)}"
+        raise Error(msg) from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.eval()
+    return model, tokenizer
+
+
+def texts(paths: Iterable[str]) -> Iterator[str]:
+    """Texts of files: each line of `.jsonl`, each row of `.csv` and `.csv.zst`, and any other file as a whole.
+
+    Of a line or row the field text, prompt or content is taken, the first that is there.  Raises `Error` for a file
+    that cannot be read and one without such a field.
+    """
+    for path in paths:
+        file = Path(path)
+        try:
+            content = file.read_bytes()
+            if file.suffix == ".zst":
+                content = library("zstandard", "lm").ZstdDecompressor().stream_reader(io.BytesIO(content)).read()
+            lines = content.decode("utf-8-sig")
+        except OSError as problem:
+            msg = f"cannot read {file}: {problem.strerror or problem}"
+            raise Error(msg) from None
+        except UnicodeDecodeError:
+            msg = f"{file} is not a text in UTF-8"
+            raise Error(msg) from None
+        kind = file.name.removesuffix(".zst").rpartition(".")[2]
+        if kind == "jsonl":
+            try:
+                yield from (_field(json.loads(line), file) for line in lines.splitlines() if line.strip())
+            except json.JSONDecodeError as problem:
+                msg = f"{file} has a line that is not JSON: {problem.msg}"
+                raise Error(msg) from None
+        elif kind == "csv":
+            yield from (_field(row, file) for row in csv.DictReader(io.StringIO(lines)))
+        else:
+            yield lines
+
+
+def _field(row: Any, file: Path) -> str:
+    if isinstance(row, dict):
+        for name in FIELDS:
+            if isinstance(row.get(name), str):
+                return str(row[name])
+    names = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+    msg = f"{file} has a row without a field {', '.join(FIELDS)}: its fields are {sentence(names)}"
+    raise Error(msg)
+
+
+def token_batches(
+    found: Iterable[str], tokenizer: Any, length: int = 128, rows: int = 8, tokens: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """Batches of `rows` rows of at most `length` tokens, as the tokenizer cuts and pads them, until `tokens` are given.
+
+    A text begins a row, and what is longer goes on in the next one, with the tokenizer's own first token if it has one.
+    Raises `Error` where there is no text.
+    """
+    check_count("length", length, 2)
+    given = 0
+    waiting: list[list[int]] = []
+
+    def batch() -> dict[str, Any]:
+        padded = tokenizer.pad({"input_ids": waiting[:rows]}, return_tensors="pt")
+        del waiting[:rows]
+        return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
+
+    for text in found:
+        if not text.strip():
+            continue
+        cut = tokenizer(text, truncation=True, max_length=length, return_overflowing_tokens=True)["input_ids"]
+        for row in cut if cut and isinstance(cut[0], list) else [cut]:
+            if tokens is not None and given >= tokens:
+                break
+            given += len(row)
+            waiting.append(row)
+        while len(waiting) >= rows:
+            yield batch()
+        if tokens is not None and given >= tokens:
+            break
+    if not given:
+        msg = "there is no text: give files with at least one word"
+        raise Error(msg)
+    while waiting:
+        yield batch()

@@ -1,0 +1,298 @@
+"""`proxsae lm` and `px.models` on models of transformers: tiny random ones, made here."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+import proxsae as px
+from proxsae.cli import main
+from proxsae.data import open_rows
+from proxsae.models import collect, loss_recovered, splice, steer
+from proxsae.models.contexts import AROUND, strongest
+from proxsae.models.huggingface import open_model, texts, token_batches
+
+transformers = pytest.importorskip("transformers", reason="pip install 'proxsae[lm]'")
+
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sat",
+    "ran",
+    "on",
+    "under",
+    "mat",
+    "tree",
+    "red",
+    "blue",
+    "and",
+    "then",
+    "it",
+    "was",
+    "small",
+    "big",
+    ".",
+    ",",
+]
+D = 16
+
+
+@pytest.fixture(scope="module")
+def llama():
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(WORDS) + 3, hidden_size=D, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(llama, tmp_path_factory):
+    """The model with a tokenizer of words, as a folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    home = tmp_path_factory.mktemp("llama")
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<unk>", "<s>", "</s>", *WORDS])}, "<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    fast.save_pretrained(home)
+    llama.save_pretrained(home)
+    return home
+
+
+@pytest.fixture
+def sae(tmp_path):
+    torch.manual_seed(1)
+    sae = px.abstopk_sae(D, 40, k=4)
+    sae.save(tmp_path / "sae")
+    return sae
+
+
+def story(n=60, seed=0):
+    return " ".join(np.random.default_rng(seed).choice(WORDS, n))
+
+
+@pytest.fixture
+def text(tmp_path):
+    (tmp_path / "a.txt").write_text(story())
+    lines = [json.dumps({"id": i, "text": story(20, i)}) for i in range(4)]
+    (tmp_path / "b.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "c.csv").write_text("label,prompt\n" + "".join(f'1,"{story(10, i)}"\n' for i in range(3)))
+    return [str(tmp_path / name) for name in ("a.txt", "b.jsonl", "c.csv")]
+
+
+# the models
+
+
+def test_a_causal_model_is_measured_and_generates_alike_with_and_without_its_cache(llama, sae):
+    ids = torch.randint(3, 20, (4, 10), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0  # padded on the left, as for generation
+    found = loss_recovered(llama, [{"input_ids": ids, "attention_mask": mask}], "model.layers.1", sae, skip=1)
+    with splice(llama, "model.layers.1", sae, skip=1), torch.no_grad():
+        inside = llama(input_ids=ids, attention_mask=mask).logits
+    loss, count = 0.0, 0
+    for row, real in enumerate(mask):
+        start = int((real == 0).sum())
+        loss += float(functional.cross_entropy(inside[row, start + 1 : -1], ids[row, start + 2 :], reduction="sum"))
+        count += 10 - start - 2
+    assert found["tokens"] == count
+    assert found["loss_spliced"] == pytest.approx(loss / count, rel=1e-5)
+
+    def written(cached, latents):
+        with steer(llama, "model.layers.1", sae, latents, skip=1):
+            return llama.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False, use_cache=cached, pad_token_id=2
+            )
+
+    changed = written(True, {3: 50.0, 9: "flip"})
+    assert torch.equal(changed, written(False, {3: 50.0, 9: "flip"}))
+    assert not torch.equal(changed, written(True, {}))
+
+
+def test_encoder_models_give_their_activations(sae, tmp_path):
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=30, hidden_size=D, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32
+    )
+    model = transformers.BertModel(config).eval()
+    ids, mask = torch.randint(30, (3, 7)), torch.ones(3, 7, dtype=torch.int64)
+    mask[2, 4:] = 0
+    collect(model, "encoder.layer.1", [{"input_ids": ids, "attention_mask": mask}], tmp_path / "rows")
+    with torch.no_grad():
+        states = model(ids, mask, output_hidden_states=True).hidden_states[2]
+    assert np.array_equal(open_rows(tmp_path / "rows")[:], states[mask == 1].numpy())
+    with splice(model, "encoder.layer.1", sae):
+        assert model(ids, mask).last_hidden_state.shape == (3, 7, D)
+    with pytest.raises(px.Error, match="but a loss needs logits"):
+        loss_recovered(model, [ids], "encoder.layer.1", sae)
+
+
+# texts and tokens
+
+
+def test_texts_of_all_kinds_of_files(text, tmp_path):
+    found = list(texts(text))
+    assert found == [story(), *(story(20, i) for i in range(4)), *(story(10, i) for i in range(3))]
+    zstandard = pytest.importorskip("zstandard")
+    (tmp_path / "c.csv.zst").write_bytes(zstandard.ZstdCompressor().compress((tmp_path / "c.csv").read_bytes()))
+    assert list(texts([str(tmp_path / "c.csv.zst")])) == found[5:]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.jsonl",
+            b'{"words": "x"}\n',
+            r"a.jsonl has a row without a field text, prompt, content: its fields are words",
+        ),
+        ("a.jsonl", b"not json\n", r"a.jsonl has a line that is not JSON"),
+        ("a.csv", b"one,two\n1,2\n", r"a.csv has a row without a field .* its fields are one, two"),
+        ("a.txt", b"\xff\xfe\x00", r"a.txt is not a text in UTF-8"),
+        ("missing.txt", None, r"cannot read .*missing.txt: No such file"),
+    ],
+)
+def test_texts_that_cannot_be_read(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(px.Error, match=message):
+        list(texts([str(tmp_path / name)]))
+
+
+def test_tokens_are_cut_into_rows_that_begin_as_the_tokenizer_begins(folder):
+    _, tokenizer = open_model(str(folder))
+    batches = list(token_batches([story(30), "", story(5, 1)], tokenizer, length=9, rows=3))
+    rows = [
+        ids[real == 1].tolist() for b in batches for ids, real in zip(b["input_ids"], b["attention_mask"], strict=True)
+    ]
+    assert [len(row) for row in rows] == [9, 9, 9, 7, 6]  # 30 words at 8 a row, and 5
+    assert all(row[0] == 1 for row in rows)
+    assert [i for row in rows[:4] for i in row[1:]] == [WORDS.index(w) + 3 for w in story(30).split()]
+    few = list(token_batches([story(30)], tokenizer, length=9, rows=1, tokens=10))
+    assert sum(int(b["attention_mask"].sum()) for b in few) == 18  # whole rows
+    with pytest.raises(px.Error, match="there is no text"):
+        list(token_batches(["", "  "], tokenizer))
+
+
+# contexts
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_strongest_contexts_are_those_of_a_sort(llama, folder, sae, size):
+    _, tokenizer = open_model(str(folder))
+    batches = list(token_batches([story(80), story(20, 2)], tokenizer, length=17, rows=size))
+    table, tokens = strongest(llama, batches, "model.layers.1", sae, count=5, skip=1)
+    codes, rows = [], []
+    for batch in batches:
+        for ids, real in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+            ids = ids[real == 1]
+            with torch.no_grad():
+                states = llama(ids[None], output_hidden_states=True).hidden_states[2][0]
+                codes.append(sae.encode(states[1:]))
+            rows += [(ids.tolist(), t) for t in range(1, len(ids))]
+    codes = torch.cat(codes)
+    assert tokens == len(codes) == len(rows)
+    for one in table:
+        z = codes[:, one.latent]
+        assert (one.up, one.down) == (int((z > 0).sum()), int((z < 0).sum()))
+        for sign, shown in ((1, one.positive), (-1, one.negative)):
+            values = sorted(((sign * v, i) for i, v in enumerate(z.tolist()) if sign * v > 0), reverse=True)[:5]
+            assert [c.value for c in shown] == pytest.approx([sign * v for v, _ in values], rel=1e-4)
+            for context in shown:  # where codes are equal, as at equal beginnings, any of them will do
+                alike = [rows[i] for i, v in enumerate(z.tolist()) if v == pytest.approx(context.value, rel=1e-4)]
+                around = [(ids[max(0, t - AROUND) : t + AROUND // 2 + 1], ids[t]) for ids, t in alike]
+                assert (list(context.ids), context.ids[context.at]) in around
+
+
+# the command
+
+
+def run(*arguments):
+    return main(["lm", *map(str, arguments)])
+
+
+PLACE = ("--module", "model.layers.1", "--length", "16", "--batch-size", "2")
+
+
+def test_collect_train_and_eval_end_in_a_table(folder, text, tmp_path, capsys):
+    rows = tmp_path / "rows"
+    assert run("collect", folder, *text, *PLACE, "--tokens", 100, "--out", rows) == 0
+    printed = capsys.readouterr().out
+    assert f"rows of 16 in {rows}, of " in printed
+    assert json.loads((rows / "collected.json").read_text())["skip"] == 1
+    sae = px.topk_sae(D, 32, k=4)
+    px.train(sae, open_rows(rows), steps=10, batch_size=16)
+    sae.save(tmp_path / "sae")
+    out = tmp_path / "eval"
+    assert run("eval", folder, tmp_path / "sae", *text, *PLACE, "--steps", "1,4", "--out", out) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed[-2:]] == ["1", "4"]
+    saved = json.loads((out / "rows.json").read_text())
+    assert saved["meta"]["command"].startswith("proxsae ")
+    model, tokenizer = open_model(str(folder))
+    batches = list(token_batches(texts(text), tokenizer, 16, 2))
+    want = loss_recovered(model, batches, "model.layers.1", sae.unrolled(4, px.ExactStep()), skip=1)
+    assert {name: value for name, value in saved["rows"][1].items() if name != "steps"} == pytest.approx(want)
+
+
+def test_top_writes_a_page_with_both_signs(folder, text, sae, tmp_path, capsys):
+    assert run("top", folder, tmp_path / "sae", *text, *PLACE, "--latents", "3,0", "--out", tmp_path / "top") == 0
+    page = (tmp_path / "top" / "report.html").read_text()
+    assert "Latent 3" in page
+    assert page.index("Latent 3") < page.index("Latent 0")
+    assert "z &gt; 0" in page
+    assert "z &lt; 0" in page
+    assert "\u27e6" in page
+    assert run("top", folder, tmp_path / "sae", *text, *PLACE, "--latents", "40", "--out", tmp_path / "no") == 2
+    assert "--latents 40 must be below 40" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+def test_steer_writes_three_texts(folder, sae, tmp_path, capsys):
+    given = ("--module", "model.layers.1", "--latent", 3, "--value", 60, "--prompt", "the cat", "--new", 6)
+    assert run("steer", folder, tmp_path / "sae", *given) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["z_3 = -60", "z_3 = 0", "z_3 = 60"]
+    assert all("the cat" in line for line in lines)
+    assert len({line.split(":")[1] for line in lines}) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--module": "model.layer.1"}, "the model has no module 'model.layer.1': did you mean model.layers.1"),
+        ({"--module": "lm_head"}, "lm_head has activations of width 23, but this SAE needs 16"),
+        ({"--length": "70"}, "tokens a row, but the model's context is 64"),
+        ({"--tokens": "0"}, "--tokens=0 must be a whole number >= 1"),
+        ({"--skip": "-1"}, "--skip=-1 must be a whole number >= 0"),
+        ({"--steps": "0"}, "--steps '0' must be whole numbers >= 1"),
+        ({"model": "nowhere"}, "cannot read nowhere: No such file"),
+        ({"model": "empty"}, "transformers cannot read the model"),
+    ],
+)
+def test_mistakes_are_one_sentence(folder, text, sae, tmp_path, capsys, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    given = {"--module": "model.layers.1", "--length": "16", "--steps": "1", **change}
+    model = given.pop("model", str(folder))
+    if change.get("--length"):
+        (tmp_path / "a.txt").write_text(story(200))
+    assert run("eval", model, "sae", *text, *(part for pair in given.items() for part in pair)) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.startswith("proxsae: ")
+    assert len(printed.splitlines()) == 1
+
+
+def test_lm_alone_says_what_there_is(capsys):
+    assert run() == 2
+    assert "lm collect, lm eval, lm top or lm steer" in capsys.readouterr().err
