@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import func
+from torch.autograd import forward_ad
 
 import proxsae as px
 from proxsae.pytorch.prox import _pools
@@ -75,6 +76,8 @@ def test_a_lam_has_the_same_derivatives_by_every_transform(R):
     asked = lam.clone().requires_grad_()
     want = torch.stack([torch.autograd.grad(entry, asked, retain_graph=True)[0].sum() for entry in code(asked)])
     assert_close(func.jvp(code, (lam,), (along,))[1], want, 1e-13)
+    with forward_ad.dual_level():
+        assert_close(forward_ad.unpack_dual(code(forward_ad.make_dual(lam, along))).tangent, want, 1e-13)
     assert_close(func.jacrev(code)(lam).reshape(6, -1).sum(dim=1), want, 1e-13)
     assert_same(func.vmap(code)(torch.stack([lam, lam / 2])), torch.stack([code(lam), code(lam / 2)]))
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, library
+from torch.autograd import forward_ad
 
 from proxsae.conventions import Error, check_floats, may_look
 
@@ -19,8 +20,14 @@ def sqrt(a: Tensor) -> Tensor:
     On CPUs torch's own may be off by one unit in the last place, which moves ties; NumPy's is IEEE 754's, and so is
     CUDA's.
     """
-    root: Tensor = _Sqrt.apply(a)
+    root: Tensor = _Sqrt.apply(a) if differentiated(a) else _root(a)
     return root
+
+
+def differentiated(*tensors: Tensor) -> bool:
+    """Whether a derivative of some of them may be asked for: if not, the time of an autograd.Function is saved."""
+    asked = torch.is_grad_enabled() and any(a.requires_grad for a in tensors)
+    return asked or forward_ad._current_level >= 0 or not may_look(tensors[0])
 
 
 @library.custom_op("proxsae::sqrt", mutates_args=())

@@ -18,7 +18,7 @@ from torch import Tensor, library
 from proxsae.conventions import Error, check_floats, check_step
 from proxsae.penalties import L0, L1, BatchKSparse, GroupL2, KSparse, Penalty, Separable, SortedL1
 from proxsae.penalties.base import runs
-from proxsae.pytorch.arithmetic import TorchArithmetic, sqrt
+from proxsae.pytorch.arithmetic import TorchArithmetic, differentiated, sqrt
 from proxsae.pytorch.autocast import outside_autocast
 from proxsae.pytorch.topk import top_k
 
@@ -39,7 +39,13 @@ def hard_threshold(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     -sign(u) (threshold / bandwidth) 1[| |u| - threshold | < bandwidth / 2]  (Rajamanoharan et al. 2024), a choice
     (prop-threshold-gradient).
     """
+    if not differentiated(u, threshold):
+        return _kept(u, threshold)
     return _HardThreshold.apply(u, threshold, bandwidth)
+
+
+def _kept(u: Tensor, threshold: Tensor) -> Tensor:
+    return torch.where(~(u.abs() <= threshold), u, 0)  # a NaN is kept
 
 
 class _HardThreshold(torch.autograd.Function):
@@ -47,7 +53,7 @@ class _HardThreshold(torch.autograd.Function):
 
     @staticmethod
     def forward(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:  # type: ignore[override]
-        return torch.where(~(u.abs() <= threshold), u, 0)  # a NaN is kept
+        return _kept(u, threshold)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
