@@ -289,6 +289,20 @@ def test_an_atom_that_only_rounding_makes_a_violator_counts(device):
     assert not converged.any()
 
 
+def test_a_violator_that_the_float32_product_hides_is_found(monkeypatch, device):
+    """d_1^T r is above lam by less than the rounding of the product that looks for such atoms, in every row."""
+    monkeypatch.setattr(lasso_working_sets, "GRAM_ATOMS", 0)
+    monkeypatch.setattr(lasso_working_sets, "FIRST", 1)  # it is not taken up before it is a violator
+    rng = np.random.default_rng(0)
+    D = np.linalg.qr(rng.standard_normal((40, 40)))[0]
+    over = 0.5 * (1 + rng.uniform(1e-9, 4e-8, (300, 1)))
+    x = 2 * D[:1] + over * D[1:2] + rng.uniform(0.1, 0.3, (300, 8)) @ D[2:10]
+    R = px.L1(0.5)
+    codes, gap, _, converged, _ = run(x, D, R, device, tol=1e-10)
+    assert bool(converged.all())
+    assert_bounds(gap, x, D, codes.cpu().numpy(), R)
+
+
 @pytest.mark.parametrize("rows", [20, 300])
 def test_inference_mode_and_autocast_change_nothing(rows, device):
     x, D, _ = problem(n=rows, d=16, P=200)
