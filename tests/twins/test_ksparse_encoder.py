@@ -241,16 +241,20 @@ def test_a_turn_of_single_atoms_that_leaves_every_mark_is_seen_by_the_counter_of
     def turned(angle):
         return axis + one * angle.cos() + other * angle.sin()
 
-    with torch.no_grad():
-        sae.W_dec.copy_(torch.stack([turned(torch.tensor(0.0)), turned(torch.tensor(3.0))]))
-        before = squared_norm_of(sae.W_dec, sae.common)[1]
-        marks = sae.common.norm[1]
-        for angle in torch.linspace(0.01, 1, 1000):  # some keep every bit of the marks
+    def bounds(angle):
+        with torch.no_grad():
             sae.W_dec[1] = turned(angle)
-            after = squared_norm_of(sae.W_dec, sae.common)[1]
-            assert after > 1.2 * before
-            if torch.equal(sae.common.norm[1], marks):
-                return
+        return squared_norm_of(sae.W_dec, sae.common)[1]
+
+    apart = torch.tensor(3.0)
+    with torch.no_grad():
+        sae.W_dec[0] = turned(torch.tensor(0.0))
+    for angle in torch.linspace(0.01, 1, 1000):  # some keep every bit of the marks
+        before = bounds(apart)
+        marks, after = sae.common.norm[1], bounds(angle)
+        assert after > 1.2 * before
+        if torch.equal(sae.common.norm[1], marks):
+            return
     pytest.fail("no angle left the marks as they were: the test shows nothing")
 
 
