@@ -155,6 +155,7 @@ def test_unpenalised_latents_are_certified_and_no_worse_than_coordinate_descent(
         excess = F - 0.5 * ((x - oracle @ D) ** 2).sum(-1) - R.value(oracle)
         assert (excess <= numpy_of(found.gap) + 1e-12 * F).all()
         assert z[:, lam == 0].any()
+    assert nonneg or int(px.solve(*at, R).steps.max()) < 15  # the rest is a lasso for working sets
     float32 = px.solve(*(a.float() for a in at), R, tol=1e-5)
     assert bool(float32.converged.all())
     hopeless = px.solve(*(a.float() for a in at), R, tol=1e-10)
