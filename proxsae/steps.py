@@ -21,6 +21,8 @@ from proxsae.penalties import Penalty
 # The first trial step is this much of 1/max_j ||d_j||^2: for a move along that one atom the descent inequality is an
 # equality there, and must not hang on rounding.
 FIRST_TRIAL = 1 - 2.0**-12
+WINDOW = 5  # plain steps of `solve` on a non-convex penalty between extrapolations
+RIDGE = 1e-10  # of their Gram matrix, of trace 1
 REFIT_RTOL = 1000  # eigenvalues of a support's Gram matrix below this many eps of the largest count as zero
 
 
@@ -180,17 +182,22 @@ class Trace:
 
 @dataclass(frozen=True)
 class Solution:
-    """What `solve` returns: codes (..., P) and, per row, the certificate `gap`, `steps` taken and `converged`.
+    """What `solve` returns: codes (..., P) and, per row, `gap`, `steps`, `converged` and `at_rounding`.
 
-    For L1, gap is the duality gap, and converged means gap <= tol * objective: a proof.  For other penalties gap is the
-    fixed-point residual ||z - T(z)|| at step 1/L, and converged means that it and the last move are <= tol * ||z||:
-    necessary for an optimum, not sufficient.
+    For L1, gap is the duality gap in float64, raised as in `duality_gap`: an upper bound on F - F* whatever was
+    rounded, and converged means gap <= tol * objective, a proof.  For other penalties gap is the fixed-point residual
+    ||z - T(z)|| at step 1/L, and converged means that it and the last move are <= tol * ||z||: necessary for an
+    optimum, not sufficient.
+
+    at_rounding marks rows that have not converged although the code, before it was rounded to the dtype of x, was good
+    enough but for rounding: more steps cannot help, a larger tol or a wider dtype can.
     """
 
     codes: Any
     gap: Any
     steps: Any
     converged: Any
+    at_rounding: Any
 
 
 def as_rule(step: Any, x: Any) -> StepRule:
@@ -214,10 +221,12 @@ def as_rule(step: Any, x: Any) -> StepRule:
     return rule
 
 
-def check_rule(rule: StepRule, momentum: str | None, keep: str, R: Any, L: float, steps: int | None = None) -> None:
+def check_rule(rule: StepRule, momentum: str | None, keep: str, R: Any, least: float, steps: int | None = None) -> None:
     """Raise `Error` for a rule, momentum or keep that is unknown, or whose hypothesis the penalty R or L breaks.
 
-    `steps` is their number in `ista`, and None in an SAE, which trains its step sizes by `LearnedSteps` alone.
+    `least` is the least that L = ||D||^2 may be (`certificates.squared_norm`): a step size that is right is not refused
+    for how L was rounded.  `steps` is their number in `ista`, and None in an SAE, which trains its step sizes by
+    `LearnedSteps` alone.
     """
     if not isinstance(rule, StepRule):
         rules = "Lipschitz(), FixedStep(mu), Backtracking(), ExactStep() or Refit()"
@@ -231,8 +240,9 @@ def check_rule(rule: StepRule, momentum: str | None, keep: str, R: Any, L: float
         raise Error(msg)
     sizes = _sizes(rule, steps)
     for name, mu in sizes.items():
-        if mu >= 2 / L:
-            msg = f"{name}={mu:g} is not below 2/L={2 / L:.4g}: the iteration diverges (thm-ista-descent)"
+        if mu * least >= 2:
+            size, bound = _apart(mu, 2 / least)
+            msg = f"{name}={size} is not below 2/L={bound}, and may diverge: give Lipschitz() (thm-ista-descent)"
             raise Error(msg)
     if rule.affine and not R.affine:
         msg = f"{type(rule).__name__}() needs a penalty that is affine while no sign changes, not {R!r} ({rule.affine})"
@@ -247,9 +257,15 @@ def check_rule(rule: StepRule, momentum: str | None, keep: str, R: Any, L: float
         msg = f"{given} bars {type(rule).__name__}(): its rate needs steps that never grow (thm-fista-rate)"
         raise Error(msg)
     for name, mu in sizes.items():
-        if mu > 1 / L:
-            msg = f"{name}={mu:g} exceeds 1/L={1 / L:.4g}, and {given} needs mu <= 1/L (thm-fista-rate)"
+        if mu * least > 1:
+            size, bound = _apart(mu, 1 / least)
+            msg = f"{name}={size} exceeds 1/L={bound}, and {given} needs mu <= 1/L: give Lipschitz() (thm-fista-rate)"
             raise Error(msg)
+
+
+def _apart(a: float, b: float) -> tuple[str, str]:
+    """Two numbers with as many digits as tell them apart."""
+    return next((one, other) for n in (4, 8, 12, 17) if (one := f"{a:.{n}g}") != (other := f"{b:.{n}g}") or n == 17)
 
 
 def _sizes(rule: StepRule, steps: int | None) -> dict[str, float]:

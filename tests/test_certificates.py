@@ -1,6 +1,7 @@
 """Certificates against independent oracles, `solve` against its certificate, and implicit gradients."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import torch
 from scipy.optimize import minimize, nnls
 
 import proxsae as px
+from proxsae import certificates, theory
 from proxsae import testing as pt
-from proxsae import theory
+from proxsae.statements.certificates import exact_gap
+from proxsae.testing.compare import numpy_of
 from tests.twins.test_iteration import problem, tensors
 
 
@@ -25,6 +28,16 @@ def test_lipschitz_is_an_upper_bound_and_tight():
     assert px.lipschitz(D) >= 2.0  # a known singular value, which rounding may not pass below
 
 
+@pytest.mark.parametrize("exponent", [-500, -450, 450, 500])
+def test_lipschitz_is_right_where_squares_of_entries_or_of_D_are_no_floats(exponent):
+    D = np.random.default_rng(0).standard_normal((30, 20)) * np.exp(-np.arange(20))
+    for scaled in (D * 2.0**exponent, torch.tensor(D * 2.0**exponent)):
+        L = px.lipschitz(scaled)
+        assert np.linalg.norm(D, 2) ** 2 <= L * 2.0 ** (-2 * exponent) <= np.linalg.norm(D, 2) ** 2 * (1 + 1e-10)
+        with pytest.raises(px.Error, match=r"\|\|D\|\|\^2 is beyond float64: rescale it"):
+            px.lipschitz(scaled * 2.0 ** (100 * int(np.sign(exponent))))
+
+
 def test_lipschitz_of_an_expanding_unit_norm_dictionary_is_at_least_the_expansion():
     _, D, _ = problem(d=16, P=64)
     assert px.lipschitz(D) >= theory.lipschitz_floor(16, 64)
@@ -37,6 +50,55 @@ def test_coherence():
     assert px.coherence(np.eye(3)) == 0
     assert px.coherence(np.ones((1, 3))) == 0
     assert px.coherence(np.ones((2, 3))) == 1
+
+
+@pytest.mark.parametrize("size", [1e-200, 1.0, 1e200, 1e308])
+def test_coherence_is_an_upper_bound_whatever_the_lengths_of_atoms(size, monkeypatch):
+    rng = np.random.default_rng(0)
+    cosine = np.cos(0.3)
+    pair = size * np.array([[1.0, 0], [cosine, np.sqrt(1 - cosine**2)]])
+    for D in (pair, torch.tensor(pair), np.array([[1.0], [1e-100]]) * pair):
+        assert cosine * (1 - 2.0**-52) <= px.coherence(D) <= cosine * (1 + 1e-14)
+    D = rng.standard_normal((50, 20))
+    monkeypatch.setattr(certificates, "BLOCK", 7)
+    assert px.coherence(np.minimum(1, 1e300 / size) * size * D) == pytest.approx(px.coherence(D), rel=1e-12)
+    D[3] = 0.0
+    assert px.coherence(D) == px.coherence(np.delete(D, 3, axis=0))
+
+
+def test_atoms_whose_product_is_lost_to_underflow_are_not_called_orthogonal():
+    assert px.coherence(np.array([[1.0, 1e-200, 0], [0, 1e-200, 1]])) > 0
+    assert px.coherence(np.array([[1e300, 1e-300], [0, 1.0]])) > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_gaps_are_rounded_up_in_every_dtype(dtype, device):
+    """Against the gap in rational numbers, of codes near the optimum, with a bias that rows cannot take exactly."""
+    x, D, b = (torch.tensor(a, device=device).to(dtype) for a in problem(n=5, d=6, P=10))
+    R, centred = px.L1(0.4), x.double() - b.double()
+    z = px.solve(centred, D.double(), R, tol=1e-10).codes.to(dtype)
+    told = px.duality_gap(x, D, z, R, b)
+    assert told.dtype == dtype
+    found = px.solve(x, D, R, bias=b, max_steps=200)
+    for codes, gaps in ((z, told), (found.codes, found.gap)):
+        for c, code, gap in zip(x, codes, gaps, strict=True):
+            row = [Fraction(v) - Fraction(w) for v, w in zip(c.tolist(), b.tolist(), strict=True)]
+            exact, _ = exact_gap(row, D.cpu().double(), code.cpu().double(), np.full(10, 0.4))
+            assert Fraction(float(gap)) >= exact
+
+
+def test_a_gap_lost_to_underflow_is_not_called_0(device):
+    for x, D, z, R in (
+        (np.full((1, 2), 1e-200), np.eye(2), np.zeros((1, 2)), px.L1(1e-201)),
+        (np.zeros((1, 2)), np.eye(2), np.full((1, 2), 1e-200), px.L1(1e-201)),
+    ):
+        assert px.duality_gap(x, D, z, R) > 0
+        assert px.duality_gap(*tensors(device, x, D, z), R) > 0
+        found = px.solve(*tensors(device, x, D), R, max_steps=20)
+        assert not found.codes.isnan().any()
+        assert bool((found.gap > 0).all()) or not x.any()
+    assert px.duality_gap(np.zeros(2), np.eye(2), np.zeros(2), px.L1(1.0)) == 0
+    assert px.duality_gap(*tensors(device, np.full(2, 1e200), np.eye(2), np.zeros(2)), px.L1(1.0)).isinf()
 
 
 @pytest.mark.parametrize("nonneg", [False, True])
@@ -89,8 +151,9 @@ def test_per_latent_gap_and_zero_lam(device):
     pt.assert_close(gap, torch.tensor(solution.gap, device=device), 1e-12)
     assert (px.duality_gap(x, D, np.zeros((3, 40)), px.L1(0.0)) >= 0).all()
     assert px.duality_gap(x[0].tolist(), D.tolist(), solution.codes[0].tolist(), R).shape == ()
-    with pytest.raises(px.Error, match="L1"):
-        px.duality_gap(x, D, solution.codes, px.L0(1.0))
+    for R in (px.L0(1.0), px.ElasticNet(1.0, 1.0)):
+        with pytest.raises(px.Error, match="duality_gap is implemented for L1 only, not for"):
+            px.duality_gap(x, D, solution.codes, R)
 
 
 def test_fixed_point_residual_is_zero_at_fixed_points_and_not_elsewhere():
@@ -119,7 +182,7 @@ def test_solve_keeps_its_word_in_both_backends(family, nonneg, device):
     ):
         objective = 0.5 * ((x - b - z @ D) ** 2).sum(-1) + R.value(z)
         if family is px.L1:
-            pt.assert_close(gap, px.duality_gap(x, D, z, R, b), 1e-12)
+            pt.assert_close(gap, px.duality_gap(x, D, z, R, b), 1e-9)  # each allows for its own rounding
             assert (gap <= 1e-6 * objective).all()
         else:
             pt.assert_close(gap, px.fixed_point_residual(x, D, z, R, 1 / L, b), 1e-9)
@@ -154,6 +217,20 @@ def test_solve_reaches_a_stationary_point_of_the_other_families(R, device):
         assert (objective <= longer * (1 + 1e-6)).all()
     with pytest.raises(px.Error, match="thm-implicit-gradient"):
         px.solve(xt.requires_grad_(), Dt, R)
+
+
+@pytest.mark.parametrize("R", [px.MCP(0.1, 3.0), px.SCAD(0.1), px.MCP(0.4, 1.5, nonneg=True)], ids=repr)
+def test_curved_penalties_take_a_third_of_the_plain_steps_and_end_as_low(R, device):
+    """Steps of 1/L crawl here, and both wings extrapolate them."""
+    x, D, _ = problem(n=6, d=8, P=12, seed=3)
+    for at in ((x, D), tensors(device, x, D)):
+        found = px.solve(*at, R)
+        assert bool(found.converged.all())
+        z, steps = numpy_of(found.codes), 3 * int(found.steps.max())
+        plain = px.ista(x, D, R, steps)
+        left = px.fixed_point_residual(x, D, plain.codes, R, 1 / px.lipschitz(D))
+        assert (left > 1e-6 * np.linalg.norm(plain.codes, axis=-1)).any()
+        assert (0.5 * ((x - z @ D) ** 2).sum(-1) + R.value(z) <= plain.objective[-1] * (1 + 1e-6)).all()
 
 
 def test_solve_says_so_when_it_stops_too_early(device):

@@ -54,7 +54,8 @@ def test_every_promise_of_theory_is_kept_and_one_step_fails_beyond_it(small):
     assert shares["exact", 1] < 0.2
     assert shares["exact", 1] <= shares["exact", 4] < 0.5
     assert shares["exact", 16] == shares["refit", 4] == shares["omp", None] == 1
-    assert {row["edge"] for row in rows if row["steps"] == 1} == {16 / 7}
+    (edge,) = {row["edge"] for row in rows if row["steps"] == 1}
+    assert 16 / 7 * (1 - 1e-12) < edge <= 16 / 7  # from the coherence, which is rounded up
     for row in rows:
         assert (row["measured"] == 1) == (row["f1"] == 1)
         assert 0 <= row["measured"] <= row["f1"] <= 1

@@ -355,9 +355,9 @@ def test_bad_input_is_refused_in_one_sentence(case):
 
 def test_a_fixed_step_of_two_over_L_is_refused():
     sae = make(px.L1(0.5))
-    limit = 2 / px.lipschitz(sae.W_dec)
-    one_line_error(lambda: sae.unrolled(2, px.FixedStep(limit)), "2/L", "thm-ista-descent")
-    sae.unrolled(2, px.FixedStep(0.999 * limit)).encode(rows())
+    limit = 2 / px.lipschitz(sae.W_dec)  # L from above, so that this is still below 2/L
+    one_line_error(lambda: sae.unrolled(2, px.FixedStep(limit * (1 + 1e-9))), "2/L", "thm-ista-descent")
+    sae.unrolled(2, px.FixedStep(limit)).encode(rows())
     deep = sae.unrolled(2, px.FixedStep(0.999 * limit))
     sae.W_dec.data *= 1.1  # L is that of the weights as they are now
     one_line_error(lambda: deep.encode(rows()), "2/L")

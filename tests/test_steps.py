@@ -1,5 +1,7 @@
 """Step sizes as numbers, lists and tensors: on both backends, learned through, and refused where they cannot go."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -112,13 +114,43 @@ def test_what_cannot_go_is_refused_in_one_sentence(case):
         assert "\n" not in str(error.value)
 
 
-def test_the_bound_itself_is_refused_and_less_is_taken():
+def test_more_than_the_bound_is_refused_and_less_is_taken_however_L_was_rounded():
     for x, D in both():
-        bound = 2 / px.lipschitz(D)
-        for step, name in ((bound, "step"), ([0.1, bound], r"step\[1\]")):
+        bound = 2 / px.lipschitz(D)  # L from above, so that this is still below 2/L
+        for step, name in ((bound * (1 + 1e-12), "step"), ([0.1, bound * (1 + 1e-12)], r"step\[1\]")):
             with pytest.raises(px.Error, match=f"{name}=.* is not below 2/L"):
                 px.ista(x, D, R, 2, step=step)
-        px.ista(x, D, R, 2, step=[0.1, np.nextafter(bound, 0)])
+        px.ista(x, D, R, 2, step=[0.1, bound])
+
+
+KNOWN = [(np.eye(3), 1.0), (0.5 * np.eye(3, 5), 0.25), (np.array([[1.0], [1.0]]), 2.0), (np.diag([3.0, 1, 1]), 9.0)]
+
+
+@pytest.mark.parametrize(("D", "L"), KNOWN, ids=lambda a: str(np.shape(a)))
+@pytest.mark.parametrize("momentum", [None, "fista", "restart"])
+def test_a_step_of_one_over_a_known_L_is_taken_and_descends(D, L, momentum):
+    x = np.random.default_rng(0).standard_normal((20, D.shape[1]))
+    for at in ((x, D), (torch.tensor(x), torch.tensor(D))):
+        trace = px.ista(*at, R, 30, 1 / L, momentum)
+        assert momentum or bool((trace.objective[1:] <= trace.objective[:-1] * (1 + 1e-14)).all())
+        px.ista(*at, R, 3, np.nextafter(2 / L, 0))
+        with pytest.raises(px.Error, match="is not below 2/L"):
+            px.ista(*at, R, 3, 2 / L * (1 + 1e-12))
+        if momentum:
+            with pytest.raises(px.Error) as error:
+                px.ista(*at, R, 3, 1 / L * (1 + 1e-10), momentum)
+            given, bound = re.findall(r"=([0-9][0-9.e-]*)", str(error.value))
+            assert float(given) > float(bound)
+
+
+def test_one_over_the_norm_as_numpy_works_it_out_is_taken():
+    rng = np.random.default_rng(0)
+    for P, d in ((16, 8), (8, 16), (60, 40), (5, 1)):
+        x, D = rng.standard_normal((2, d)), rng.standard_normal((P, d))
+        px.ista(x, D, R, 2, 1 / np.linalg.norm(D, 2) ** 2, "fista")
+        sae = px.SAE(d, P, R).double()
+        sae.W_dec.data = torch.tensor(D)
+        sae.unrolled(3, px.FixedStep(np.nextafter(2 / np.linalg.norm(D, 2) ** 2, 0))).encode(torch.tensor(x))
 
 
 LEARNED = torch.tensor(0.1, requires_grad=True)

@@ -10,17 +10,17 @@ step sizes that a rule works out from the data.  Those that are given as a tenso
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from proxsae.certificates import certify, lipschitz
+from proxsae.certificates import centred, certify, lengths, lipschitz, squared_norm
 from proxsae.conventions import Error, check_count, check_problem, may_look
 from proxsae.penalties import L1, KSparse, Penalty
 from proxsae.penalties.base import runs
-from proxsae.pytorch import lasso_working_sets
+from proxsae.pytorch import lasso_unpenalised
 from proxsae.pytorch.arithmetic import seeing
 from proxsae.pytorch.autocast import outside_autocast
 from proxsae.pytorch.codes import accumulator, sparse_decode, sparsify, squares
@@ -29,6 +29,8 @@ from proxsae.pytorch.prox import has_kernel, in_kernel, prox, slope, value
 from proxsae.pytorch.refit import implicit, refit
 from proxsae.steps import (
     FIRST_TRIAL,
+    RIDGE,
+    WINDOW,
     Backtracking,
     ExactStep,
     GivenStep,
@@ -66,8 +68,8 @@ def ista(
     c, D, z0, lead = check_problem(x, D, z0, bias, R)
     kept, objective, products = [], [], []
     with seeing("ista", c):
-        steps, L, rule = check_count("steps", steps, 0), lipschitz(D), as_rule(step, c)
-        check_rule(rule, momentum, keep, R, L, steps)
+        steps, (least, L), rule = check_count("steps", steps, 0), squared_norm(D), as_rule(step, c)
+        check_rule(rule, momentum, keep, R, least, steps)
         rows = c.reshape(-1, c.shape[-1])
         z = rows.new_zeros(len(rows), len(D)) if z0 is None else z0.reshape(-1, len(D))
         for _, point in zip(range(steps + 1), iterate(rows, D, R, rule, momentum, z, L), strict=False):
@@ -85,63 +87,87 @@ def solve(
     x: Tensor, D: Tensor, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000, bias: Tensor | None = None
 ) -> Solution:
     """Iterate to a certificate on tensors; what `proxsae.solve` calls, and where its arguments are explained."""
-    centred, D, _, lead = check_problem(x, D, None, bias, R)
+    c, D, _, lead = check_problem(x, D, None, bias, R)
     tol, max_steps = check_tol(tol), check_count("max_steps", max_steps, 0)
-    rows = centred.reshape(-1, centred.shape[-1])
-    with torch.no_grad(), seeing("solve", rows):
-        codes, gap, taken, converged = _solve(rows.double(), D.double(), R, tol, max_steps, x.dtype)
-    codes = codes.to(x.dtype)
+    with torch.no_grad(), seeing("solve", c):
+        rows = centred(x, bias).reshape(-1, c.shape[-1])
+        codes, *told = _solve(rows, D.double(), R, tol, max_steps, x.dtype)
     lam = getattr(R, "lam", None)
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in (x, D, bias, lam)):
         if not R.affine:
             msg = f"gradients of solve are for L1, L0 and KSparse, not {R!r}: detach its inputs (thm-implicit-gradient)"
             raise Error(msg)
-        codes = implicit(codes, rows, D, R)
-    return Solution(codes.reshape(*lead, len(D)), gap.reshape(lead), taken.reshape(lead), converged.reshape(lead))
+        codes = implicit(codes, c.reshape(rows.shape), D, R)
+    return Solution(codes.reshape(*lead, len(D)), *(a.reshape(lead) for a in told))
 
 
 def _solve(
     c: Tensor, D: Tensor, R: Penalty, tol: float, max_steps: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if not runs(R, L1):
         return _iterate_to_certificate(c, D, R, tol, max_steps, dtype)
-    codes, gap, taken, converged, left = lasso_working_sets.solve(c, D, R, tol, max_steps, dtype)
+    codes, gap, taken, converged, at_rounding, left = lasso_unpenalised.solve(c, D, R, tol, max_steps, dtype)
     # rows that are too degenerate for working sets start anew by FISTA; a step costs one product with D in both
     for rows in left.nonzero()[:, 0].split(max(1, LEFT_ENTRIES // len(D))):
         if not len(rows):
             break
         used = int(taken[rows].max())
-        other, its, more, good = _iterate_to_certificate(c[rows], D, R, tol, max_steps - used, dtype)
+        other, its, more, good, rounding = _iterate_to_certificate(c[rows], D, R, tol, max_steps - used, dtype)
         taken[rows] += more
+        at_rounding[rows] = rounding
         better = good | (its < gap[rows])
         rows = rows[better]
         codes[rows], gap[rows], converged[rows] = other[better], its[better], good[better]
-    return codes, gap, taken, converged
+    return codes, gap, taken, converged, at_rounding
 
 
 def _iterate_to_certificate(
     c: Tensor, D: Tensor, R: Penalty, tol: float, max_steps: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rule, momentum = how_to_solve(R)
-    every = CHECK_EVERY if runs(R, L1) else 1  # other certificates compare with the step before
-    L = lipschitz(D)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    every = CHECK_EVERY if runs(R, L1) or not (R.convex or R.affine) else 1
+    L, norm = lipschitz(D), lengths(D)
     codes = c.new_full((len(c), len(D)), torch.inf)
+    before = codes.clone()
     taken = torch.zeros(len(c), dtype=torch.int64, device=c.device)
     open_rows = torch.ones(len(c), dtype=torch.bool, device=c.device)
-    for t, point in enumerate(iterate(c, D, R, rule, momentum, torch.zeros_like(codes), L)):
+    for t, z in enumerate(_codes(c, D, R, L)):
         if t % every == 0 or t == max_steps:
-            z = point.z[open_rows]
-            rounded, before = z.to(dtype).double(), codes[open_rows]  # the certificate is that of codes as returned
-            _, good, settled = certify(c[open_rows], D, rounded, before, R, tol, L)
+            some, rounded = z[open_rows], z[open_rows].to(dtype).double()  # the certificate is of codes as returned
+            _, good, settled = certify(c[open_rows], D, rounded, before[open_rows], R, tol, L, norm)
             if dtype != torch.float64:
-                settled = certify(c[open_rows], D, z, before, R, tol, L)[2]
-            codes[open_rows], taken[open_rows] = z, t
+                settled = certify(c[open_rows], D, some, before[open_rows], R, tol, L, norm)[2]
+            codes[open_rows], taken[open_rows] = some, t
             open_rows[open_rows.clone()] = ~(good | settled)
         if t == max_steps or not bool(open_rows.any()):
             break
+        before = z
     rounded = codes.to(dtype).double()
-    gap, good, _ = certify(c, D, rounded, codes, R, tol, L)
-    return rounded.to(dtype), gap, taken, good & ~open_rows
+    gap, good, _ = certify(c, D, rounded, codes, R, tol, L, norm)
+    return rounded.to(dtype), gap, taken, good & ~open_rows, ~good & ~open_rows
+
+
+def _codes(c: Tensor, D: Tensor, R: Penalty, L: float) -> Iterator[Tensor]:
+    """Yield the codes from 0 on by which `solve` goes; extrapolated as in the reference where R is not convex."""
+    rule, momentum = how_to_solve(R)
+    z, window = c.new_zeros(len(c), len(D)), None if R.convex or R.affine else WINDOW + 1
+    yield z
+    while True:
+        path = [z]
+        for point in islice(iterate(c, D, R, rule, momentum, z, L), 1, window):
+            z = point.z
+            yield z
+            if window:
+                path.append(z)
+        moves = torch.stack(path).diff(dim=0).transpose(0, 1)
+        gram = moves @ moves.mT
+        trace = gram.diagonal(dim1=1, dim2=2).sum(dim=1).clamp(min=torch.finfo(gram.dtype).tiny)
+        ridge = RIDGE * torch.eye(WINDOW).to(gram)
+        weights = torch.linalg.solve(gram / trace[:, None, None] + ridge, gram.new_ones(len(c), WINDOW))
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        guess = torch.where(z != 0, torch.einsum("nk,knp->np", weights, torch.stack(path[1:])), 0)
+        now, then = (0.5 * _square(c - code @ D) + value(R, code) for code in (z, guess))
+        taken = (then < now) & (guess.sign() == z.sign()).all(dim=1)
+        z = torch.where(taken[:, None], guess, z)
 
 
 class Point:

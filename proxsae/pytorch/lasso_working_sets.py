@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from proxsae.certificates import FAINT, UNIT, certify
+from proxsae.certificates import FAINT, UNIT, certify, lengths, not_faint
 from proxsae.penalties import L1
 from proxsae.pytorch.codes import full_float32
 from proxsae.pytorch.lasso_gram import gap_of
@@ -79,8 +79,8 @@ class Rows:
 
 def solve(
     c: Tensor, D: Tensor, R: L1, tol: float, max_steps: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Codes (B, P) in `dtype`, and per row gap, products with D^T taken, `converged`, and whether work is left to do.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Codes (B, P) in `dtype`, and per row gap, products with D^T taken, `converged`, `at_rounding`, and what is left.
 
     c (B, d), centred, and D (P, d) in float64.  Work is left where `ROUNDS` rounds did not reach the certificate.
     """
@@ -88,7 +88,8 @@ def solve(
     codes = torch.zeros(len(c), len(D), dtype=dtype, device=c.device)
     gap = c.new_zeros(len(c))
     taken = torch.zeros(len(c), dtype=torch.int64, device=c.device)
-    converged, left = torch.zeros_like(taken, dtype=torch.bool), torch.zeros_like(taken, dtype=torch.bool)
+    converged, ended, left = (torch.zeros_like(taken, dtype=torch.bool) for _ in range(3))
+    norm = lengths(D)
 
     def leave(rows: Rows) -> None:
         a, b = rows.z.nonzero(as_tuple=True)
@@ -100,7 +101,7 @@ def solve(
         """Work out the certificate of what was not proved on the way."""
         for at in rows.split(max(1, CHUNK // len(D))):
             z = codes[at].double()
-            gap[at], converged[at], _ = certify(c[at], D, z, z, R, tol, 1.0)
+            gap[at], converged[at], _ = certify(c[at], D, z, z, R, tol, 1.0, norm)
 
     inference = torch.is_inference_mode_enabled()
 
@@ -110,14 +111,16 @@ def solve(
             rounds(piece)
 
     def rounds(piece: Tensor) -> None:
-        none, zero = c.new_zeros(len(piece), 0), c.new_zeros(len(piece))
+        none, objective = c.new_zeros(len(piece), 0), 0.5 * c[piece].square().sum(dim=1)
         # z = 0 solves a row without violators.  Columns are written in place, so no two may share memory.
-        proved = _a_float(0.5 * c[piece].square().sum(dim=1)) | ~(c[piece] != 0).any(dim=1)
-        rows = Rows(piece, none.long(), none, none.clone(), zero, zero.clone(), torch.ones_like(proved), proved)
+        proved = _a_float(objective) | ~(c[piece] != 0).any(dim=1)
+        gap = torch.where(proved, 0, not_faint(objective, objective))
+        rows = Rows(piece, none.long(), none, none.clone(), gap, torch.zeros_like(gap), torch.ones_like(proved), proved)
         for _ in range(min(ROUNDS, max_steps)):
             taken[rows.row] += 1
             rows, safe, sure = _round(rows, c, atoms, tol, dtype)
             leave(rows[safe])
+            ended[rows.row[safe]] = True
             judge(rows.row[safe & ~sure])
             rows = rows[~safe]
             if not len(rows.row):
@@ -127,7 +130,7 @@ def solve(
         judge(rows.row)
 
     _in_threads(work, torch.arange(len(c), device=c.device), PIECE // max(D.shape))
-    return codes, gap, taken, converged, left & ~converged
+    return codes, gap, taken, converged, ended & ~converged, left & ~converged
 
 
 def _a_float(objective: Tensor) -> Tensor:
@@ -302,12 +305,12 @@ def _solve_group(
         size = length + before.abs().sum(dim=1) + move.abs().sum(dim=1)
         slack = (2 * atoms.D.shape[1] + 3 * W + 8) * UNIT * size
         sure = gap_of(code, g, lam, after, atoms.nonneg, slack[:, None])[0]
-        sure = sure + slack * (size + code.abs().sum(dim=1)) + (W + 8) * UNIT * objective
+        sure = not_faint(sure + slack * (size + code.abs().sum(dim=1)) + (W + 8) * UNIT * objective, objective)
         proved = (sure <= tol * objective) & _a_float(objective)
         square_move = (move * (slope - g)).sum(dim=1).clamp(min=0) + slack * move.abs().sum(dim=1)
-        verdicts.append((gap, objective, proved, square_move.sqrt()))
-    (gap, objective, _, moved), (returned_gap, _, proved, returned_moved) = verdicts
-    rows.z[at, :W], rows.gap[at], rows.drift[at] = z, returned_gap, (returned - z).abs().sum(dim=1)
+        verdicts.append((gap, sure, objective, proved, square_move.sqrt()))
+    (gap, _, objective, _, moved), (_, sure, _, proved, returned_moved) = verdicts
+    rows.z[at, :W], rows.gap[at], rows.drift[at] = z, sure, (returned - z).abs().sum(dim=1)
     # More rounds cannot undo the rounding of the codes, so a tenth of tol before rounding is enough too.
     rows.proved[at], rows.enough[at] = proved, proved | (gap <= tol / 10 * objective)
     return torch.maximum(moved, returned_moved)

@@ -10,18 +10,20 @@ In code a dictionary holds atoms as rows, so D z is `z @ D` and D^T r is `D @ r`
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
 
-from proxsae.certificates import certify, lipschitz
+from proxsae.certificates import centred, certify, lengths, lipschitz, squared_norm
 from proxsae.conventions import check_count, check_problem, torch_twin
 from proxsae.penalties import Penalty
 from proxsae.penalties.base import Floats
 from proxsae.reference.refit import refit
 from proxsae.steps import (
     FIRST_TRIAL,
+    RIDGE,
+    WINDOW,
     Backtracking,
     ExactStep,
     GivenStep,
@@ -78,8 +80,8 @@ def ista(
     array([1.25, 0.  ])
     """
     c, D, z0, lead = check_problem(x, D, z0, bias, R)
-    steps, L, rule = check_count("steps", steps, 0), lipschitz(D), as_rule(step, c)
-    check_rule(rule, momentum, keep, R, L, steps)
+    steps, (least, L), rule = check_count("steps", steps, 0), squared_norm(D), as_rule(step, c)
+    check_rule(rule, momentum, keep, R, least, steps)
     start = np.zeros((*lead, len(D)), c.dtype) if z0 is None else z0
     wide = np.result_type(c.dtype, np.float32)  # half precision accumulates in float32
     kept = steps + 1 if keep == "all" else 1
@@ -109,13 +111,15 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
 
     A convex R is solved by FISTA with restarts, and L1 in torch by working sets, many rows at once, where `steps`
     counts products with D^T and a row leaves when it is certified.  L0 and KSparse take `Refit` steps from z = 0 until
-    the code stays, other non-convex R plain steps of 1/L; their limit depends on that start (the best k-sparse code is
-    NP-hard to find).
+    the code stays, other non-convex R plain steps of 1/L, extrapolated where that lowers F; their limit depends on that
+    start (the best k-sparse code is NP-hard to find).
     Iterates are in float64, codes are returned in the dtype of x.  The certificate is that of the codes as returned and
     allows for rounding (lem-sure-gap); a row that did not reach it has converged = False.  Rounding codes to float32
-    alone can cost a gap of some 1e-7 of the objective, and far more where lam is tiny.
+    alone can cost a gap of some 1e-7 of the objective, and far more where lam is tiny: such rows have at_rounding =
+    True.
     For L1, L0 and KSparse torch codes are differentiable in x, D, bias and a tensor lam by the implicit function
     theorem on the support (thm-implicit-gradient); F at the solution needs no such thing (thm-envelope).
+    Statements: thm-duality-gap, lem-sure-gap, lem-unpenalised.
     Raises `Error` as `ista` does, and for tol not finite and > 0.
 
     >>> import proxsae as px
@@ -124,26 +128,52 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
     """
     c, D, _, lead = check_problem(x, D, None, bias, R)
     tol, max_steps, dtype = check_tol(tol), check_count("max_steps", max_steps, 0), c.dtype
-    c, D = c.astype(np.float64), D.astype(np.float64)
-    rule, momentum = how_to_solve(R)
-    L = lipschitz(D)
-    rows = c.reshape(-1, c.shape[-1])
+    rows, D = centred(x, bias).reshape(-1, c.shape[-1]), D.astype(np.float64)
+    L, norm = lipschitz(D), lengths(D)
     codes, gaps = np.full((len(rows), len(D)), np.inf), np.zeros(len(rows))
-    taken, converged = np.zeros(len(rows), dtype=int), np.zeros(len(rows), dtype=bool)
+    taken = np.zeros(len(rows), dtype=int)
+    converged, at_rounding = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
     for i, row in enumerate(rows):
-        for t, (z, _) in enumerate(iterate(row, D, R, rule, momentum, np.zeros(len(D)), L)):
+        for t, z in enumerate(_codes(row, D, R, L)):
             rounded = z.astype(dtype).astype(np.float64)  # the certificate is that of the code as returned
-            _, good, settled = certify(row, D, rounded, codes[i], R, tol, L)
+            _, good, settled = certify(row, D, rounded, codes[i], R, tol, L, norm)
             if dtype != np.float64 and not good:
-                settled = certify(row, D, z, codes[i], R, tol, L)[2]
+                settled = certify(row, D, z, codes[i], R, tol, L, norm)[2]
             enough = good or settled
             codes[i], taken[i] = z, t
             if enough or t == max_steps:
                 break
-        gaps[i], good, _ = certify(row, D, rounded, codes[i], R, tol, L)
-        converged[i] = good and enough
+        gaps[i], good, _ = certify(row, D, rounded, codes[i], R, tol, L, norm)
+        converged[i], at_rounding[i] = good and enough, enough and not good
     shaped = codes.astype(dtype).reshape(*lead, len(D))
-    return Solution(shaped, gaps.reshape(lead), taken.reshape(lead), converged.reshape(lead))
+    return Solution(shaped, *(a.reshape(lead) for a in (gaps, taken, converged, at_rounding)))
+
+
+def _codes(c: Floats, D: Floats, R: Penalty, L: float) -> Iterator[Floats]:
+    """Yield the codes from 0 on by which `solve` goes, for one row.
+
+    Where R is not convex, and no least squares end the work, each `WINDOW` of plain steps is extrapolated: to that
+    combination of their codes which would move least, were the step an affine map (Anderson acceleration, as Bertrand
+    and Massias 2021 have it).  It is taken where it lowers F, so that F never rises, and changes no sign, as a leap
+    that does may end in a worse minimum.
+    """
+    rule, momentum = how_to_solve(R)
+    z: Floats = np.zeros(len(D))
+    window = None if R.convex or R.affine else WINDOW + 1
+    yield z
+    while True:
+        path = [z]
+        for new, _ in islice(iterate(c, D, R, rule, momentum, z, L), 1, window):
+            yield new
+            if window:
+                path.append(new)
+        moves = np.diff(path, axis=0)
+        gram = moves @ moves.T
+        gram = gram / max(np.trace(gram), np.finfo(float).tiny) + RIDGE * np.eye(WINDOW)
+        weights, z = np.linalg.solve(gram, np.ones(WINDOW)), path[-1]
+        guess = np.where(z != 0, weights / weights.sum() @ np.array(path[1:]), 0)
+        now, then = (0.5 * np.sum((c - code @ D) ** 2) + R.value(code) for code in (z, guess))
+        z = guess if then < now and np.array_equal(np.sign(guess), np.sign(z)) else z
 
 
 def iterate(

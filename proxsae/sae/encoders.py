@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from proxsae.certificates import lipschitz
+from proxsae.certificates import squared_norm
 from proxsae.conventions import may_look
 from proxsae.penalties import KSparse
 from proxsae.penalties.base import runs
@@ -23,7 +23,7 @@ from proxsae.pytorch.cost_model import Plan
 from proxsae.pytorch.iteration import Point, iterate
 from proxsae.sae import walks
 from proxsae.sae.encoding import Common, Encoding
-from proxsae.sae.team import lipschitz_of_all
+from proxsae.sae.team import squared_norm_of_all
 from proxsae.steps import StepRule, check_rule
 
 
@@ -49,8 +49,8 @@ def on_supports(
     """Codes of a k-sparse SAE and, if asked to decode, D z + b_dec: nothing of size B x d_sae is made."""
     R, rule, L = cast(KSparse, common.penalty), cast(StepRule, encoding.step), 1.0
     if encoding.steps > 1:
-        L = lipschitz_of(weights.W_dec, common)
-        check_rule(rule, None, "last", R, L)
+        least, L = squared_norm_of(weights.W_dec, common)
+        check_rule(rule, None, "last", R, least)
     lone = common.team is None and ksparse_encoder.has_room(L, x.dtype)  # on a team, Gram rows are on all ranks
     if plan.product == "gram" and not lone:
         plan = replace(plan, product="residual")
@@ -86,8 +86,8 @@ def points(
     elif log_step is not None:
         walk = walks.learned(one, R, log_step, log_lam_factor, tilt)
     else:
-        rule, L = cast(StepRule, encoding.step), lipschitz_of(D, common)
-        check_rule(rule, None, "last", R, L)
+        rule, (least, L) = cast(StepRule, encoding.step), squared_norm_of(D, common)
+        check_rule(rule, None, "last", R, least)
         walk = iterate(c, D, R, rule, None, first, L, spent=1.0, tilt=tilt)
     for _, point in zip(range(encoding.steps), walk, strict=False):
         yield point
@@ -101,24 +101,26 @@ def certified(x: Tensor, weights: Weights, R: KSparse) -> SparseCodes:
     return SparseCodes(indices.reshape(shape), values.reshape(shape), len(b_enc))
 
 
-def lipschitz_of(W_dec: Tensor, common: Common) -> float:
-    """||W_dec||^2, kept while W_dec stays the same: working it out costs what a step of some d_in rows costs.
+def squared_norm_of(W_dec: Tensor, common: Common) -> tuple[float, float]:
+    """Bounds of ||W_dec||^2, kept while W_dec stays the same: working them out costs what a step of some rows costs.
 
-    Weights may change in place, unseen, so what is compared are the norm of every atom and its product with one
-    vector, whose entries differ so that their order shows: two reads of W_dec, each row summed in one order.
+    Weights may change in place, unseen by the counter of such changes where `.data` is written.  So what is compared
+    are that counter, the norm of every atom and its product with one vector, whose entries differ so that their order
+    shows: two reads of W_dec, each row summed in one order.
     """
     if common.team is not None:
-        return lipschitz_of_all(W_dec, common.team)
+        return squared_norm_of_all(W_dec, common.team)
     if not may_look(W_dec):
-        return lipschitz(W_dec)
+        return squared_norm(W_dec)
     with torch.no_grad():
         W = W_dec.to(accumulator(W_dec.dtype))
         vector = torch.arange(1, W.shape[1] + 1, device=W.device, dtype=W.dtype).cos()
         mark = torch.stack([W @ vector, torch.linalg.vector_norm(W, dim=1)])
-        if common.lipschitz is not None:
-            known, L = common.lipschitz
-            if known.device == mark.device and torch.equal(known, mark):
-                return L
-        L = lipschitz(W_dec)
-        common.lipschitz = mark, L
-    return L
+        written = None if W_dec.is_inference() else W_dec._version
+        if common.norm is not None:
+            before, known, bounds = common.norm
+            if before == written and known.device == mark.device and torch.equal(known, mark):
+                return bounds
+        bounds = squared_norm(W_dec)
+        common.norm = written, mark, bounds
+    return bounds

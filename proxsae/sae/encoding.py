@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from proxsae.certificates import lipschitz
+from proxsae.certificates import squared_norm
 from proxsae.conventions import Error, check_choice, check_count, shown
 from proxsae.penalties import Penalty
 from proxsae.pytorch.codes import Pages
@@ -60,8 +60,9 @@ class Encoding:
     def check(self, R: Penalty, W_dec: Tensor) -> None:
         """Raise `Error` where R or the dictionary breaks a hypothesis of the rule; a learned rule has none."""
         if not isinstance(self.step, LearnedSteps):
-            L = lipschitz(W_dec) if isinstance(self.step, FixedStep) else 1.0  # the others are below 2/L by definition
-            check_rule(self.step, None, "last", R, L)
+            # the others are below 2/L by definition
+            least = squared_norm(W_dec)[0] if isinstance(self.step, FixedStep) else 1.0
+            check_rule(self.step, None, "last", R, least)
 
 
 @dataclass
@@ -71,10 +72,10 @@ class Common:
     penalty    R; of an L0 SAE the weight `threshold` holds lam, and this its sign and bandwidth
     team       the other processes, on a shard
     pages      memory for large gradients, used again
-    lipschitz  ||W_dec||^2, and marks of the W_dec that it was worked out for
+    norm       `certificates.squared_norm` of W_dec, and marks of the W_dec that it was worked out for
     """
 
     penalty: Penalty
     team: Team | None = None
     pages: Pages = field(default_factory=Pages)
-    lipschitz: tuple[Tensor, float] | None = None
+    norm: tuple[int | None, Tensor, tuple[float, float]] | None = None

@@ -163,13 +163,14 @@ def among_all(sizes: list[Tensor], k: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def lipschitz_of_all(W_dec: Tensor, team: Team) -> float:
-    """||D||^2 of all shards by the Gram matrix (d_in, d_in), rounded up as `certificates.lipschitz` is."""
+def squared_norm_of_all(W_dec: Tensor, team: Team) -> tuple[float, float]:
+    """Bounds of ||D||^2 of all shards, by the Gram matrix (d_in, d_in), as `certificates.squared_norm` has them."""
     W = W_dec.double()
     P, d = W.shape
     summed = team.total(torch.cat([(W.T @ W).view(-1), W.square().sum().view(1)]))
     slack = 4 * (P * team.shards + d) * 2.0**-52 * float(summed[-1])
-    return float(torch.linalg.eigvalsh(summed[:-1].view(d, d))[-1]) + slack
+    top = float(torch.linalg.eigvalsh(summed[:-1].view(d, d))[-1])
+    return top - slack, top + slack
 
 
 def _reach(call: Callable[..., Any], *arguments: Any, **options: Any) -> None:

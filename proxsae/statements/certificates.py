@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from proxsae.statements.plain import (
     unit,
 )
 from proxsae.statements.registry import Kit, insist, page, plant
-from proxsae.testing.compare import assert_close
+from proxsae.testing.compare import assert_close, numpy_of
 
 statement = page("certificates", on_paper="matrices of any size")
 
@@ -131,6 +132,14 @@ plant(
 plant("fixed point: threshold without the step", "def-fixed-point", fixed_point_residual=_threshold_without_step)
 
 
+def feasible(r: Array, z: Array, D: Array, lam: Array, nonneg: bool) -> Array:
+    """The dual point of the page: r off the unpenalised atoms, scaled into the rest of the dual domain."""
+    free = (lam == 0) & D.any(axis=1) & ((z != 0) | (D @ r > 0) | (not nonneg))
+    off = r - D[free].T @ np.linalg.lstsq(D[free].T, r, rcond=None)[0]
+    s = D @ off if nonneg else abs(D @ off)
+    return off * min([1.0, *(lam[j] / s[j] for j in range(len(D)) if s[j] > lam[j] and not free[j])])
+
+
 @statement(
     "thm-duality-gap",
     "For L1, lam_j ≥ 0: gap(z) = F(z) - dual(theta) ≥ F(z) - F* ≥ 0, and gap(z) = 0 iff z is optimal; "
@@ -150,11 +159,7 @@ def gap(kit: Kit, rng: np.random.Generator) -> None:
         z = abs(z) if nonneg else z
         got = kit.duality_gap(np.tile(x, (6, 1)), D, z, R, b)
         r = c - z @ D
-        s = r @ D.T if nonneg else abs(r @ D.T)
-        scale = np.array(
-            [min([1.0, *(lam_j / s_j for lam_j, s_j in zip(lams, row, strict=True) if s_j > lam_j)]) for row in s]
-        )
-        theta = scale[:, None] * r
+        theta = np.stack([feasible(*row, D, lams, nonneg) for row in zip(r, z, strict=True)])
         insist((theta @ D.T if nonneg else abs(theta @ D.T)) <= lams + 1e-12, "theta is not dual feasible")
         excess = l1_objective(c, D, z, lam) - least
         dual = 0.5 * c @ c - 0.5 * ((theta - c) ** 2).sum(-1)
@@ -168,11 +173,6 @@ def gap(kit: Kit, rng: np.random.Generator) -> None:
             insist(kit.duality_gap(x, D, best, R, b) < 1e-8, "the gap is not 0 at the optimum")
     outside = kit.duality_gap(np.ones(2), np.eye(2), np.array([1.0, -1.0]), kit.L1(1.0, nonneg=True))
     insist(np.isinf(outside), "outside z >= 0 the gap is infinite")
-    # lam_1 = 0 in exact arithmetic: 0 at the optimum (2, 1/2), and a jump beside it, where theta = 0 and gap = F
-    for first, want in ((2.0, 0.0), (1.75, 0.5 * (0.25**2 + 1.0) + 0.5)):
-        z = np.array([first, 0.5])
-        got = kit.duality_gap(np.array([2.0, 1.5]), np.eye(2), z, kit.L1(np.array([0.0, 1.0])))
-        assert_close(got, np.asarray(want), 1e-12, "gap where a lam is 0")
 
 
 def _not_scaled(x: Array, D: Array, z: Array, R: Any, bias: Numbers = 0.0) -> Array:
@@ -195,9 +195,66 @@ plant(
 plant("gap: half of it", "thm-duality-gap", duality_gap=lambda *a, **b: certificates.duality_gap(*a, **b) / 2)
 
 
-def exact_gap(c: Array, D: Array, z: Array, lam: Array) -> tuple[Fraction, Fraction]:
+@statement(
+    "lem-unpenalised",
+    "Where lam_j = 0, the residual projected off these atoms (nonneg: where z_j > 0 or d_j^T r > 0), then scaled, is "
+    "dual feasible; its gap bounds F(z) - F*, is 0 at optima, and is that of the lasso without them.",
+    source="own; the elimination is folklore (Frisch and Waugh 1933 for least squares)",
+    code=("duality_gap", "solve"),
+)
+def unpenalised(kit: Kit, rng: np.random.Generator) -> None:
+    """The gap against a feasible point and a brute-force optimum, beside it and at it; `solve` certifies its codes."""
+    for count in (1, 2):
+        for x, b, D, _, nonneg in problems(rng):
+            c, lam = x - b, np.append(rng.uniform(0.2, 0.8, len(D) - count), np.zeros(count))
+            independent = np.linalg.matrix_rank(D[-count:]) == D[-count:].any(axis=1).sum()
+            R, best = kit.L1(lam, nonneg), l1_optimum(c, D, lam, nonneg)
+            least = l1_objective(c, D, best, lam)
+            z = best + rng.normal(size=(8, len(D))) * 10.0 ** -np.arange(8)[:, None]
+            z = np.maximum(z, 0) if nonneg else z
+            got = kit.duality_gap(np.tile(x, (8, 1)), D, z, R, b)
+            insist(got >= l1_objective(c, D, z, lam) - least - 1e-12, "the gap is below F - F*")
+            if independent:
+                theta = np.stack([feasible(c - one @ D, one, D, lam, nonneg) for one in z])
+                violates = (theta @ D.T if nonneg else abs(theta @ D.T)) > lam + 1e-9
+                dual = np.where(violates.any(axis=1), 0, 0.5 * c @ c - 0.5 * ((theta - c) ** 2).sum(-1))
+                assert_close(got, l1_objective(c, D, z, lam) - dual, 1e-8, "gap against F - dual(theta)")
+                insist(kit.duality_gap(x, D, best, R, b) < 1e-7 * max(1, least), "the gap is not 0 at the optimum")
+                if least > 1e-3:
+                    insist(kit.solve(x, D, R, 1e-6, 3000, b).converged, "solve certifies no code")
+    # in exact numbers: beside the optimum (2, 1/2) of latents of which the first is free, the gap is F - F*
+    for first in (2.0, 1.75):
+        z = np.array([first, 0.5])
+        got = kit.duality_gap(np.array([2.0, 1.5]), np.eye(2), z, kit.L1(np.array([0.0, 1.0])))
+        assert_close(got, np.asarray(0.5 * (2 - first) ** 2), 1e-12, "gap where a lam is 0")
+    # the optimum of a latent that would shrink: z_1 = 0 and d_1^T r = -1, which no projection may take off
+    got = kit.duality_gap(np.array([-1.0, 2.0]), np.eye(2), np.array([0.0, 1.0]), kit.L1(np.array([0.0, 1.0]), True))
+    assert_close(got, np.asarray(0.0), 1e-12, "gap where a latent would shrink")
+
+
+def _theta_is_zero(x: Array, D: Array, z: Array, R: Any, bias: Numbers = 0.0) -> Array:
+    slope = (x - bias - z @ D) @ D.T
+    stuck = ((R.lam == 0) & ((slope if R.nonneg else abs(slope)) > 1e-12)).any(-1)
+    F = l1_objective(x - bias, D, z, R.lam)
+    return np.where(stuck, F, certificates.duality_gap(x, D, z, R, bias * np.ones(D.shape[1])))
+
+
+def _free_is_ignored(x: Array, D: Array, z: Array, R: Any, bias: Numbers = 0.0) -> Array:
+    return certificates.duality_gap(x, D, z, L1(np.where(R.lam == 0, 1e9, R.lam), R.nonneg), bias * np.ones(len(D.T)))
+
+
+def _off_all(x: Array, D: Array, z: Array, R: Any, bias: Numbers = 0.0) -> Array:
+    return certificates.duality_gap(x, D, z, L1(R.lam), bias * np.ones(D.shape[1]))
+
+
+plant("gap: none where a lam is 0", "lem-unpenalised", duality_gap=_theta_is_zero)
+plant("gap: unpenalised latents taken for forbidden ones", "lem-unpenalised", duality_gap=_free_is_ignored)
+plant("gap: off all unpenalised atoms with nonneg too", "lem-unpenalised", duality_gap=_off_all)
+
+
+def exact_gap(c: Any, D: Any, z: Any, lam: Any) -> tuple[Fraction, Fraction]:
     """(gap, F) of one row in exact arithmetic, by equation (3) of the page."""
-    row, atoms, codes, lams = ([Fraction(float(v)) for v in np.ravel(a)] for a in (c, D, z, lam))
+    row, atoms, codes, lams = ([Fraction(v) for v in np.ravel(a).tolist()] for a in (c, D, z, lam))
     none = Fraction(0)
     d, P = len(row), len(codes)
     r = [row[i] - sum((codes[j] * atoms[j * d + i] for j in range(P) if codes[j]), none) for i in range(d)]
@@ -210,8 +267,8 @@ def exact_gap(c: Array, D: Array, z: Array, lam: Array) -> tuple[Fraction, Fract
 
 @statement(
     "lem-sure-gap",
-    "What float64 computes for gap(z), with a stated allowance for rounding, is an upper bound on F(z) - F* where "
-    "nothing under- or overflows; so converged from solve on L1 is true of the returned code.",
+    "What float64 computes for gap(z) of c = x - b, with a stated allowance for rounding and rounded up to x's dtype, "
+    "bounds F(z) - F* where nothing under- or overflows; so converged from solve on L1 is true of the returned code.",
     source="own; the model of floating point is Higham 2002's",
     code=("certificates.l1_gap",),
     on_paper="sums of any length in floating point",
@@ -236,20 +293,52 @@ def sure_gap(kit: Kit, rng: np.random.Generator) -> None:
                 gap, F = exact_gap(row, D, z, lams)
                 holds = gap <= Fraction(ratio) * F
                 insist(holds or not found.converged, f"converged at {ratio}, but the gap is {float(gap / F)} F")
-                sure = Fraction(float(certificates.l1_gap(row, D, z, R, sure=True)[0]))
-                insist(sure >= gap, "too small an allowance")
+                insist(Fraction(float(kit.duality_gap(row, D, z, R))) >= gap, "too small an allowance")
+                insist(Fraction(float(found.gap)) >= gap, "solve reports less than the gap")
                 said += bool(found.converged)
                 ratio = 0.99 * max(float(gap / F), 1e-14)
     insist(said >= 4, f"only {said} rows are certified: the allowance is too large")
+    for dtype in (np.float16, np.float32, np.float64):
+        less = -(2.0 ** -(np.finfo(dtype).nmant + 2))
+        row, atom, bias = np.ones(1, dtype), np.eye(1, dtype=dtype), np.full(1, less, dtype)
+        c, lam = [Fraction(1) - Fraction(float(bias[0]))], np.array([2.0**-7])
+        for at in ((row, atom, bias), tuple(map(torch.tensor, (row, atom, bias)))):  # x - b is no number of this dtype
+            found = kit.solve(at[0], at[1], kit.L1(2.0**-7), bias=at[2])
+            gap, F = exact_gap(c, atom, numpy_of(found.codes), lam)
+            insist(not found.converged or gap <= Fraction(1e-6) * F, "c was rounded in the dtype of x")
+            insist(Fraction(float(found.gap)) >= gap, "solve reports less than the gap of c")
+        codes = rng.uniform(0.9, 1.1, (40, 1)).astype(dtype)
+        told = kit.duality_gap(np.ones((40, 1), dtype), atom, codes, kit.L1(0.3), bias)
+        exact = [exact_gap(c, atom, z, np.array([0.3]))[0] for z in codes]
+        insist([Fraction(float(a)) >= gap for a, gap in zip(told, exact, strict=True)], "a gap is rounded down")
+        insist(told.dtype == dtype, "the gap has another dtype")
 
 
-def _by_the_plain_gap(x: Any, D: Any, R: Any, tol: float, max_steps: int) -> Any:
-    found = solve(x, D, R, tol=tol, max_steps=max_steps)
-    gap, F = certificates.l1_gap(x, D, found.codes, R)
+def _by_the_plain_gap(x: Any, D: Any, R: Any, tol: float = 1e-6, max_steps: int = 100, bias: Any = None) -> Any:
+    found = solve(x, D, R, tol, max_steps, bias)
+    c = certificates.centred(x, bias)
+    _, F, gap = certificates.l1_gap(c, certificates.wide(D), certificates.wide(found.codes), R)
     return replace(found, converged=gap <= tol * F)
 
 
+def _of_rounded_rows(x: Any, D: Any, R: Any, bias: Any = None, **given: Any) -> Any:
+    return solve(x if bias is None else x - bias, D, R, **given)
+
+
+def _to_nearest(x: Any, D: Any, z: Any, R: Any, bias: Any = None) -> Any:
+    c, D, z = certificates.centred(x, bias), certificates.wide(D), certificates.wide(z)
+    return certificates.narrow(certificates.duality_gap(c, D, z, R), x)
+
+
+def _gap_without_allowance(x: Any, D: Any, z: Any, R: Any, bias: Any = None) -> Any:
+    c, D, z = certificates.centred(x, bias), certificates.wide(D), certificates.wide(z)
+    return certificates.l1_gap(c, D, z, R)[2].astype(x.dtype)
+
+
 plant("solve: rounding is not allowed for", "lem-sure-gap", solve=_by_the_plain_gap)
+plant("solve: c is rounded in the dtype of x", "lem-sure-gap", solve=_of_rounded_rows)
+plant("gap: rounded to nearest", "lem-sure-gap", duality_gap=_to_nearest)
+plant("gap: rounding is not allowed for", "lem-sure-gap", duality_gap=_gap_without_allowance)
 
 
 def _never_certified(*args: Any, **given: Any) -> Any:
@@ -313,7 +402,10 @@ plant(
     on_paper="a definition",
 )
 def coherence(kit: Kit, rng: np.random.Generator) -> None:
-    """Against two loops, also after scaling, signs, reordering, rotation and a zero atom; parallel and orthogonal."""
+    """Against two loops, also after scaling, signs, reordering, rotation and a zero atom; parallel and orthogonal.
+
+    In exact numbers it is never below the largest cosine, whatever the lengths of the atoms.
+    """
     for P, d in ((7, 4), (3, 6), (2, 1)):
         D = rng.normal(size=(P, d))
         want = max(abs(D[i] @ D[j]) / (np.linalg.norm(D[i]) * np.linalg.norm(D[j])) for i in range(P) for j in range(i))
@@ -322,6 +414,13 @@ def coherence(kit: Kit, rng: np.random.Generator) -> None:
         for same in (D, scaled, D[::-1], D @ rotation, np.insert(D, 1, 0.0, axis=0)):
             m = kit.coherence(same)
             insist(abs(m - want) < 1e-12 and 0 <= m <= 1, f"coherence {m}, but two loops say {want}")
+        rows = [[Fraction(float(v)) for v in row] for row in D]
+        lengths = [sum((v * v for v in row), Fraction(0)) for row in rows]
+        for i, j in combinations(range(P), 2):
+            dot = sum((v * w for v, w in zip(rows[i], rows[j], strict=True)), Fraction(0))
+            for size in (1.0, 2.0**600, 2.0**-600):  # exact factors, whose squares are no floats
+                most = Fraction(float(kit.coherence(size * D[[i, j]])))
+                insist(most**2 * lengths[i] * lengths[j] >= dot**2, f"coherence {float(most)} is below the cosine")
     for D, want in (
         (np.eye(3), 0.0),
         (np.ones((1, 3)), 0.0),
@@ -333,6 +432,7 @@ def coherence(kit: Kit, rng: np.random.Generator) -> None:
 
 plant("coherence: without |.|", "def-coherence", coherence=lambda D: cosines(D).max(initial=0))
 plant("coherence: mean, not max", "def-coherence", coherence=lambda D: abs(cosines(D)).mean())
+plant("coherence: rounded to nearest", "def-coherence", coherence=lambda D: abs(cosines(D / abs(D).max())).max())
 plant(
     "coherence: atoms not normalised",
     "def-coherence",

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import proxsae as px
+from proxsae.certificates import squared_norm
 from proxsae.pytorch import cost_model, ksparse_encoder
+from proxsae.sae.encoders import squared_norm_of
 from proxsae.testing import assert_close, assert_same
 
 RULES = {
@@ -222,7 +224,7 @@ def test_the_lipschitz_constant_is_kept_until_the_dictionary_changes(monkeypatch
     from proxsae.sae import encoders as module
 
     calls = []
-    monkeypatch.setattr(module, "lipschitz", lambda D: calls.append(1) or px.lipschitz(D))
+    monkeypatch.setattr(module, "squared_norm", lambda D: calls.append(1) or squared_norm(D))
     sae = make(5)
     for deep in (sae.unrolled(2), sae.unrolled(3)):
         deep.encode_sparse(rows())
@@ -237,9 +239,36 @@ def test_the_lipschitz_constant_is_kept_until_the_dictionary_changes(monkeypatch
     assert_close(sae.unrolled(2).encode(rows()), before, 1e-12)
     one = px.SAE(4, 4, px.KSparse(2))
     one.W_dec.data.copy_(torch.eye(4))
-    assert module.lipschitz_of(one.W_dec, one.common) == pytest.approx(1)
+    assert module.squared_norm_of(one.W_dec, one.common)[1] == pytest.approx(1)
     one.W_dec.data.copy_(torch.eye(4)[[0, 0, 0, 0]])  # every atom has the norm and the sum that it had
-    assert module.lipschitz_of(one.W_dec, one.common) == pytest.approx(4)
+    assert module.squared_norm_of(one.W_dec, one.common)[1] == pytest.approx(4)
+
+
+def test_a_turn_of_single_atoms_that_leaves_every_mark_is_seen_by_the_counter_of_changes():
+    """Atoms turned about the vector of the marks keep norm and product with it, and may become parallel."""
+    sae, axis = px.SAE(3, 2, px.KSparse(1)), torch.tensor([1.0, 2.0, 3.0]).cos()
+    axis = axis / axis.norm()
+    one = torch.linalg.cross(axis, torch.tensor([1.0, 0, 0]))
+    one, other = one / one.norm(), torch.linalg.cross(axis, one / one.norm())
+
+    def turned(angle):
+        return axis + one * angle.cos() + other * angle.sin()
+
+    def bounds(angle):
+        with torch.no_grad():
+            sae.W_dec[1] = turned(angle)
+        return squared_norm_of(sae.W_dec, sae.common)[1]
+
+    apart = torch.tensor(3.0)
+    with torch.no_grad():
+        sae.W_dec[0] = turned(torch.tensor(0.0))
+    for angle in torch.linspace(0.01, 1, 1000):  # some keep every bit of the marks
+        before = bounds(apart)
+        marks, after = sae.common.norm[1], bounds(angle)
+        assert after > 1.2 * before
+        if torch.equal(sae.common.norm[1], marks):
+            return
+    pytest.fail("no angle left the marks as they were: the test shows nothing")
 
 
 @pytest.mark.parametrize("scale", [1e-18, 1e20])

@@ -88,7 +88,9 @@ def convex_bounds(setting: Setting, penalty: str, train_depth: int, seed: int) -
                 if rate is not None:
                     bound = distance.square() * rate(L, 1.0, t)
                     rows.append(
-                        what | {"statement": f"thm-{method.lower()}-rate"} | judged(excess + certificate, bound)
+                        what
+                        | {"statement": f"thm-{method.lower()}-rate"}
+                        | judged(excess + certificate, bound, least.abs())
                     )
                 gap = duality_gap(c, D, point.z, R)
                 rows.append(what | {"statement": "thm-duality-gap"} | judged(excess, gap, least.abs()))
