@@ -207,7 +207,7 @@ def wide(a: Any) -> Any:
 
 def centred(x: Any, bias: Any = None) -> Any:
     """x - b in float64: a difference that is rounded to the dtype of x belongs to another problem (lem-sure-gap)."""
-    return wide(x) if bias is None else wide(x) - wide(bias)
+    return wide(x) if bias is None else wide(x) - wide(alike({"x": x, "bias": bias})["bias"])
 
 
 def narrow(a: Any, like: Any) -> Any:

@@ -13,8 +13,11 @@ from proxsae.conventions import check_count, check_number
 F = TypeVar("F", bound=Callable[..., float])
 
 
+EIGENVALUES = ("smallest", "largest")  # which rounding may leave below 0
+
+
 def _of_numbers(function: F) -> F:
-    """Check the arguments of a bound: t and sizes are whole numbers >= 1, the others numbers >= 0."""
+    """Check the arguments of a bound: t and sizes are whole numbers >= 1, eigenvalues numbers, the others >= 0."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -24,7 +27,8 @@ def _of_numbers(function: F) -> F:
             if signature.parameters[name].annotation == "int":
                 given[name] = check_count(name, value, 1)
             elif name != "convex":
-                given[name] = check_number(name, value, "> 0" if name in ("L", "step") else ">= 0")
+                least = "> 0" if name in ("L", "step") else "> -inf" if name in EIGENVALUES else ">= 0"
+                given[name] = check_number(name, value, least)
         return function(**given)
 
     return checked  # type: ignore[return-value]

@@ -305,7 +305,7 @@ def test_codes_that_no_dictionary_has_are_refused():
 
 
 def test_an_sae_of_which_nothing_is_trained_is_refused():
-    with pytest.raises(px.Error, match="nothing to train"):
+    with pytest.raises(px.Error, match="every weight is frozen, so that nothing would be trained"):
         trained(sae=sae().requires_grad_(False))
 
 

@@ -16,7 +16,7 @@ from proxsae import cli, testing
 from proxsae.cli import main
 
 ROWS = np.random.default_rng(0).standard_normal((60, 8)).astype(np.float32)
-COMMANDS = ("depth", "rates", "bench", "train", "inspect", "eval", "encode", "convert", "laws", "statements")
+COMMANDS = ("depth", "rates", "bench", "train", "inspect", "eval", "encode", "convert", "lm", "laws", "statements")
 
 
 @pytest.fixture

@@ -249,7 +249,7 @@ WRONG = {
     "NaN": (("--data", "nan.npy"), "nan.npy"),
     "integers": (("--data", "int.npy"), "int64"),
     "too few rows": (("--data", "few.npy"), "4 rows"),
-    "equal rows": (("--data", "equal.npy"), "the 48 rows of activations are equal"),
+    "equal rows": (("--data", "equal.npy"), "the rows of activations are equal, all 48 of them"),
     "k below 0": (("--k", "-1"), "k=-1"),
     "k of 0": (("--k", "0"), "k=0"),
     "k above d_sae": (("--k", "17"), "k=17"),

@@ -224,7 +224,7 @@ def test_an_encoding_is_checked_where_it_is_made():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"normalize": "bogus"}, "normalize='bogus' must be one of"),
+        ({"normalize": "bogus"}, "normalize='bogus' must be 'none', 'layer_norm' or 'constant_norm'"),
         ({"weights": {"W": torch.ones(1)}}, "weights has 'W'"),
     ],
 )
@@ -251,7 +251,7 @@ def test_codes_may_be_numpy_or_lists_and_whole_numbers_are_rows():
     assert_same(z, sae.encode(torch.tensor([[1.0, 2.0, 3.0, 4.0]])))
     for same in (z.detach().numpy(), z.tolist()):
         assert_same(sae.decode(same), sae.decode(z))
-    with pytest.raises(px.Error, match="codes is str"):
+    with pytest.raises(px.Error, match="codes is str 'codes', but must be numbers"):
         sae.decode("codes")
 
 

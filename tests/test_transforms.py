@@ -122,9 +122,9 @@ def test_the_iteration_under_torch_func_is_what_it_is(R):
     assert_close(func.grad(lambda D: px.solve(x, D, R).codes.sum())(D), plain, 1e-12)
     deep = px.SAE(6, 12, R, steps=3).double()
     assert_close(func.vmap(deep.encode)(x), deep.encode(x).detach(), 1e-12)
-    known = deep.common.lipschitz
+    known = deep.common.norm
     func.grad(lambda W: func.functional_call(deep, {"W_dec": W}, (x,)).sum())(2 * deep.W_dec.detach())
-    assert deep.common.lipschitz is known  # nothing of a transform outlives it
+    assert deep.common.norm is known  # nothing of a transform outlives it
 
 
 def test_what_looks_at_values_says_so():

@@ -32,7 +32,7 @@ def outside_autocast(function: F) -> F:
                 kind = a.device.type
                 break
         kind = kind or args[0].device.type
-        enabled = torch.is_autocast_enabled(kind)
+        enabled = kind != "meta" and torch.is_autocast_enabled(kind)
         result = _outside(kind, function, args, kwargs) if enabled else function(*args, **kwargs)
         return _each(result, args, kwargs) if isinstance(result, Generator) else result
 

@@ -54,8 +54,10 @@ class SparseCodes:
         """Raise `Error` for an index that is no latent, which a GPU would answer with what is in memory there."""
         check_count("d_sae", self.d_sae, 0)
         check_floats("values", self.values)
-        if self.indices.numel() and not 0 <= int(self.indices.min()) <= int(self.indices.max()) < self.d_sae:
-            low, high = int(self.indices.min()), int(self.indices.max())
+        if not may_look(self.indices) or not self.indices.numel():
+            return
+        low, high = int(self.indices.min()), int(self.indices.max())
+        if not 0 <= low <= high < self.d_sae:
             msg = f"indices of codes go from {low} to {high}, but must be in [0, {self.d_sae}): there are d_sae latents"
             raise Error(msg)
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from proxsae.conventions import Error, check_count, check_counts
+from proxsae.conventions import Error, check_count, check_counts, check_floats
 from proxsae.data import open_rows
 from proxsae.disk import memory
 from proxsae.metrics import cosines, power_of_two, ratio, support_change
@@ -141,7 +141,10 @@ def batches(
 
 def _opened(sae: SAE, rows: Any) -> Any:
     """Rows (n, d_in) that come in slices: what `SAE.rows` takes, or anything that has a shape and slices of arrays."""
-    rows = rows if hasattr(rows, "shape") else open_rows(rows)
+    if isinstance(rows, (Tensor, np.ndarray)) or hasattr(rows, "toarray"):
+        rows = check_floats("rows", rows)
+    elif not hasattr(rows, "shape"):
+        rows = open_rows(rows)
     rows = rows.reshape(-1, rows.shape[-1]) if len(rows.shape) > 2 and rows.shape[-1] else rows
     shape = tuple(rows.shape)
     if len(shape) != 2 or shape[1] != sae.d_in or not shape[0]:

@@ -25,7 +25,7 @@ from proxsae.formats import own
 from proxsae.penalties import L0, KSparse
 from proxsae.penalties.base import runs
 from proxsae.pytorch import ksparse_encoder
-from proxsae.pytorch.arithmetic import seeing
+from proxsae.pytorch.arithmetic import as_tensor, seeing
 from proxsae.pytorch.autocast import outside_autocast
 from proxsae.pytorch.codes import SparseCodes, sparse_decode, sparsify
 from proxsae.pytorch.cost_model import Plan, kind_of, plan
@@ -181,7 +181,7 @@ class SAE(Parameters):
         elif isinstance(z, Tensor):
             z = check_floats("codes", z)
         else:
-            z = torch.from_numpy(in_memory("codes", z)).to(self.W_dec)
+            z = as_tensor("codes", z).to(self.W_dec)
         width, values = (z.d_sae, z.values) if isinstance(z, SparseCodes) else (z.shape[-1], z)
         if width != self.d_sae or values.dtype != self.W_dec.dtype:
             msg = f"codes have {width} latents of {values.dtype}, but this SAE has {self.d_sae} of {self.W_dec.dtype}"
