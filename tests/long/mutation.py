@@ -47,8 +47,11 @@ def main():
     if not given.map.exists():
         print(f"which test enters which function: one run of the tests, kept in {given.map}", flush=True)
         environment = os.environ | {NOTES: str(given.map.absolute()), "PYTHONPATH": str(ROOT)}
-        pytest_on(ROOT, ["-p", "tests.long.mutation", *given.tests], None, environment)
+        run_pytest(ROOT, ["-p", "tests.long.mutation", *given.tests], None, environment)
     entered = json.loads(given.map.read_text(encoding="utf-8"))
+    if not entered["seconds"]:
+        given.map.unlink()
+        sys.exit("the first pass ran no test: does `python -m pytest -n 0` collect them?")
     every = [mutant for file, lines in changed(given.since).items() for mutant in mutants(file, lines)]
     chosen = random.Random(given.seed).sample(every, min(given.count, len(every)))
     print(f"{len(every)} mutants of the lines changed since {given.since}; {len(chosen)} are tried, seed {given.seed}")
@@ -63,7 +66,7 @@ def main():
             began, tests = time.monotonic(), concerned(entered, file, function, given.seconds)
             good = (copy / file).read_bytes()
             (copy / file).write_bytes(source)
-            status = pytest_on(copy, ["-x", *tests], 60 + 6 * given.seconds) if tests else None
+            status = run_pytest(copy, ["-x", *tests], 60 + 6 * given.seconds) if tests else None
             (copy / file).write_bytes(good)
             outcome = {None: "UNTESTED", 0: "SURVIVES", 1: "dies", -1: "hangs"}.get(status, "dies")
             came[outcome] += 1
@@ -78,7 +81,7 @@ def git(*command):
     return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-def pytest_on(folder, options, seconds, environment=None):
+def run_pytest(folder, options, seconds, environment=None):
     """The exit status of pytest in a folder, in one process; -1 if it takes longer."""
     command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *options]
     environment = environment or os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
