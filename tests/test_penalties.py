@@ -192,6 +192,20 @@ def test_a_lam_beyond_the_dtype_costs_nothing_at_zero(backend):
         assert R.value(z).tolist() == [0, 0]
 
 
+def test_a_factor_beyond_the_dtype_or_between_its_numbers_is_rounded_with_the_entry_only(backend):
+    u = np.arange(-40, 41).astype(backend.dtype) / 8  # all that is subtracted from it below is exact
+    for R, step in (
+        (px.ElasticNet(0.5, 0.3), 1.0),
+        (px.ElasticNet(0.5, 1e6), 1.0),  # 1 + mu alpha is no float16
+        (px.ElasticNet(0.0, 3.0), 60_000.0),
+        (px.ElasticNet(0.0, 1e32), 1e8),  # and no float32
+        (px.MCP(0.5, 3.7), 1.0),
+        (px.SCAD(0.5, 3.0), 0.25),  # the factor is 8/7
+    ):
+        want = R.prox(u.astype(np.float64), step).astype(backend.dtype) + 0
+        assert_same(R.prox(backend.make(u), step), backend.make(want))
+
+
 def test_lam_tensors_of_the_curved_families_carry_gradients(device):
     u = torch.tensor([4.0, -0.9, 0.1, 1.0], dtype=torch.float64, device=device)
     for make in (

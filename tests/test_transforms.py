@@ -82,6 +82,20 @@ def test_a_lam_has_the_same_derivatives_by_every_transform(R):
     assert_same(func.vmap(code)(torch.stack([lam, lam / 2])), torch.stack([code(lam), code(lam / 2)]))
 
 
+@pytest.mark.parametrize("R", [R for R in OPERATORS if R.separable], ids=repr)
+def test_a_latent_that_is_off_feels_no_step_by_any_transform(R):
+    lam, u, mu = FALLING.clone(), draw(6), torch.tensor(0.7, dtype=torch.float64)
+    lam[2] = torch.inf
+    code = lambda mu, lam: replace(R, lam=lam).prox(u, mu)  # noqa: E731
+    asked = mu.clone().requires_grad_()
+    want = torch.stack([torch.autograd.grad(entry, asked, retain_graph=True)[0] for entry in code(asked, lam)])
+    assert want[2] == 0
+    assert want.isfinite().all()
+    assert_close(func.jvp(lambda mu: code(mu, lam), (mu,), (torch.ones_like(mu),))[1], want, 1e-13)
+    lams = torch.stack([lam, lam])
+    assert_close(func.vmap(func.jacrev(code), in_dims=(None, 0))(mu, lams), torch.stack([want, want]), 1e-13)
+
+
 @pytest.mark.parametrize("name", SIX)
 def test_saes_under_torch_func_are_what_they_are(name):
     sae, x = SIX[name](8, 32).double(), draw(5, 8)

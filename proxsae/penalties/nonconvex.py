@@ -48,7 +48,7 @@ class MCP(Separable):
         """Firm thresholding below gamma, hard thresholding from there."""
         size = o.abs(u)
         threshold = o.rounded(o.where(mu < gamma, mu * lam, lam * o.sqrt(gamma * mu)))
-        steep = o.rounded(gamma / o.where(mu < gamma, gamma - mu, 1)) * (size - threshold)
+        steep = o.rounded(gamma / o.where(mu < gamma, gamma - mu, 1) * o.wide(size - threshold))
         kept = o.where(mu < gamma, smaller(o, steep, size), size)
         return o.where(size <= threshold, 0, signed(o, kept, u))
 
@@ -95,7 +95,7 @@ class SCAD(Separable):
         threshold = o.rounded(o.where(mu < a + 1, mu * lam, lam * o.sqrt(mu * (a + 1))))
         shrunk = size - o.rounded(mu * lam)
         slope = (a - 1) / o.where(mu < a - 1, a - 1 - mu, 1)
-        steep = o.rounded(slope) * (size - o.rounded(mu * lam * a / (a - 1)))
+        steep = o.rounded(slope * o.wide(size - o.rounded(mu * lam * a / (a - 1))))
         gentle = larger(o, shrunk, smaller(o, steep, size))
         jump = o.where(size <= o.rounded(lam * (a + 1 + mu) / 2), shrunk, size)
         kept = o.where(mu < a - 1, gentle, o.where(mu < a + 1, jump, size))

@@ -25,8 +25,12 @@ class FloatArithmetic:
     def __init__(self, dtype: Any) -> None:
         self.dtype = dtype
 
+    def wide(self, a: Any) -> Any:
+        """An entry in float64, for a factor that the dtype of u may have no room for; round the product."""
+        return np.asarray(a, np.float64)
+
     def rounded(self, t: Any) -> Any:
-        """A threshold, rounded once to the dtype of u."""
+        """A threshold or an entry, rounded once to the dtype of u."""
         return rounded(t, self.dtype)
 
 
@@ -53,7 +57,7 @@ class Separable(Penalty):
     ...
     ...     @staticmethod
     ...     def entry_prox(o, u, mu, alpha):
-    ...         return u / o.rounded(1 + mu * alpha)
+    ...         return o.rounded(o.wide(u) / (1 + mu * alpha))
     >>> Ridge(1.0).prox(np.array([3.0, -1.0]))
     array([ 1.5, -0.5])
     """

@@ -109,6 +109,10 @@ class TorchArithmetic:
         """A number, array or tensor in float64 on the device."""
         return (a if isinstance(a, Tensor) else torch.tensor(a, dtype=torch.float64)).to(self.device, torch.float64)
 
+    def wide(self, a: Tensor) -> Tensor:
+        """An entry in float64, for a factor that the dtype of u may have no room for; round the product."""
+        return a.double()
+
     def rounded(self, t: Tensor) -> Tensor:
-        """A threshold, rounded once to the dtype of u."""
+        """A threshold or an entry, rounded once to the dtype of u."""
         return t.to(self.dtype)

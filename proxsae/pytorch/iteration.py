@@ -282,15 +282,13 @@ def _safe_step(
     R: Penalty,
     mu: Tensor,
     L: float,
-    face: Tensor | None = None,
-    face_move: Tensor | None = None,
-    exact: Tensor | None = None,
+    line: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Halve mu per row, down to 1/L, until  mu ||D dz||^2 <= ||dz||^2  (lem-backtracking).
 
-    Returns the codes, their residuals, mu, the products tried and those owed.  Where mu is `exact` and a trial has the
-    signs of `face` (for L0 and KSparse its support), dz is known to be -mu h and safe, and D dz = -mu `face_move` costs
-    nothing (thm-exact-step).
+    Returns the codes, their residuals, mu, the products tried and those owed.  `line` is the face, D h, and where mu is
+    exact: if a trial has the signs of the face there (for L0 and KSparse its support), dz is known to be -mu h and
+    safe, and D dz costs nothing (thm-exact-step).
     """
     rows = torch.arange(len(z), device=z.device)
     new, move = torch.zeros_like(z), torch.zeros_like(r)
@@ -300,7 +298,8 @@ def _safe_step(
         trial = prox(R, z[rows] - _scaled(step[:, None], g[rows], L), step)
         dz = trial - z[rows]
         same = torch.zeros_like(step, dtype=torch.bool)
-        if face is not None and face_move is not None and exact is not None:
+        if line is not None:
+            face, face_move, exact = line
             kept = trial.sign() == face[rows].sign() if R.convex else (trial != 0) == (face[rows] != 0)
             same = exact[rows] & (kept.all(dim=-1) if R.rowwise else kept.all().expand(len(kept)))
             along = -_scaled(step[:, None], face_move[rows], L)
@@ -334,7 +333,7 @@ def _exact_step(
         known = (along > torch.finfo(face_move.dtype).tiny ** 2) & (along < torch.inf)
         exact = known | (size == 0)
         mu = torch.where(known, size / along, largest).clamp(min=1 / L)  # >= 1/L, but for rounding
-    new, residual, mu, tried, owed = _safe_step(z, r, g, D, R, mu, L, face.detach(), face_move, exact)
+    new, residual, mu, tried, owed = _safe_step(z, r, g, D, R, mu, L, (face.detach(), face_move, exact))
     return new, residual, mu, tried + 1, owed
 
 

@@ -64,8 +64,9 @@ class _HardThreshold(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, along_u: Tensor, along_threshold: Tensor, _: None) -> Tensor:  # type: ignore[override]
         u, threshold = ctx.saved_tensors
-        felt = torch.where(_inside(u, threshold, ctx.bandwidth), u.sign() * threshold / ctx.bandwidth, 0)
-        return torch.where(~(u.abs() <= threshold), along_u, 0) - felt * along_threshold
+        felt = u.sign() * threshold / ctx.bandwidth * along_threshold
+        inside = _inside(u, threshold, ctx.bandwidth)
+        return torch.where(~(u.abs() <= threshold), along_u, 0) - torch.where(inside, felt, 0)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
@@ -128,8 +129,8 @@ def prox(R: Penalty, u: Tensor, step: float | Tensor = 1.0) -> Tensor:
     step = check_step(step, u)
     R.check_fits("u", u, u.shape[-1])
     mu = step.double()[..., None] if isinstance(step, Tensor) and step.ndim else step
-    if isinstance(mu, Tensor) and mu.requires_grad and bool((off := _lam(R, u).isinf()).any()):
-        mu = torch.where(off, mu.detach(), mu)  # of a latent that is off nothing hangs on mu, but 0 times lam is NaN
+    if isinstance(mu, Tensor) and mu.requires_grad:  # nothing of a latent that is off hangs on mu, but 0 lam is NaN
+        mu = torch.where(_lam(R, u).isinf(), mu.detach(), mu)
     return _formula(R, "prox")(R, torch.relu(u) if R.nonneg else u, mu)  # lem-nonneg
 
 

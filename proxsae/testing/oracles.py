@@ -193,14 +193,14 @@ def _plain_entry(R: Any, v: Any, step: float, lam: float) -> Any:
         t = kind(step * lam)
         size = kind(0) if size <= t else size - t
         if isinstance(R, ElasticNet):
-            size = size / kind(1 + step * R.alpha)
+            size = kind(float(size) / (1 + step * R.alpha))
     elif isinstance(R, MCP):
         if step >= R.gamma:
             size = kind(0) if size <= kind(lam * math.sqrt(R.gamma * step)) else size
         elif size <= kind(step * lam):
             size = kind(0)
         else:
-            size = min(size, kind(R.gamma / (R.gamma - step)) * (size - kind(step * lam)))
+            size = min(size, kind(R.gamma / (R.gamma - step) * float(size - kind(step * lam))))
     elif step >= R.a + 1:
         size = kind(0) if size <= kind(lam * math.sqrt(step * (R.a + 1))) else size
     elif size <= kind(step * lam):
@@ -208,6 +208,6 @@ def _plain_entry(R: Any, v: Any, step: float, lam: float) -> Any:
     elif step >= R.a - 1:
         size = size - kind(step * lam) if size <= kind(lam * (R.a + 1 + step) / 2) else size
     else:
-        steep = kind((R.a - 1) / (R.a - 1 - step)) * (size - kind(step * lam * R.a / (R.a - 1)))
+        steep = kind((R.a - 1) / (R.a - 1 - step) * float(size - kind(step * lam * R.a / (R.a - 1))))
         size = max(size - kind(step * lam), min(size, steep))
     return (size if v > 0 else -size) + kind(0)

@@ -45,6 +45,27 @@ def cancelling(n, P, device):
     return x, W, 1e-9 * bias
 
 
+def lowest_sum(a, b):
+    """The least float32 number that a sum may be after as many truncated additions as it has products but one."""
+    terms = a.double()[:, None] * b.double()
+    doubt = ((terms != 0).sum(-1) - 1).clamp(min=0) * 2.0**-23 * terms.abs().sum(-1)
+    least = terms.sum(-1) - doubt
+    near = least.float()
+    return torch.where(near < least, near.nextafter(torch.full_like(near, torch.inf)), near)
+
+
+def test_the_bound_holds_for_the_worst_sum_and_needs_what_the_bias_loses(monkeypatch):
+    monkeypatch.setattr(certified_topk, "_product", lowest_sum)
+    for x, W, b in (
+        (1.0, 2.0**-12, 1 + 2049 * 2.0**-23),  # two float16 numbers do not hold these 24 bits
+        (1e38, 0.0, 1e-44),  # beside this x nothing is left of it
+    ):
+        x, W, bias = torch.tensor([[x]]), torch.tensor([[W]]), torch.tensor([b])
+        u, bound, unit = half_product(x, round_weights(W, bias))
+        off = abs(u.double() - unit * (x.double() * W.double() + bias.double()))
+        assert 0.99 * bound <= off <= bound
+
+
 def test_a_score_has_the_same_bits_however_it_is_asked_for(device, monkeypatch):
     x, W, bias = cancelling(7, 41, device)
     want = exact_scores(x, W, bias)

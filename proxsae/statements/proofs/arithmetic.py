@@ -90,6 +90,8 @@ class RealArithmetic:
         """Real numbers are not rounded."""
         return x
 
+    wide = rounded
+
     def both(self, *claims: Any) -> Any:
         """All of the claims."""
         return self.z3.And(*claims)
