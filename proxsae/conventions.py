@@ -122,8 +122,6 @@ def check_floats(name: str, a: Any) -> Any:
 
 def as_array(name: str, a: Any) -> np.ndarray[Any, Any]:
     """Whatever NumPy takes as an array, lists of whole numbers in float64; `Error` where a meaning would be lost."""
-    if is_torch(a):
-        check_floats(name, a)
     for part in (a, *a) if isinstance(a, (list, tuple)) else (a,):
         if hasattr(part, "toarray") or (isinstance(part, np.ndarray) and type(part) not in (np.ndarray, np.memmap)):
             plain = "x.toarray()" if hasattr(part, "toarray") else "np.asarray(x)"
