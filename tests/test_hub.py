@@ -106,6 +106,15 @@ def test_paths_stay_paths(path, cached):
     assert hub.find("org//my.sae/") == hub.find("org/my.sae") != Path("org/my.sae")
 
 
+@pytest.mark.parametrize("length", [250, 5000])  # too long in the cache, and anywhere
+def test_names_that_are_too_long_are_told_in_one_sentence(length, cached, capsys):
+    for arguments in (["inspect"], ["depth", "--sae"]):
+        assert main([*arguments, "org/" + "a" * length]) == 2
+        told = capsys.readouterr().err
+        assert "no such model" in told if length < 255 else "File name too long" in told
+        assert told.count("\n") == 1
+
+
 def test_commands_take_names(cached, tmp_path, capsys):
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(40, 8)).astype("float32"))
     assert main(["inspect", "org/my.sae"]) == 0
