@@ -138,6 +138,11 @@ def as_array(name: str, a: Any) -> np.ndarray[Any, Any]:
     return array.astype(np.float64) if array.dtype.kind in "iu" and isinstance(a, (list, tuple)) else array
 
 
+def plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The same numbers in this machine's byte order, and floats no wider than torch knows."""
+    return np.dtype(np.float64) if dtype.kind == "f" and dtype.itemsize > 8 else dtype.newbyteorder("=")
+
+
 def as_reals(name: str, a: Any) -> Any:
     """An array or tensor of real numbers of any shape, whole numbers in float64; or `Error`."""
     a = a if is_torch(a) else as_array(name, a)

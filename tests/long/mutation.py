@@ -143,7 +143,7 @@ def changes(node):
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.Not, ast.USub)):
         yield f"({ast.unparse(node.operand)})"
     elif isinstance(node, ast.Constant) and type(node.value) in (bool, int, float):
-        yield str({bool: not node.value, int: node.value + 1, float: 2 * node.value}[type(node.value)])
+        yield str({bool: not node.value, int: node.value + 1, float: 2 * node.value or 1.0}[type(node.value)])
     elif isinstance(node, (ast.AugAssign, ast.Raise)) or (
         isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
     ):
