@@ -111,7 +111,7 @@ def test_names_that_are_too_long_are_told_in_one_sentence(length, cached, capsys
     for arguments in (["inspect"], ["depth", "--sae"]):
         assert main([*arguments, "org/" + "a" * length]) == 2
         told = capsys.readouterr().err
-        assert "no such model" in told if length < 255 else "File name too long" in told
+        assert "File name too long" in told or "o such file" in told
         assert told.count("\n") == 1
 
 
