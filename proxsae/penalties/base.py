@@ -152,7 +152,8 @@ def with_lam(R: Any, lam: Any) -> Any:
 
 def lam_at(lam: Any, z: Floats) -> Any:
     """lam where z is not 0: an entry of 0 costs nothing, also where its lam is infinite, or so in the dtype of z."""
-    return np.where(z != 0, lam, 0) if np.max(lam) > np.finfo(z.dtype).max else lam
+    largest = lam if isinstance(lam, float) else np.max(lam)
+    return np.where(z != 0, lam, 0) if largest > np.finfo(z.dtype).max else lam
 
 
 def rounded(t: Any, dtype: Any) -> Floats:

@@ -216,7 +216,7 @@ def iterate(
 
 def times(mu: Any, g: Floats, L: float) -> Floats:
     """mu g, where mu itself may be no number of the dtype of g."""
-    return (mu * g.astype(step_dtype(L, g))).astype(g.dtype)
+    return (mu * g.astype(step_dtype(L, g), copy=False)).astype(g.dtype, copy=False)
 
 
 def square(a: Floats) -> float:

@@ -50,7 +50,7 @@ def main():
     if not given.map.exists():
         print(f"which test enters which function: one run of the tests, kept in {given.map}", flush=True)
         environment = os.environ | {NOTES: str(given.map.absolute()), "PYTHONPATH": str(ROOT)}
-        if run_tests(ROOT, ["-p", "tests.long.mutation", *given.tests], None, environment) != 0:
+        if run_pytest(ROOT, ["-p", "tests.long.mutation", *given.tests], None, environment) != 0:
             given.map.unlink(missing_ok=True)
             sys.exit("the tests do not pass as they are, so that none can tell of a planted error")
     entered = json.loads(given.map.read_text(encoding="utf-8"))
@@ -68,7 +68,7 @@ def main():
             began, tests = time.monotonic(), concerned(entered, file, function, given.seconds)
             good = (copy / file).read_bytes()
             (copy / file).write_bytes(source)
-            status = run_tests(copy, ["-x", *tests], 60 + 6 * given.seconds) if tests else None
+            status = run_pytest(copy, ["-x", *tests], 60 + 6 * given.seconds) if tests else None
             (copy / file).write_bytes(good)
             outcome = {None: "UNTESTED", 0: "SURVIVES", 1: "dies", -1: "hangs"}.get(status, "dies")
             came[outcome] += 1
@@ -83,7 +83,7 @@ def git(*command):
     return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-def run_tests(folder, options, seconds, environment=None):
+def run_pytest(folder, options, seconds, environment=None):
     """The exit status of pytest in a folder, in one process; -1 if it takes longer."""
     command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *options]
     environment = environment or os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}

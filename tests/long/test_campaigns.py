@@ -52,7 +52,7 @@ def test_killed_runs_end_in_the_bits_of_undisturbed_ones(tmp_path, seed, figures
 def test_the_map_of_planted_errors_knows_which_test_enters_a_function(tmp_path):
     test, notes = "tests/test_metrics.py::test_cosine_is_a_mean_over_rows", tmp_path / "map.json"
     environment = os.environ | {"PYTHONPATH": str(ROOT), mutation.NOTES: str(notes)}
-    assert mutation.run_tests(ROOT, ["-p", "tests.long.mutation", test], 300, environment) == 0
+    assert mutation.run_pytest(ROOT, ["-p", "tests.long.mutation", test], 300, environment) == 0
     entered = json.loads(notes.read_text(encoding="utf-8"))
     lines = {f.__name__: f.__code__.co_firstlineno for f in (metrics.cosine, metrics.match)}
     assert mutation.concerned(entered, "proxsae/metrics.py", lines["cosine"], 30) == [test]
