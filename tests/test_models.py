@@ -18,6 +18,7 @@ from torch.nn import functional
 import proxsae as px
 from proxsae.data import open_rows, survey
 from proxsae.models import ablate, collect, loss_recovered, splice, steer
+from proxsae.models.contexts import strongest
 from proxsae.models.losses import compare
 from proxsae.testing import assert_close
 
@@ -162,8 +163,9 @@ def test_hooks_are_gone_after_an_exception(model, sae):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("by_position", [False, True])
 @pytest.mark.parametrize("left", [False, True])
-def test_padding_stays_as_it_is_and_skip_counts_real_tokens(model, sae, left):
+def test_padding_stays_as_it_is_and_skip_counts_real_tokens(model, sae, left, by_position):
     batch = padded(left)
     del batch["labels"]
     rows, seen = {}, {}
@@ -171,7 +173,7 @@ def test_padding_stays_as_it_is_and_skip_counts_real_tokens(model, sae, left):
     model(**batch)
     with splice(model, "blocks.1", sae, skip=1):
         handle = model.blocks[2].register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
-        model(**batch)
+        model(*batch.values()) if by_position else model(**batch)
         handle.remove()
     changed = (seen["x"] != rows["x"]).any(dim=-1)
     real = batch["attention_mask"] == 1
@@ -284,6 +286,8 @@ def test_tokens_that_cannot_be_told_apart_are_not_left_out(tmp_path):
 
     model, whole = Flat(), {"input_ids": tokens(3, 9), "attention_mask": torch.ones(3, 9)}
     assert collect(model, "expert", [whole, tokens()], tmp_path / "all")["rows"] == 27 + 54
+    with pytest.raises(px.Error, match=r"expert gives activations of shape \(27, 12\), but contexts need"):
+        strongest(model, [whole], "expert", px.topk_sae(D, 30, k=4))
     for batch, skip in ((padded(), 0), (tokens(), 1), (whole, 1)):
         with pytest.raises(px.Error, match=r"has shape \(\d+, 12\), but only of \(batch, tokens, d\) can padding"):
             collect(model, "expert", [batch], tmp_path / "some", skip=skip)
@@ -520,6 +524,10 @@ def test_what_cannot_be_collected_is_one_sentence(model, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(px.Error, match="cannot write"):
         collect(model, "blocks.1", [tokens()], tmp_path / "file")
+    pooled = nn.Sequential(nn.EmbeddingBag(V, D))
+    assert collect(pooled, "0", [tokens()], tmp_path / "pooled")["rows"] == 6
+    with pytest.raises(px.Error, match="0 gives 6 rows for 54 tokens, so that none can be dropped"):
+        collect(pooled, "0", [tokens()], tmp_path / "dropped", drop=[1])
     with pytest.raises(px.Error, match="no token was kept of 54: give longer texts, or a smaller skip"):
         collect(model, "blocks.1", [tokens()], tmp_path / "none", skip=9)
     with pytest.raises(px.Error, match="dtype='int8' must be 'float16' or 'float32'"):

@@ -91,6 +91,9 @@ def collect(
             kept = x.reshape(-1, x.shape[-1]) if which is None else x[which]
             if len(dropped):
                 of_kept = batch.ids.reshape(-1) if which is None else batch.ids[which]
+                if len(of_kept) != len(kept):
+                    msg = f"{module} gives {len(kept)} rows for {len(of_kept)} tokens, so that none can be dropped"
+                    raise Error(msg)
                 kept = kept[~torch.isin(of_kept, dropped.to(of_kept.device))]
             if not bool(kept.isfinite().all()):
                 msg = f"{module} gives NaN or infinite activations for batch {number}: run the model in float32"

@@ -7,6 +7,7 @@ tensor in it.  Hooks are gone when the context ends, after an exception too.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,8 +58,10 @@ class Place:
         """
         module, masks = dict(self.model.named_modules())[self.module], list[Any]()
 
+        names = list(inspect.signature(self.model.forward).parameters)
+
         def read_mask(_: nn.Module, args: Any, given: dict[str, Any]) -> None:
-            masks[:] = [given.get("attention_mask")]
+            masks[:] = [{**dict(zip(names, args, strict=False)), **given}.get("attention_mask")]
 
         def change_it(value: Any, what: str) -> Any:
             where, x = found(value, f"the {what} of {self.module}")
