@@ -250,6 +250,8 @@ def test_an_unknown_module_is_told_the_nearest(model, sae):
         splice(model, "zzz", sae),
     ):
         pass
+    with pytest.raises(px.Error, match="no module 'zzz': it is '' itself"), splice(nn.Linear(D, D), "zzz", sae):
+        pass
     with (
         pytest.raises(px.Error, match="at='middle' must be 'input' or 'output'"),
         splice(model, "embed", sae, "middle"),
@@ -559,5 +561,6 @@ def test_a_survey_finds_rows_that_stand_out_and_what_the_mean_weighs():
     assert found.warning().startswith("2 of 200 rows have a norm above 10 times the median of ")
     assert survey(x[10:80]).warning() is None
     assert survey(np.ones((3, 2))).gamma == math.inf
+    assert survey(np.eye(5, 2)).warning() is None  # most rows are 0
     with pytest.raises(px.Error, match="outlier=1 must be finite and > 1"):
         survey(x, outlier=1)

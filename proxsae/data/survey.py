@@ -75,7 +75,7 @@ def survey(rows: Any, outlier: float = OUTLIER) -> Survey:
     for start in range(0, n, step):
         squares += float(np.square(data[start : start + step] - mean).sum())
     median = float(np.median(norms))
-    far = np.flatnonzero(norms > factor * median).astype(np.int64)
+    far = np.flatnonzero((norms > factor * median) & (median > 0)).astype(np.int64)  # most rows of 0 are no measure
     return Survey(
         n, d, median, float(norms.max()), float(np.linalg.norm(mean)), float(np.sqrt(squares / n)), factor, far
     )

@@ -43,8 +43,8 @@ class Place:
         names = dict(self.model.named_modules())
         if not isinstance(self.module, str) or self.module not in names:
             near = did_you_mean(self.module, names, 3) if isinstance(self.module, str) else ""
-            some = ", ".join(list(names)[1:4])
-            msg = f"the model has no module {shown(self.module)}{near or f': its modules are {some}, ...'}"
+            some = f"its modules are {', '.join(list(names)[1:4])}, ..." if len(names) > 1 else "it is '' itself"
+            msg = f"the model has no module {shown(self.module)}{near or f': {some}'}"
             raise Error(msg)
         check_choice("at", self.at, ("input", "output"))
         check_count("skip", self.skip, 0)
