@@ -122,8 +122,6 @@ def check_floats(name: str, a: Any) -> Any:
 
 def as_array(name: str, a: Any) -> np.ndarray[Any, Any]:
     """Whatever NumPy takes as an array, lists of whole numbers in float64; `Error` where a meaning would be lost."""
-    if is_torch(a):
-        check_floats(name, a)
     for part in (a, *a) if isinstance(a, (list, tuple)) else (a,):
         if hasattr(part, "toarray") or (isinstance(part, np.ndarray) and type(part) not in (np.ndarray, np.memmap)):
             plain = "x.toarray()" if hasattr(part, "toarray") else "np.asarray(x)"
@@ -138,6 +136,11 @@ def as_array(name: str, a: Any) -> np.ndarray[Any, Any]:
         msg = f"{name} is {_what(a)}, but must be numbers: an array, a tensor, or lists of one length"
         raise Error(msg)
     return array.astype(np.float64) if array.dtype.kind in "iu" and isinstance(a, (list, tuple)) else array
+
+
+def plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The same numbers in this machine's byte order, and floats no wider than torch knows."""
+    return np.dtype(np.float64) if dtype.kind == "f" and dtype.itemsize > 8 else dtype.newbyteorder("=")
 
 
 def as_reals(name: str, a: Any) -> Any:

@@ -30,17 +30,19 @@ def find(path: str | os.PathLike[str]) -> Path:
     """
     here = Path(path)
     named = NAME.fullmatch(here.as_posix())
-    if named is None or here.exists():
+    try:
+        if named is None or here.exists():
+            return here
+        org, name, folder = named.groups()
+        found = _snapshot(cache() / f"models--{org}--{name}") / folder.strip("/")
+        if found.exists():
+            return found
+    except OSError:  # no leave to look, a name that is too long: whoever reads the path says so
         return here
-    org, name, folder = named.groups()
-    model = cache() / f"models--{org}--{name}"
-    found = _snapshot(model) / folder.strip("/")
-    if not found.exists():
-        some = f' --include "{folder[1:]}*"' if folder else ""
-        msg = f"{here}: there is no such file or folder, and no such model in {cache()}: hf download {org}/{name}{some}"
-        msg += " (pip install huggingface_hub) fetches one"
-        raise Error(msg)
-    return found
+    some = f' --include "{folder[1:]}*"' if folder else ""
+    msg = f"{here}: there is no such file or folder, and no such model in {cache()}: hf download {org}/{name}{some}"
+    msg += " (pip install huggingface_hub) fetches one"
+    raise Error(msg)
 
 
 def _snapshot(model: Path) -> Path:

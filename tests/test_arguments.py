@@ -1,6 +1,7 @@
 """Every public function, with each argument replaced by what does not belong there: one sentence, or it works."""
 
 import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import proxsae as px
 from proxsae import metrics, theory
 from proxsae.reference import pursuit
 from proxsae.testing import assert_same
+from tests.test_models import Model, tokens
 
 RNG = np.random.default_rng(0)
 X, D, Z = RNG.standard_normal((4, 6)), RNG.standard_normal((8, 6)), RNG.standard_normal((4, 8))
@@ -34,6 +36,26 @@ def codes(**options):
 def depth(**options):
     return px.studies.depth(**{"sae_or_rows": sae(), "activations": X, "steps": (1, 2), "progress": False} | options)
 
+
+def collected(**options):
+    return px.models.collect(**LOOP | {"out": tempfile.mkdtemp(dir=".")} | options)
+
+
+def spliced(**options):
+    given = LOOP | {"sae": WIDE} | options
+    with px.models.splice(**{name: a for name, a in given.items() if name != "batches"}):
+        MODEL(*given["batches"])
+
+
+def steered(**options):
+    given = LOOP | {"sae": WIDE} | options
+    with px.models.steer(**{name: a for name, a in given.items() if name != "batches"}):
+        MODEL(*given["batches"])
+
+
+MODEL, WIDE = Model().eval(), px.abstopk_sae(12, 30, k=4)
+LOOP = {"model": MODEL, "module": "blocks.1", "batches": [tokens()]}
+WHERE = {"model": MODEL, "module": "blocks.1", "at": "output", "skip": 0}
 
 STRANGE = {
     "None": None,
@@ -174,6 +196,19 @@ CALLS |= {
     "coefficient_error": (metrics.coefficient_error, CODES),
     "check_prox": (px.testing.check_prox, {"op": R, "n": 5, "seed": 0, "laws": ["odd"], "on_fail": "raise"}),
     "check_law": (px.testing.check_law, {"name": "odd", "R": R, "u": X, "step": 1.0, "backend": "numpy-float64"}),
+}
+MEASURED = WHERE | {"sae": WIDE, "batches": [tokens()], "seed": 0}
+CALLS |= {
+    "survey": (px.data.survey, {"rows": X, "outlier": 10.0}),
+    "collect": (
+        collected,
+        WHERE | {"batches": [tokens()], "out": "rows", "rows": 9, "drop": (), "dtype": "float32", "shard_rows": 20},
+    ),
+    "splice": (spliced, WHERE | {"sae": WIDE}),
+    "steer": (steered, WHERE | {"sae": WIDE, "latents": {3: 1.0}}),
+    "steer, a latent": (lambda value: steered(latents={3: value}), {"value": 1.0}),
+    "loss_recovered": (px.models.loss_recovered, MEASURED),
+    "ablate": (px.models.ablate, MEASURED | {"latent": 3}),
 }
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,19 +91,28 @@ def test_what_is_here_goes_before_what_is_in_the_cache(cached, sae, tmp_path):
 def test_what_the_cache_does_not_hold_is_refused_with_the_command_that_fetches_it(name, command, cached, capsys):
     with pytest.raises(px.Error, match=rf"^{name}: there is no such file or folder, .*{command}"):
         px.load(name)
-    for arguments in (["inspect", name], ["depth", "--sae", name], ["convert", name, "out"]):
+    (cached / "text").touch()
+    lm = ["lm", "eval", str(cached), name, str(cached / "text"), "--module", "layers.0"]
+    for arguments in (["inspect", name], ["depth", "--sae", name], ["convert", name, "out"], lm):
         assert main(arguments) == 2
         told = capsys.readouterr().err
         assert "hf download" in told
         assert told.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "path", ["../org/my.sae", "org/../my.sae", "./a", "/org/my.sae", "one", "org//my.sae/", "o r/g"]
-)
+@pytest.mark.parametrize("path", ["../org/my.sae", "org/../my.sae", "org/..", "./a", "/org/my.sae", "one", "o r/g"])
 def test_paths_stay_paths(path, cached):
-    assert hub.find(path).as_posix() in (path, path.removeprefix("./"), str(hub.find("org/my.sae")))
-    assert hub.NAME.fullmatch("org/..") is None
+    assert hub.find(path) == Path(path)
+    assert hub.find("org//my.sae/") == hub.find("org/my.sae") != Path("org/my.sae")
+
+
+@pytest.mark.parametrize("length", [250, 5000])  # too long in the cache, and anywhere
+def test_names_that_are_too_long_are_told_in_one_sentence(length, cached, capsys):
+    for arguments in (["inspect"], ["depth", "--sae"]):
+        assert main([*arguments, "org/" + "a" * length]) == 2
+        told = capsys.readouterr().err
+        assert "File name too long" in told or "o such file" in told
+        assert told.count("\n") == 1
 
 
 def test_commands_take_names(cached, tmp_path, capsys):

@@ -17,27 +17,9 @@ from proxsae.models.huggingface import open_model, texts, token_batches
 transformers = pytest.importorskip("transformers", reason="pip install 'proxsae[lm]'")
 
 WORDS = [
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "sat",
-    "ran",
-    "on",
-    "under",
-    "mat",
-    "tree",
-    "red",
-    "blue",
-    "and",
-    "then",
-    "it",
-    "was",
-    "small",
-    "big",
-    ".",
-    ",",
-]
+    "the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "red", "blue", "and", "then", "it", "was",
+    "small", "big", ".", ",",
+]  # fmt: skip
 D = 16
 
 

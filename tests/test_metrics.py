@@ -326,7 +326,7 @@ def test_evaluate_of_codes_that_are_all_zero_has_no_nan():
         (np.ones((3, 5)), "5"),
         (np.ones((3, 2), dtype=int), "int64"),
         (np.ones(2), r"shape \(2,\)"),
-        (np.ones((2, 3, 3)), r"shape \(6, 3\)"),
+        (np.ones((2, 3, 3)), r"shape \(2, 3, 3\)"),
     ],
     ids=["no rows", "NaN", "infinity", "width", "integers", "one axis", "three axes"],
 )

@@ -18,6 +18,7 @@ from torch.nn import functional
 import proxsae as px
 from proxsae.data import open_rows, survey
 from proxsae.models import ablate, collect, loss_recovered, splice, steer
+from proxsae.models.contexts import strongest
 from proxsae.models.losses import compare
 from proxsae.testing import assert_close
 
@@ -162,8 +163,9 @@ def test_hooks_are_gone_after_an_exception(model, sae):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("by_position", [False, True])
 @pytest.mark.parametrize("left", [False, True])
-def test_padding_stays_as_it_is_and_skip_counts_real_tokens(model, sae, left):
+def test_padding_stays_as_it_is_and_skip_counts_real_tokens(model, sae, left, by_position):
     batch = padded(left)
     del batch["labels"]
     rows, seen = {}, {}
@@ -171,7 +173,7 @@ def test_padding_stays_as_it_is_and_skip_counts_real_tokens(model, sae, left):
     model(**batch)
     with splice(model, "blocks.1", sae, skip=1):
         handle = model.blocks[2].register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
-        model(**batch)
+        model(*batch.values()) if by_position else model(**batch)
         handle.remove()
     changed = (seen["x"] != rows["x"]).any(dim=-1)
     real = batch["attention_mask"] == 1
@@ -225,7 +227,8 @@ def test_steering_adds_what_the_latents_change_and_keeps_the_rest(model, sae):
 @pytest.mark.parametrize(
     ("latents", "message"),
     [
-        ({30: 1.0}, r"latent 30 must be a whole number in \[0, 30\)"),
+        ({30: 1.0}, "latent=30 must be below 30: this SAE has no other"),
+        ({-1: 1.0}, "latent=-1 must be a whole number >= 0"),
         ({0: "double"}, r"a latent cannot be changed by 'double': give a number to set it to, 'flip', or a factor"),
         ({0: math.nan}, "a latent cannot be changed by nan"),
         ({0: "*inf"}, r"cannot be changed by '\*inf'"),
@@ -247,6 +250,8 @@ def test_an_unknown_module_is_told_the_nearest(model, sae):
         splice(model, "zzz", sae),
     ):
         pass
+    with pytest.raises(px.Error, match="no module 'zzz': it is '' itself"), splice(nn.Linear(D, D), "zzz", sae):
+        pass
     with (
         pytest.raises(px.Error, match="at='middle' must be 'input' or 'output'"),
         splice(model, "embed", sae, "middle"),
@@ -267,6 +272,27 @@ def test_a_module_without_an_activation_and_one_that_is_not_run(model, tmp_path)
         collect(Odd(), "count", [tokens()], tmp_path / "a")
     with pytest.raises(px.Error, match="the forward pass does not come to unused"):
         collect(Odd(), "unused", [tokens()], tmp_path / "b")
+
+
+def test_tokens_that_cannot_be_told_apart_are_not_left_out(tmp_path):
+    """Where a module sees the tokens of all rows in one axis, as experts do, padding would be taken for text."""
+
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(V, D)
+            self.expert = nn.Linear(D, D)
+
+        def forward(self, input_ids, attention_mask=None):
+            return self.expert(self.embed(input_ids).flatten(0, 1))
+
+    model, whole = Flat(), {"input_ids": tokens(3, 9), "attention_mask": torch.ones(3, 9)}
+    assert collect(model, "expert", [whole, tokens()], tmp_path / "all")["rows"] == 27 + 54
+    with pytest.raises(px.Error, match=r"expert gives activations of shape \(27, 12\), but contexts need"):
+        strongest(model, [whole], "expert", px.topk_sae(D, 30, k=4))
+    for batch, skip in ((padded(), 0), (tokens(), 1), (whole, 1)):
+        with pytest.raises(px.Error, match=r"has shape \(\d+, 12\), but only of \(batch, tokens, d\) can padding"):
+            collect(model, "expert", [batch], tmp_path / "some", skip=skip)
 
 
 # losses
@@ -445,6 +471,14 @@ def test_a_stopped_collection_goes_on_and_ends_in_the_same_bits(model, tmp_path)
     assert collect(model, "blocks.1", batches, tmp_path / "again", shard_rows=50) == record  # nothing is left to do
 
 
+@pytest.mark.parametrize("rows", [None, 10])
+@pytest.mark.parametrize("batches", [[], [tokens(seed=9)], [tokens(), tokens(seed=9)], [tokens()]])
+def test_a_folder_that_is_complete_is_told_from_one_of_other_batches(model, tmp_path, batches, rows):
+    collect(model, "blocks.1", [tokens(), tokens(seed=1)], tmp_path / "rows")
+    with pytest.raises(px.Error, match="was collected from other batches"):
+        collect(model, "blocks.1", batches, tmp_path / "rows", rows)
+
+
 @pytest.mark.parametrize("other", ["batches", "module", "model", "dtype"])
 def test_what_differs_is_not_joined(model, tmp_path, other):
     collect(model, "blocks.1", [tokens()], tmp_path / "rows")
@@ -492,9 +526,13 @@ def test_what_cannot_be_collected_is_one_sentence(model, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(px.Error, match="cannot write"):
         collect(model, "blocks.1", [tokens()], tmp_path / "file")
+    pooled = nn.Sequential(nn.EmbeddingBag(V, D))
+    assert collect(pooled, "0", [tokens()], tmp_path / "pooled")["rows"] == 6
+    with pytest.raises(px.Error, match="0 gives 6 rows for 54 tokens, so that none can be dropped"):
+        collect(pooled, "0", [tokens()], tmp_path / "dropped", drop=[1])
     with pytest.raises(px.Error, match="no token was kept of 54: give longer texts, or a smaller skip"):
         collect(model, "blocks.1", [tokens()], tmp_path / "none", skip=9)
-    with pytest.raises(px.Error, match="dtype='int8' must be one of float16, float32"):
+    with pytest.raises(px.Error, match="dtype='int8' must be 'float16' or 'float32'"):
         collect(model, "blocks.1", [tokens()], tmp_path / "int", dtype="int8")
     with torch.no_grad():
         model.embed.weight *= 1e6
@@ -523,5 +561,6 @@ def test_a_survey_finds_rows_that_stand_out_and_what_the_mean_weighs():
     assert found.warning().startswith("2 of 200 rows have a norm above 10 times the median of ")
     assert survey(x[10:80]).warning() is None
     assert survey(np.ones((3, 2))).gamma == math.inf
-    with pytest.raises(px.Error, match="outlier=1 must be above 1"):
+    assert survey(np.eye(5, 2)).warning() is None  # most rows are 0
+    with pytest.raises(px.Error, match="outlier=1 must be finite and > 1"):
         survey(x, outlier=1)

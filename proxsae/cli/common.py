@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from proxsae import hub
 from proxsae.conventions import Error, did_you_mean
 
 
@@ -66,6 +67,11 @@ def check_there(path: str | None) -> None:
         except (OSError, ValueError) as problem:
             msg = f"cannot read {path}: {getattr(problem, 'strerror', None) or problem}"
             raise Error(msg) from None
+
+
+def check_sae_there(path: str | None) -> None:
+    """`check_there` for an SAE, which may be the name of a model in the cache of a hub."""
+    check_there(path and os.fspath(hub.find(path)))
 
 
 def check_apart(name: str, out: str, **inputs: str) -> None:

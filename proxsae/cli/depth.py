@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from proxsae import hub
-from proxsae.cli.common import check_path, check_there, command, numbers, paragraph
+from proxsae.cli.common import check_path, check_sae_there, check_there, command, numbers, paragraph
 from proxsae.conventions import Error, check_seed
 from proxsae.studies.machine import device_named
 
@@ -67,7 +66,7 @@ def _depth(arguments: argparse.Namespace) -> int:
     for name in ("data", "sae", "out"):
         check_path(f"--{name}", getattr(arguments, name))
     check_there(arguments.data)
-    check_there(None if arguments.sae is None else str(hub.find(arguments.sae)))
+    check_sae_there(arguments.sae)
     check_seed(arguments.seed)
     depths = tuple(sorted(set(numbers("--train-depths", arguments.train_depths))))
     if arguments.sae is not None:

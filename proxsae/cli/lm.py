@@ -7,7 +7,8 @@ import os
 import sys
 from typing import Any
 
-from proxsae.cli.common import Parser, check_path, check_there, command, numbers, progress
+from proxsae.cli.common import Parser, check_path, check_sae_there, check_there, command, numbers, progress
+from proxsae.cli.saes import SAE
 from proxsae.conventions import Error, check_count
 from proxsae.disk import check_writable, write_files
 from proxsae.studies.machine import device_named, machine, versions
@@ -47,7 +48,7 @@ def add(commands: Any) -> None:
         "loss recovered and KL of the model with the SAE in place, at several numbers of encoder steps",
         "proxsae lm eval smollm2.gguf runs/my-sae texts.jsonl --module model.layers.15 --steps 1,4,16",
     )  # fmt: skip
-    evaluate.add_argument("sae", metavar="SAE", help="an SAE of proxsae, or of another library")
+    evaluate.add_argument("sae", metavar="SAE", help=SAE)
     evaluate.add_argument("text", nargs="+", metavar="TEXT", help=TEXT)
     evaluate.add_argument(
         "--steps", default="1,2,4,8,16", metavar="N,N,...", help="encoder steps (default: 1,2,4,8,16)"
@@ -59,7 +60,7 @@ def add(commands: Any) -> None:
         kinds, "top", _top, "a page of the contexts in which latents fire most, both signs in two columns",
         "proxsae lm top smollm2.gguf runs/my-sae texts.jsonl --module model.layers.15 --out runs/top",
     )  # fmt: skip
-    top.add_argument("sae", metavar="SAE", help="an SAE of proxsae, or of another library")
+    top.add_argument("sae", metavar="SAE", help=SAE)
     top.add_argument("text", nargs="+", metavar="TEXT", help=TEXT)
     top.add_argument(
         "--latents",
@@ -75,7 +76,7 @@ def add(commands: Any) -> None:
         kinds, "steer", _steer, "what the model writes with a latent set to -v, 0 and +v",
         "proxsae lm steer smollm2.gguf runs/my-sae --module model.layers.15 --latent 7 --value 40 --prompt 'I think'",
     )  # fmt: skip
-    steer.add_argument("sae", metavar="SAE", help="an SAE of proxsae, or of another library")
+    steer.add_argument("sae", metavar="SAE", help=SAE)
     steer.add_argument("--latent", type=int, required=True, metavar="J", help="the latent")
     steer.add_argument("--value", type=float, required=True, metavar="V", help="what it is set to, and to minus that")
     steer.add_argument("--prompt", required=True, metavar="TEXT", help="how the text begins")
@@ -112,10 +113,15 @@ class _Loop:
     """The model, its tokenizer, the SAE and the batches that a command names."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        for path in (arguments.model, getattr(arguments, "sae", None), *getattr(arguments, "text", ())):
-            check_path("a path", path)
+        texts, sae = getattr(arguments, "text", ()), getattr(arguments, "sae", None)
+        for name, path in (
+            ("MODEL", arguments.model), ("SAE", sae), *(("TEXT", text) for text in texts),
+            ("--out", getattr(arguments, "out", None)),
+        ):  # fmt: skip
+            check_path(name, path)
+        for path in (arguments.model, *texts):
             check_there(path)
-        check_path("--out", getattr(arguments, "out", None))
+        check_sae_there(sae)
         for name in ("skip", "tokens", "length", "batch_size", "new", "count"):
             if hasattr(arguments, name):
                 check_count(f"--{name.replace('_', '-')}", getattr(arguments, name), int(name != "skip"))
@@ -233,7 +239,7 @@ def _top(arguments: argparse.Namespace) -> int:
 
     def shown_as(context: Any) -> str:
         words = [loop.tokenizer.decode([i]) for i in context.ids]
-        words[context.at] = f"⟦{words[context.at]}⟧"
+        words[context.at] = f"\u27e6{words[context.at]}\u27e7"
         return " ".join("".join(words).split())
 
     sections, rows = [], []
@@ -245,13 +251,9 @@ def _top(arguments: argparse.Namespace) -> int:
         lines = [[*up, *down] for up, down in zip(*columns, strict=True)]
         share = 100 * (one.up + one.down) / tokens
         told = f"fires on {share:.2g} % of tokens: {one.up} times with z > 0, {one.down} with z < 0"
-        headings, caption = (
-            ("z > 0", "context", "z < 0", "context"),
-            "The token in \u27e6 \u27e7 is the one that fires.",
-        )
-        sections.append(
-            Section(f"latent-{j}", f"Latent {j}", told, shown=[Table(f"latent-{j}", caption, headings, lines)])
-        )
+        headings = ("z > 0", "context", "z < 0", "context")
+        drawn = Table(f"latent-{j}", "The token in \u27e6 \u27e7 is the one that fires.", headings, lines)
+        sections.append(Section(f"latent-{j}", f"Latent {j}", told, shown=[drawn]))
         rows.append({"latent": j, "up": one.up, "down": one.down, "tokens": tokens})
     meta = loop.about(sae=arguments.sae, text=", ".join(arguments.text), tokens=tokens, steps=arguments.steps)
     write_report(sections, meta, rows, arguments.out, title="In which contexts latents fire")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from proxsae.conventions import Error, check_floats, check_path, is_torch
+from proxsae.conventions import Error, check_floats, check_path, is_torch, plain
 from proxsae.data.readers import BFLOAT16, READERS, TORCH, check_kind, load, widened
 
 PACKAGED = "minilm-l6-v2-layer3"
@@ -134,11 +134,6 @@ def floats(name: str, given: Any) -> NDArray[Any]:
         a = (a.float() if str(a.dtype) == "torch.bfloat16" else a).numpy()
     array: NDArray[Any] = a
     return array
-
-
-def plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The same numbers in this machine's byte order, and floats no wider than torch knows."""
-    return np.dtype(np.float64) if dtype.kind == "f" and dtype.itemsize > 8 else dtype.newbyteorder("=")
 
 
 def _opened_again(path: str, identity: tuple[int, ...]) -> Part:

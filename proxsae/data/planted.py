@@ -8,16 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from proxsae.conventions import (
-    Error,
-    as_array,
-    check_choice,
-    check_count,
-    check_finite,
-    check_floats,
-    check_number,
-    check_seed,
-)
+from proxsae.conventions import Error, check_choice, check_count, check_finite, check_number, check_seed
+from proxsae.data.files import floats
 
 KINDS = ("flat", "correlated", "hierarchical")
 GROUP = 8  # neighbouring latents that fire together, or a parent and its children; what is left over is a smaller group
@@ -73,12 +65,12 @@ def planted(
         raise Error(msg)
     dynamic_range, noise = check_number("dynamic_range", dynamic_range, ">= 1"), check_number("noise", noise, ">= 0")
     check_choice("kind", kind, KINDS)
-    D = None if D is None else as_array("D", check_floats("D", D))
     if D is not None:
+        D = floats("D", D)
         check_finite("D", D)
-    if D is not None and D.shape != (d_sae, d_in):
-        msg = f"D has shape {D.shape}, but must be (d_sae, d_in) = {(d_sae, d_in)}, an atom a row"
-        raise Error(msg)
+        if D.shape != (d_sae, d_in):
+            msg = f"D has shape {D.shape}, but must be (d_sae, d_in) = {(d_sae, d_in)}, an atom a row"
+            raise Error(msg)
     rng = np.random.default_rng(check_seed(seed))
     if D is None:
         D = rng.standard_normal((d_sae, d_in))

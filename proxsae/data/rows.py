@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from proxsae.conventions import Error
-from proxsae.data.files import Part, floats, memory_part, open_parts, plain
+from proxsae.conventions import Error, plain
+from proxsae.data.files import Part, floats, memory_part, open_parts
 
 PROBES = 16  # rows of each part that a fingerprint looks at
 

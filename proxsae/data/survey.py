@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from proxsae.conventions import Error, as_number
+from proxsae.conventions import check_number
 from proxsae.data.rows import open_rows
 
 PIECE = 2**22  # entries that are read in one go
@@ -62,10 +62,7 @@ def survey(rows: Any, outlier: float = OUTLIER) -> Survey:
     >>> found.outliers.tolist(), found.median
     ([9], 2.0)
     """
-    factor = as_number(outlier)
-    if factor is None or factor <= 1:
-        msg = f"outlier={outlier!r} must be above 1: a number of times the median norm, such as 10"
-        raise Error(msg)
+    factor = check_number("outlier", outlier, "> 1", ": a number of times the median norm, such as 10")
     data = open_rows(rows)
     n, d = data.shape
     norms, total, squares = np.empty(n), np.zeros(d), 0.0
@@ -78,7 +75,7 @@ def survey(rows: Any, outlier: float = OUTLIER) -> Survey:
     for start in range(0, n, step):
         squares += float(np.square(data[start : start + step] - mean).sum())
     median = float(np.median(norms))
-    far = np.flatnonzero(norms > factor * median).astype(np.int64)
+    far = np.flatnonzero((norms > factor * median) & (median > 0)).astype(np.int64)  # most rows of 0 are no measure
     return Survey(
         n, d, median, float(norms.max()), float(np.linalg.norm(mean)), float(np.sqrt(squares / n)), factor, far
     )

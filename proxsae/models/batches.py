@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from proxsae.conventions import Error
+from proxsae.conventions import Error, shown
 
 
 class Batch:
@@ -48,6 +48,16 @@ class Batch:
     def run(self, model: nn.Module) -> Any:
         """The output of the model."""
         return model(self.ids) if self.keywords is None else model(**self.keywords)
+
+
+def each_of(batches: Iterable[Any], model: nn.Module) -> Iterator[Batch]:
+    """The batches, one at a time."""
+    try:
+        found = enumerate(batches)
+    except TypeError:  # a number, None
+        msg = f"batches={shown(batches)} must be a list, or what else gives batches one after another"
+        raise Error(msg) from None
+    return (Batch(given, model, number) for number, given in found)
 
 
 @contextlib.contextmanager

@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from proxsae.conventions import Error, check_count
+from proxsae.conventions import Error, check_choice, check_count, check_counts, check_path
 from proxsae.data.readers import READERS
 from proxsae.data.survey import survey
 from proxsae.disk import disk_errors, held, replace_file, sentence
-from proxsae.models.batches import Batch, evaluating
+from proxsae.models.batches import Batch, each_of, evaluating
 from proxsae.models.places import Place
 
 RECORD = "collected.json"
@@ -69,37 +69,39 @@ def collect(
     >>> record["rows"], record["tokens"], record["width"]
     (4, 6, 4)
     """
-    place, folder = Place(model, module, at, skip), Path(out)
-    check_count("shard_rows", shard_rows, 1)
+    place, folder = Place(model, module, at, skip), Path(check_path("out", out))
+    shard_rows = check_count("shard_rows", shard_rows, 1)
     most = None if rows is None else check_count("rows", rows, 1)
-    if dtype not in DTYPES:
-        msg = f"dtype={dtype!r} must be one of {', '.join(DTYPES)}"
-        raise Error(msg)
-    what = {"model": _about(model), "module": module, "at": at, "skip": skip, "drop": sorted(drop), "dtype": dtype}
+    ids, dtype = sorted(check_counts("drop", drop, 0)), check_choice("dtype", dtype, DTYPES)
+    what = {"model": _about(model), "module": module, "at": at, "skip": int(skip), "drop": ids, "dtype": dtype}
     with held(folder), evaluating(model), disk_errors(folder):
+        other = f"{folder} was collected from other batches: give those, or another folder"
         state = _resumed(folder, what)
         writer, reader = _Writer(folder, what, state, shard_rows), hashlib.sha256()
-        dropped = torch.tensor(sorted(drop), dtype=torch.int64)
-        for number, given in enumerate(batches):
-            if most is not None and writer.ahead["rows"] >= most:
+        dropped, number = torch.tensor(ids, dtype=torch.int64), -1
+        for number, batch in enumerate(each_of(batches, model)):
+            if number >= state["batches"] and most is not None and writer.ahead["rows"] >= most:
                 break
-            batch = Batch(given, model, number)
             reader.update(batch.ids.cpu().numpy().tobytes() + batch.real.cpu().numpy().tobytes())
             if number < state["batches"]:
                 if number + 1 == state["batches"] and reader.hexdigest()[:16] != state["read"]:
-                    msg = f"{folder} was collected from other batches: give those, or another folder"
-                    raise Error(msg)
+                    raise Error(other)
                 continue
             x, which = place.read(partial(batch.run, model))
             kept = x.reshape(-1, x.shape[-1]) if which is None else x[which]
             if len(dropped):
-                ids = batch.ids.reshape(-1) if which is None else batch.ids[which]
-                kept = kept[~torch.isin(ids, dropped.to(ids.device))]
+                of_kept = batch.ids.reshape(-1) if which is None else batch.ids[which]
+                if len(of_kept) != len(kept):
+                    msg = f"{module} gives {len(kept)} rows for {len(of_kept)} tokens, so that none can be dropped"
+                    raise Error(msg)
+                kept = kept[~torch.isin(of_kept, dropped.to(of_kept.device))]
             if not bool(kept.isfinite().all()):
                 msg = f"{module} gives NaN or infinite activations for batch {number}: run the model in float32"
                 raise Error(msg)
             writer.add(kept, batch, reader.hexdigest()[:16])
             progress(writer.ahead["rows"], most)
+        if number + 1 < state["batches"]:
+            raise Error(other)
         return writer.close()
 
 

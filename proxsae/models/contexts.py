@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxsae.conventions import check_count
-from proxsae.models.batches import Batch, evaluating
+from proxsae.conventions import Error, check_count
+from proxsae.models.batches import each_of, evaluating
 from proxsae.models.interventions import fitting
 from proxsae.models.places import Place
 from proxsae.sae import SAE
@@ -50,8 +50,8 @@ def strongest(
 ) -> tuple[list[Contexts], int]:
     """The `count` strongest contexts of every latent and sign, and how many tokens were looked at.
 
-    The other arguments and errors are those of `loss_recovered`.  Memory: 2 `count` numbers a latent, and dense codes
-    of one batch.
+    The other arguments and errors are those of `loss_recovered`.  Memory: 4 `count` numbers a latent, the ids of
+    all tokens, and dense codes of one batch.
     """
     check_count("count", count, 1)
     place = Place(model, module, at, skip)
@@ -62,9 +62,11 @@ def strongest(
     row_of: list[Tensor] = []
     seen = 0
     with evaluating(model):
-        for number, given in enumerate(batches):
-            batch = Batch(given, model, number)
+        for batch in each_of(batches, model):
             x, which = place.read(partial(batch.run, model))
+            if x.shape[:-1] != batch.ids.shape:
+                msg = f"{module} gives activations of shape {tuple(x.shape)}, but contexts need (batch, tokens, d)"
+                raise Error(msg)
             which = torch.ones(x.shape[:2], dtype=torch.bool) if which is None else which.cpu()
             z = sae.encode(fitting(x, sae, module)[which.to(x.device)]).float().cpu()
             first = len(rows)

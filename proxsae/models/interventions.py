@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxsae.conventions import Error, as_number
+from proxsae.conventions import Error, as_number, check_count, shown
 from proxsae.models.places import Change, Place
 from proxsae.sae import SAE
+from proxsae.sae.model import check_sae
 
 
 @dataclass
@@ -52,6 +53,7 @@ def splice(
     ((3, 2), (3, 16))
     """
     place, seen = Place(model, module, at, skip), Spliced()
+    check_sae(sae)
 
     def change(x: Tensor, which: Tensor | None) -> Tensor:
         rows = fitting(x, sae, module)
@@ -91,12 +93,12 @@ def steer(
 
 def steering(sae: SAE, latents: Mapping[int, Any], module: str) -> Change:
     """The change of activations that `steer` makes."""
-    at = list(latents)
+    check_sae(sae)
+    if not isinstance(latents, Mapping):
+        msg = f"latents={shown(latents)} must be a dict, such as {{7: 'flip'}}"
+        raise Error(msg)
+    at = [latent_of(sae, latent) for latent in latents]
     changes = [_change(value) for value in latents.values()]
-    for latent in at:
-        if isinstance(latent, bool) or not isinstance(latent, int) or not 0 <= latent < sae.d_sae:
-            msg = f"latent {latent!r} must be a whole number in [0, {sae.d_sae}): this SAE has no other"
-            raise Error(msg)
 
     def change(x: Tensor, which: Tensor | None) -> Tensor:
         rows = fitting(x, sae, module)
@@ -109,18 +111,27 @@ def steering(sae: SAE, latents: Mapping[int, Any], module: str) -> Change:
     return change if at else lambda x, which: None
 
 
+def latent_of(sae: SAE, latent: Any) -> int:
+    """The number of a latent of the SAE, or `Error`."""
+    number = check_count("latent", latent, 0)
+    if number >= sae.d_sae:
+        msg = f"latent={number} must be below {sae.d_sae}: this SAE has no other"
+        raise Error(msg)
+    return number
+
+
 def _change(value: Any) -> tuple[float, float]:
     """(f, v) for z' = f z + v."""
-    if value == "flip":
-        return -1.0, 0.0
-    if isinstance(value, str) and value.startswith("*"):
+    if isinstance(value, str):
+        if value == "flip":
+            return -1.0, 0.0
         with contextlib.suppress(ValueError):
-            number = as_number(float(value[1:]))
-            if number is not None:
-                return number, 0.0
+            factor = as_number(float(value[1:])) if value.startswith("*") else None
+            if factor is not None:
+                return factor, 0.0
     number = as_number(value)
     if number is None:
-        msg = f"a latent cannot be changed by {value!r}: give a number to set it to, 'flip', or a factor such as '*2'"
+        msg = f"a latent cannot be changed by {shown(value)}: give a number to set it to, 'flip', or a factor like '*2'"
         raise Error(msg)
     return 0.0, number
 

@@ -18,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from proxsae.conventions import Error
-from proxsae.models.batches import Batch, evaluating
-from proxsae.models.interventions import chosen, fitting, steering
+from proxsae.conventions import Error, check_seed
+from proxsae.models.batches import Batch, each_of, evaluating
+from proxsae.models.interventions import chosen, fitting, latent_of, steering
 from proxsae.models.places import Change, Place, positions
 from proxsae.sae import SAE
+from proxsae.sae.model import check_sae
 
 RESAMPLES = 1000  # of the sequences, for intervals
 
@@ -63,6 +64,9 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """`loss_recovered` of several SAEs, such as one at several depths; the model's own passes are shared."""
     place, data = Place(model, module, at, skip), _batches(batches, model)
+    for sae in saes.values():
+        check_sae(sae)
+    check_seed(seed)
     with evaluating(model):
         mean, spread = _mean(place, data)
         errors = dict.fromkeys(saes, 0.0)
@@ -118,7 +122,9 @@ def ablate(
     The arguments and errors are those of `loss_recovered`.
     """
     place, data = Place(model, module, at, skip), _batches(batches, model)
+    latent = latent_of(check_sae(sae), latent)
     remove, fired = steering(sae, {latent: "*0"}, module), [0, 0]
+    check_seed(seed)
 
     def change(x: Tensor, which: Tensor | None) -> Tensor | None:
         z = sae.encode(fitting(x, sae, module))[..., latent] != 0
@@ -164,7 +170,7 @@ def _draws(sequences: int, seed: int) -> NDArray[np.int64] | None:
 
 
 def _batches(batches: Iterable[Any], model: nn.Module) -> list[Batch]:
-    data = [Batch(given, model, number) for number, given in enumerate(batches)]
+    data = list(each_of(batches, model))
     if not data:
         msg = "batches is empty, but a loss needs tokens: a list of token tensors (batch, tokens), for example"
         raise Error(msg)

@@ -7,6 +7,7 @@ tensor in it.  Hooks are gone when the context ends, after an exception too.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxsae.conventions import Error, check_count, did_you_mean
+from proxsae.conventions import Error, check_choice, check_count, did_you_mean, shown
 
 Change = Callable[[Tensor, "Tensor | None"], "Tensor | None"]
 
@@ -36,15 +37,16 @@ class Place:
     skip: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            msg = f"model={shown(self.model)} must be a torch.nn.Module"
+            raise Error(msg)
         names = dict(self.model.named_modules())
-        if self.module not in names:
-            near = did_you_mean(str(self.module), names, 3)
-            some = ", ".join(list(names)[1:4])
-            msg = f"the model has no module {self.module!r}{near or f': its modules are {some}, ...'}"
+        if not isinstance(self.module, str) or self.module not in names:
+            near = did_you_mean(self.module, names, 3) if isinstance(self.module, str) else ""
+            some = f"its modules are {', '.join(list(names)[1:4])}, ..." if len(names) > 1 else "it is '' itself"
+            msg = f"the model has no module {shown(self.module)}{near or f': {some}'}"
             raise Error(msg)
-        if self.at not in ("input", "output"):
-            msg = f"at={self.at!r} must be 'input' or 'output' of the module {self.module}"
-            raise Error(msg)
+        check_choice("at", self.at, ("input", "output"))
         check_count("skip", self.skip, 0)
 
     @contextlib.contextmanager
@@ -56,8 +58,10 @@ class Place:
         """
         module, masks = dict(self.model.named_modules())[self.module], list[Any]()
 
+        names = list(inspect.signature(self.model.forward).parameters)
+
         def read_mask(_: nn.Module, args: Any, given: dict[str, Any]) -> None:
-            masks[:] = [given.get("attention_mask")]
+            masks[:] = [{**dict(zip(names, args, strict=False)), **given}.get("attention_mask")]
 
         def change_it(value: Any, what: str) -> Any:
             where, x = found(value, f"the {what} of {self.module}")
@@ -132,11 +136,17 @@ def positions(mask: Any, x: Tensor, skip: int) -> Tensor | None:
     """Which of the tokens of x (batch, tokens, d) count, (batch, tokens); None where all do.
 
     A mask (batch, all tokens) may begin before x does: while text is generated, x is only its newest tokens.
+    Raises `Error` where tokens are to be left out and x does not say which of its rows they are.
     """
-    if isinstance(mask, Tensor) and mask.ndim == 2 and x.ndim == 3 and len(mask) == len(x):
-        real = mask.to(x.device) != 0
-        which = real & (real.cumsum(dim=-1) > skip)
-        return which[:, -x.shape[1] :]
-    if skip and x.ndim == 3:
-        return (torch.arange(x.shape[1], device=x.device) >= skip).expand(x.shape[:2])
+    masked = isinstance(mask, Tensor) and mask.ndim == 2
+    if x.ndim == 3 and not (masked and len(mask) != len(x)):
+        if masked:
+            real = mask.to(x.device) != 0
+            which = real & (real.cumsum(dim=-1) > skip)
+            return which[:, -x.shape[1] :]
+        return (torch.arange(x.shape[1], device=x.device) >= skip).expand(x.shape[:2]) if skip else None
+    if skip or (masked and not bool(mask.all())):
+        msg = f"the activation has shape {tuple(x.shape)}, but only of (batch, tokens, d) can padding and the first "
+        msg += "tokens be left out: name another module, or give no padding and skip=0"
+        raise Error(msg)
     return None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, library
 from torch.autograd import forward_ad
 
-from proxsae.conventions import Error, check_floats, may_look
+from proxsae.conventions import Error, check_floats, may_look, plain
 
 
 def sqrt(a: Tensor) -> Tensor:
@@ -85,10 +85,7 @@ def seeing(what: str, a: Tensor) -> Iterator[None]:
 def as_tensor(name: str, a: Any) -> Tensor:
     """A tensor as it is, NumPy rows or lists of numbers as a tensor of their dtype; `Error` for all else."""
     a = check_floats(name, a)
-    if isinstance(a, Tensor):
-        return a
-    native = a.dtype.newbyteorder("=") if a.dtype.itemsize <= 8 else np.float64  # torch knows no other byte order
-    return torch.tensor(np.ascontiguousarray(a, native))
+    return a if isinstance(a, Tensor) else torch.tensor(np.ascontiguousarray(a, plain(a.dtype)))
 
 
 class TorchArithmetic:

@@ -145,9 +145,9 @@ def _opened(sae: SAE, rows: Any) -> Any:
         rows = check_floats("rows", rows)
     elif not hasattr(rows, "shape"):
         rows = open_rows(rows)
-    rows = rows.reshape(-1, rows.shape[-1]) if len(rows.shape) > 2 and rows.shape[-1] else rows
     shape = tuple(rows.shape)
-    if len(shape) != 2 or shape[1] != sae.d_in or not shape[0]:
+    rows = rows.reshape(-1, shape[-1]) if len(shape) > 2 and shape[-1] else rows
+    if len(rows.shape) != 2 or shape[-1] != sae.d_in or not len(rows):
         msg = f"the data has shape {shape}, but this SAE needs rows of width {sae.d_in}: (n, {sae.d_in}) with n >= 1"
         raise Error(msg)
     return rows

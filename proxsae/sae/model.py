@@ -87,9 +87,10 @@ class SAE(Parameters):
         name = "activations"
         x = activations if isinstance(activations, Tensor) else torch.from_numpy(in_memory(name, activations))
         x = check_floats(name, x)
-        x = x.reshape(-1, x.shape[-1]) if x.ndim > 2 and x.numel() else x
+        shape = tuple(x.shape)
+        x = x.reshape(-1, shape[-1]) if x.ndim > 2 and x.numel() else x
         if x.ndim != 2 or x.shape[1] != self.d_in or not len(x):
-            msg = f"activations has shape {tuple(x.shape)}, but this SAE needs (n, {self.d_in}) with n >= 1"
+            msg = f"activations has shape {shape}, but this SAE needs (n, {self.d_in}) with n >= 1"
             raise Error(msg)
         x = x.to(self.W_dec.device, self.W_dec.dtype)
         check_finite(name, x)

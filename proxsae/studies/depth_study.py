@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from proxsae import data, metrics
-from proxsae.conventions import Error, check_path, shown
+from proxsae.conventions import Error, check_counts, check_path, shown
 from proxsae.disk import held
 from proxsae.penalties import BatchKSparse, KSparse
 from proxsae.sae import SAE
@@ -24,7 +24,7 @@ from proxsae.studies.journal import FILE
 from proxsae.studies.machine import about_machine
 from proxsae.studies.parts.depth import measure
 from proxsae.studies.progress import Progress
-from proxsae.studies.request import PACKAGED, Request, counts, of_axes, of_few
+from proxsae.studies.request import PACKAGED, Request, of_axes, of_few
 from proxsae.studies.results import Study
 
 ROWS = 1024  # of the user's, on which an SAE of the user's is measured
@@ -108,7 +108,7 @@ def of_one(sae: SAE, rows: Any, steps: Sequence[int], out: Path | None, progress
     if out is not None and (out / FILE).exists():
         msg = f"{out} holds a study ({FILE}), whose report this one would replace: name another folder with --out"
         raise Error(msg)
-    wanted = sorted(set(counts("steps", steps)))
+    wanted = sorted(set(check_counts("steps", steps)))
     if not wanted:
         msg = "steps is empty, but a curve needs at least one number of encoder steps"
         raise Error(msg)

@@ -83,7 +83,7 @@ class Request:
             name: check_count(f"--{name.replace('_', '-')}", value, 1)
             for name in ("d_sae", "k", "train_steps", "seeds") if (value := getattr(self, name)) is not None
         }  # fmt: skip
-        depths = tuple(sorted(set(counts("--train-depths", self.train_depths))))
+        depths = tuple(sorted(set(check_counts("--train-depths", self.train_depths))))
         seed, budget = check_seed(self.seed), self.budget
         if budget is not None:
             budget = as_number(budget)
@@ -137,8 +137,3 @@ def of_few(rows: int) -> list[str]:
 def of_axes(rows: data.Rows) -> list[str]:
     """A note where the arrays have more axes than two."""
     return [f"The data are arrays of {rows.axes} axes: all but the last were taken as rows."] if rows.axes > 2 else []
-
-
-def counts(name: str, values: Any) -> list[int]:
-    """Several whole numbers >= 1; `Error` for anything else."""
-    return list(check_counts(name, values))

@@ -144,7 +144,7 @@ def check_prox(
     expected = dict(expected_failures or {})
     n, seed = check_count("n", n, 1), check_seed(seed)
     laws = [laws] if isinstance(laws, str) else laws
-    if not (laws is None or (isinstance(laws, Iterable) and isinstance(laws, (list, tuple, set, dict)))):
+    if laws is not None and not isinstance(laws, (list, tuple, set, dict)):
         msg = f"laws={shown(laws)} must be names of laws, such as ['odd', 'optimal']"
         raise Error(msg)
     laws = None if laws is None else list(laws)

@@ -122,7 +122,8 @@ def _grid(R: Any, step: float, dtype: Any, specials: bool, apply: Apply | None) 
 def steps(seed: int = 0) -> list[float]:
     """Steps from 1e-3 to 1e3 in equal ratios, from a start drawn by the seed: one in every interval [a, 2.5 a]."""
     start = 1e-3 * RATIO ** np.random.default_rng([seed, 1]).random()
-    return [float(f"{start * RATIO**i:.3g}") for i in range(round(math.log(1e6, RATIO)))]
+    every = (start * RATIO**i for i in range(math.ceil(math.log(1e6, RATIO))))
+    return [float(f"{step:.3g}") for step in every if step <= 1e3]
 
 
 def inputs(

@@ -24,6 +24,7 @@ import time
 import tracemalloc
 import warnings
 from collections import Counter, defaultdict
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -70,11 +71,11 @@ def pieces(chosen, count):
     formats = defaultdict(list)
     for target in chosen:
         formats[target.format].append(target)
-    out = []
+    out, due = [], Fraction(0)
     for of_format in formats.values():
-        share = count / len(formats) / len(of_format)
-        for i, target in enumerate(of_format):
-            whole = round(share * (i + 1)) - round(share * i)
+        for target in of_format:
+            before, due = due, due + Fraction(count, len(formats) * len(of_format))
+            whole = round(due) - round(before)
             out += [(target, start, min(PIECE, whole - start)) for start in range(0, whole, PIECE)]
     return sorted(out, key=lambda piece: piece[1])
 

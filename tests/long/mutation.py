@@ -2,16 +2,18 @@
 
     python -m tests.long.mutation --since v0.9 --count 60 --seed 0
 
-A first pass runs the tests once and notes which functions of `proxsae/` each test enters; it is kept in --map, and is
-made again only if that file is gone.  Then `count` mutants, drawn by the seed, are planted one at a time in a copy of
-the repository: another comparison, sign, number or truth, a statement removed.  Each is shown to the quickest tests
-that enter its function, up to --seconds of them.  Exit status 1 if one survives: a test lacks, or the line is idle.
+A first pass runs the tests once and notes which functions of `proxsae/` each test enters.  It is kept in --map, by
+default a file of its own for every state of the repository, since functions are known by their lines.  Then `count`
+mutants, drawn by the seed, are planted one at a time in a copy of the repository: another comparison, sign, number or
+truth, a statement removed.  Each is shown to the quickest tests that enter its function, up to --seconds of them.  Exit
+status 1 if one survives: a test lacks, or the line is idle.
 """
 
 import argparse
 import ast
 import collections
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -41,17 +43,17 @@ def main():
     parser.add_argument("--count", type=int, default=60, help="mutants at most (default 60)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=30, help="of tests for each mutant (default 30)")
-    parser.add_argument("--map", type=Path, default=Path(tempfile.gettempdir()) / "proxsae-mutation.json")
+    state = hashlib.sha256((git("rev-parse", "HEAD") + git("diff", "HEAD")).encode()).hexdigest()[:12]
+    parser.add_argument("--map", type=Path, default=Path(tempfile.gettempdir()) / f"proxsae-mutation-{state}.json")
     parser.add_argument("tests", nargs="*", help="tests of the first pass (default: all)")
     given = parser.parse_args()
     if not given.map.exists():
         print(f"which test enters which function: one run of the tests, kept in {given.map}", flush=True)
         environment = os.environ | {NOTES: str(given.map.absolute()), "PYTHONPATH": str(ROOT)}
-        run_pytest(ROOT, ["-p", "tests.long.mutation", *given.tests], None, environment)
+        if run_pytest(ROOT, ["-p", "tests.long.mutation", *given.tests], None, environment) != 0:
+            given.map.unlink(missing_ok=True)
+            sys.exit("the tests do not pass as they are, so that none can tell of a planted error")
     entered = json.loads(given.map.read_text(encoding="utf-8"))
-    if not entered["seconds"]:
-        given.map.unlink()
-        sys.exit("the first pass ran no test: does `python -m pytest -n 0` collect them?")
     every = [mutant for file, lines in changed(given.since).items() for mutant in mutants(file, lines)]
     chosen = random.Random(given.seed).sample(every, min(given.count, len(every)))
     print(f"{len(every)} mutants of the lines changed since {given.since}; {len(chosen)} are tried, seed {given.seed}")
@@ -141,13 +143,7 @@ def changes(node):
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.Not, ast.USub)):
         yield f"({ast.unparse(node.operand)})"
     elif isinstance(node, ast.Constant) and type(node.value) in (bool, int, float):
-        yield str(
-            not node.value
-            if type(node.value) is bool
-            else node.value + 1
-            if type(node.value) is int
-            else 2 * node.value
-        )
+        yield str({bool: not node.value, int: node.value + 1, float: 2 * node.value or 1.0}[type(node.value)])
     elif isinstance(node, (ast.AugAssign, ast.Raise)) or (
         isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
     ):
@@ -156,8 +152,8 @@ def changes(node):
 
 def concerned(entered, file, function, seconds):
     """The quickest tests that enter a function, or any of the file for what stands in none."""
-    tests = {t for key, names in entered["tests"].items() for t in names if key == f"{file}:{function}" or (
-        not function and key.startswith(f"{file}:"))}  # fmt: skip
+    keys = [key for key in entered["tests"] if key.startswith(f"{file}:") and function in (0, int(key.split(":")[1]))]
+    tests = {test for key in keys for test in entered["tests"][key]}
     chosen, left = [], seconds
     for test in sorted(tests, key=entered["seconds"].get):
         left -= entered["seconds"][test]
