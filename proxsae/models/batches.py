@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from proxsae.conventions import Error
+from proxsae.conventions import Error, shown
 
 
 class Batch:
@@ -43,11 +43,29 @@ class Batch:
             raise Error(msg)
         self.ids = ids.to(device)
         mask = (self.keywords or {}).get("attention_mask")
+        if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
+            what = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+            msg = f"attention_mask of batch {number} is {what}, but says which of {tuple(ids.shape)} token ids count"
+            raise Error(msg)
         self.real = torch.ones_like(self.ids, dtype=torch.bool) if mask is None else mask != 0
+
+    def check_tokens(self, x: Tensor, what: str) -> None:
+        """Raise `Error` where activations x are not (batch, tokens, d), as `what` needs to find the token of a row."""
+        if x.shape[:-1] != self.ids.shape:
+            msg = f"activations have shape {tuple(x.shape)}, but {what} needs a row for each of {tuple(self.ids.shape)}"
+            raise Error(msg + " token ids")
 
     def run(self, model: nn.Module) -> Any:
         """The output of the model."""
         return model(self.ids) if self.keywords is None else model(**self.keywords)
+
+
+def read(batches: Iterable[Any], model: nn.Module) -> Iterator[Batch]:
+    """The batches one at a time, or `Error` for what is no series of them."""
+    if not isinstance(batches, Iterable):
+        msg = f"batches={shown(batches)} must be a list or another series of token tensors (batch, tokens)"
+        raise Error(msg)
+    return (Batch(given, model, number) for number, given in enumerate(batches))
 
 
 @contextlib.contextmanager

@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from proxsae.conventions import Error, check_count
+from proxsae.conventions import Error, check_count, check_counts, check_path, shown
 from proxsae.data.readers import READERS
 from proxsae.data.survey import survey
 from proxsae.disk import disk_errors, held, replace_file, sentence
-from proxsae.models.batches import Batch, evaluating
+from proxsae.models.batches import Batch, evaluating, read
 from proxsae.models.places import Place
 
 RECORD = "collected.json"
@@ -69,21 +69,20 @@ def collect(
     >>> record["rows"], record["tokens"], record["width"]
     (4, 6, 4)
     """
-    place, folder = Place(model, module, at, skip), Path(out)
+    place, folder = Place(model, module, at, skip), Path(check_path("out", out))
     check_count("shard_rows", shard_rows, 1)
     most = None if rows is None else check_count("rows", rows, 1)
     if dtype not in DTYPES:
-        msg = f"dtype={dtype!r} must be one of {', '.join(DTYPES)}"
+        msg = f"dtype={shown(dtype)} must be one of {', '.join(DTYPES)}"
         raise Error(msg)
-    what = {"model": _about(model), "module": module, "at": at, "skip": skip, "drop": sorted(drop), "dtype": dtype}
+    dropped = sorted(check_counts("drop", drop, 0))
+    what = {"model": _about(model), "module": module, "at": at, "skip": place.skip, "drop": dropped, "dtype": dtype}
     with held(folder), evaluating(model), disk_errors(folder):
         state = _resumed(folder, what)
         writer, reader = _Writer(folder, what, state, shard_rows), hashlib.sha256()
-        dropped = torch.tensor(sorted(drop), dtype=torch.int64)
-        for number, given in enumerate(batches):
+        for number, batch in enumerate(read(batches, model)):
             if most is not None and writer.ahead["rows"] >= most:
                 break
-            batch = Batch(given, model, number)
             reader.update(batch.ids.cpu().numpy().tobytes() + batch.real.cpu().numpy().tobytes())
             if number < state["batches"]:
                 if number + 1 == state["batches"] and reader.hexdigest()[:16] != state["read"]:
@@ -92,9 +91,10 @@ def collect(
                 continue
             x, which = place.read(partial(batch.run, model))
             kept = x.reshape(-1, x.shape[-1]) if which is None else x[which]
-            if len(dropped):
+            if dropped:
+                batch.check_tokens(x, "drop")
                 ids = batch.ids.reshape(-1) if which is None else batch.ids[which]
-                kept = kept[~torch.isin(ids, dropped.to(ids.device))]
+                kept = kept[~torch.isin(ids, ids.new_tensor(dropped))]
             if not bool(kept.isfinite().all()):
                 msg = f"{module} gives NaN or infinite activations for batch {number}: run the model in float32"
                 raise Error(msg)
@@ -115,7 +115,9 @@ class _Writer:
         """The rows of one batch."""
         part = kept.to(getattr(torch, self.what["dtype"]))
         if not bool(part.isfinite().all()):
-            msg = f"activations of up to {float(kept.abs().max()):.3g} do not fit into float16: dtype='float32'"
+            half = self.what["dtype"] == "float16"
+            msg = f"activations of up to {float(kept.abs().max()):.3g} do not fit into "
+            msg += "float16: dtype='float32'" if half else "float32, the widest that is written"
             raise Error(msg)
         self.waiting.append(part.cpu().numpy())
         self.ahead |= {

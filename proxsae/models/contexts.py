@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from proxsae.conventions import check_count
-from proxsae.models.batches import Batch, evaluating
+from proxsae.models.batches import evaluating, read
 from proxsae.models.interventions import fitting
 from proxsae.models.places import Place
 from proxsae.sae import SAE
@@ -62,9 +62,9 @@ def strongest(
     row_of: list[Tensor] = []
     seen = 0
     with evaluating(model):
-        for number, given in enumerate(batches):
-            batch = Batch(given, model, number)
+        for batch in read(batches, model):
             x, which = place.read(partial(batch.run, model))
+            batch.check_tokens(x, "a context")
             which = torch.ones(x.shape[:2], dtype=torch.bool) if which is None else which.cpu()
             z = sae.encode(fitting(x, sae, module)[which.to(x.device)]).float().cpu()
             first = len(rows)

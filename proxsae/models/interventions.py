@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxsae.conventions import Error, as_number
+from proxsae.conventions import Error, as_number, check_count, shown
 from proxsae.models.places import Change, Place
 from proxsae.sae import SAE
+from proxsae.sae.model import check_sae
 
 
 @dataclass
@@ -52,6 +53,7 @@ def splice(
     ((3, 2), (3, 16))
     """
     place, seen = Place(model, module, at, skip), Spliced()
+    check_sae(sae)
 
     def change(x: Tensor, which: Tensor | None) -> Tensor:
         rows = fitting(x, sae, module)
@@ -91,12 +93,15 @@ def steer(
 
 def steering(sae: SAE, latents: Mapping[int, Any], module: str) -> Change:
     """The change of activations that `steer` makes."""
-    at = list(latents)
+    check_sae(sae)
+    if not isinstance(latents, Mapping):
+        msg = f"latents={shown(latents)} must be a dict {{latent: change}}, such as {{7: '*2'}}"
+        raise Error(msg)
+    at = [check_count("latent", latent, 0) for latent in latents]
     changes = [_change(value) for value in latents.values()]
-    for latent in at:
-        if isinstance(latent, bool) or not isinstance(latent, int) or not 0 <= latent < sae.d_sae:
-            msg = f"latent {latent!r} must be a whole number in [0, {sae.d_sae}): this SAE has no other"
-            raise Error(msg)
+    if at and max(at) >= sae.d_sae:
+        msg = f"latent {max(at)} must be a whole number in [0, {sae.d_sae}): this SAE has no other"
+        raise Error(msg)
 
     def change(x: Tensor, which: Tensor | None) -> Tensor:
         rows = fitting(x, sae, module)
@@ -120,8 +125,8 @@ def _change(value: Any) -> tuple[float, float]:
                 return number, 0.0
     number = as_number(value)
     if number is None:
-        msg = f"a latent cannot be changed by {value!r}: give a number to set it to, 'flip', or a factor such as '*2'"
-        raise Error(msg)
+        msg = f"a latent cannot be changed by {shown(value)}: give a number to set it to, 'flip', or a factor such as "
+        raise Error(msg + "'*2'")
     return 0.0, number
 
 
@@ -137,5 +142,5 @@ def fitting(x: Tensor, sae: SAE, module: str) -> Tensor:
 
 
 def chosen(new: Tensor, old: Tensor, which: Tensor | None) -> Tensor:
-    """`new` at the positions that count, `old` at the others."""
-    return new if which is None else torch.where(which[..., None], new, old)
+    """`new` at the positions that count, `old` at the others; a tensor of its own, which the model may write to."""
+    return new.clone() if which is None else torch.where(which[..., None], new, old)

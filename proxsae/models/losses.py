@@ -18,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from proxsae.conventions import Error
-from proxsae.models.batches import Batch, evaluating
+from proxsae.conventions import Error, check_seed
+from proxsae.models.batches import Batch, evaluating, read
 from proxsae.models.interventions import chosen, fitting, steering
 from proxsae.models.places import Change, Place, positions
 from proxsae.sae import SAE
+from proxsae.sae.model import check_sae
 
 RESAMPLES = 1000  # of the sequences, for intervals
 
@@ -63,6 +64,9 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """`loss_recovered` of several SAEs, such as one at several depths; the model's own passes are shared."""
     place, data = Place(model, module, at, skip), _batches(batches, model)
+    check_seed(seed)
+    for sae in saes.values():
+        check_sae(sae)
     with evaluating(model):
         mean, spread = _mean(place, data)
         errors = dict.fromkeys(saes, 0.0)
@@ -118,6 +122,7 @@ def ablate(
     The arguments and errors are those of `loss_recovered`.
     """
     place, data = Place(model, module, at, skip), _batches(batches, model)
+    check_seed(seed)
     remove, fired = steering(sae, {latent: "*0"}, module), [0, 0]
 
     def change(x: Tensor, which: Tensor | None) -> Tensor | None:
@@ -164,7 +169,7 @@ def _draws(sequences: int, seed: int) -> NDArray[np.int64] | None:
 
 
 def _batches(batches: Iterable[Any], model: nn.Module) -> list[Batch]:
-    data = [Batch(given, model, number) for number, given in enumerate(batches)]
+    data = list(read(batches, model))
     if not data:
         msg = "batches is empty, but a loss needs tokens: a list of token tensors (batch, tokens), for example"
         raise Error(msg)
@@ -216,7 +221,7 @@ def _run(
 
 def _log_probabilities(output: Any, batch: Batch, number: int) -> Tensor:
     """Log probabilities (batch, tokens - 1, vocabulary) of the next tokens, float32, from a model's output."""
-    logits = getattr(output, "logits", output[0] if isinstance(output, (tuple, list)) else output)
+    logits = getattr(output, "logits", output[0] if isinstance(output, (tuple, list)) and output else output)
     if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != batch.ids.shape:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         msg = f"the model's output is {shape}, but a loss needs logits (batch, tokens, vocabulary): use a causal model"

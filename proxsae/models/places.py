@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxsae.conventions import Error, check_count, did_you_mean
+from proxsae.conventions import Error, check_count, did_you_mean, shown
 
 Change = Callable[[Tensor, "Tensor | None"], "Tensor | None"]
 
@@ -36,16 +36,19 @@ class Place:
     skip: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            msg = f"model={shown(self.model)} must be a torch.nn.Module"
+            raise Error(msg)
         names = dict(self.model.named_modules())
-        if self.module not in names:
+        if not isinstance(self.module, str) or self.module not in names:
             near = did_you_mean(str(self.module), names, 3)
             some = ", ".join(list(names)[1:4])
-            msg = f"the model has no module {self.module!r}{near or f': its modules are {some}, ...'}"
+            msg = f"the model has no module {shown(self.module)}{near or f': its modules are {some}, ...'}"
             raise Error(msg)
         if self.at not in ("input", "output"):
             msg = f"at={self.at!r} must be 'input' or 'output' of the module {self.module}"
             raise Error(msg)
-        check_count("skip", self.skip, 0)
+        object.__setattr__(self, "skip", check_count("skip", self.skip, 0))
 
     @contextlib.contextmanager
     def changed(self, change: Change) -> Iterator[None]:
@@ -132,11 +135,14 @@ def positions(mask: Any, x: Tensor, skip: int) -> Tensor | None:
     """Which of the tokens of x (batch, tokens, d) count, (batch, tokens); None where all do.
 
     A mask (batch, all tokens) may begin before x does: while text is generated, x is only its newest tokens.
+    Raises `Error` where tokens are to be left out and x does not say which row is which token.
     """
-    if isinstance(mask, Tensor) and mask.ndim == 2 and x.ndim == 3 and len(mask) == len(x):
+    masked = isinstance(mask, Tensor) and mask.ndim == 2
+    if masked and x.ndim == 3 and len(mask) == len(x) and x.shape[1] <= mask.shape[1]:
         real = mask.to(x.device) != 0
         which = real & (real.cumsum(dim=-1) > skip)
         return which[:, -x.shape[1] :]
-    if skip and x.ndim == 3:
-        return (torch.arange(x.shape[1], device=x.device) >= skip).expand(x.shape[:2])
-    return None
+    if (skip and x.ndim != 3) or (masked and not bool((mask != 0).all())):
+        msg = f"activations have shape {tuple(x.shape)}, but padding and skip={skip} need (batch, tokens, d): "
+        raise Error(msg + "name a module that has it, or give texts of one length and skip=0")
+    return (torch.arange(x.shape[1], device=x.device) >= skip).expand(x.shape[:2]) if skip else None
