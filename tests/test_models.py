@@ -288,7 +288,7 @@ def test_tokens_that_cannot_be_told_apart_are_not_left_out(tmp_path):
 
     model, whole = Flat(), {"input_ids": tokens(3, 9), "attention_mask": torch.ones(3, 9)}
     assert collect(model, "expert", [whole, tokens()], tmp_path / "all")["rows"] == 27 + 54
-    with pytest.raises(px.Error, match=r"expert gives activations of shape \(27, 12\), but contexts need"):
+    with pytest.raises(px.Error, match=r"activations have shape \(27, 12\), but a context needs a row"):
         strongest(model, [whole], "expert", px.topk_sae(D, 30, k=4))
     for batch, skip in ((padded(), 0), (tokens(), 1), (whole, 1)):
         with pytest.raises(px.Error, match=r"has shape \(\d+, 12\), but only of \(batch, tokens, d\) can padding"):
@@ -407,6 +407,119 @@ def test_a_model_is_measured_without_dropout_and_is_in_training_again_afterwards
 def test_what_is_no_batch(model, sae, batches, message):
     with pytest.raises(px.Error, match=message):
         loss_recovered(model, batches, "blocks.1", sae)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(6, 8), r"attention_mask of batch 0 is \(6, 8\), but says which of \(6, 9\) token ids count"),
+        (torch.ones(6, 1, 9, 9), r"attention_mask of batch 0 is \(6, 1, 9, 9\), but"),
+        ([[1] * 9] * 6, "attention_mask of batch 0 is list, but"),
+    ],
+)
+def test_a_mask_that_is_not_of_the_tokens(model, sae, mask, message):
+    with pytest.raises(px.Error, match=message):
+        loss_recovered(model, [{"input_ids": tokens(), "attention_mask": mask}], "blocks.1", sae)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, sae, out: splice("a name", "blocks.1", sae).__enter__(),
+        lambda model, sae, out: splice(model, ["blocks.1"], sae).__enter__(),
+        lambda model, sae, out: splice(model, "blocks.1", None).__enter__(),
+        lambda model, sae, out: steer(model, "blocks.1", None, {1: 2.0}).__enter__(),
+        lambda model, sae, out: steer(model, "blocks.1", sae, [1, 2]).__enter__(),
+        lambda model, sae, out: loss_recovered(model, None, "blocks.1", sae),
+        lambda model, sae, out: loss_recovered(model, [tokens()], "blocks.1", None),
+        lambda model, sae, out: loss_recovered(model, [tokens()], "blocks.1", sae, seed=-1),
+        lambda model, sae, out: ablate(model, [tokens()], "blocks.1", sae, 3, seed="a"),
+        lambda model, sae, out: ablate(model, [tokens()], "blocks.1", sae, "a"),
+        lambda model, sae, out: collect(model, "blocks.1", [tokens()], None),
+        lambda model, sae, out: collect(model, "blocks.1", [tokens()], out, drop=3),
+        lambda model, sae, out: collect(model, "blocks.1", [tokens()], out, drop=["a"]),
+        lambda model, sae, out: collect(model, "blocks.1", 3, out),
+    ],
+)
+def test_strange_arguments_are_one_sentence(model, sae, tmp_path, call):
+    with pytest.raises(px.Error):
+        call(model, sae, tmp_path / "out")
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(model, sae, tmp_path):
+    record = collect(model, "blocks.1", [tokens()], tmp_path / "a", skip=np.int64(1), drop=torch.tensor([3, 4]))
+    assert record == collect(model, "blocks.1", [tokens()], tmp_path / "b", skip=1, drop=[3, 4])
+    with steer(model, "blocks.1", sae, {np.int64(1): np.float32(2)}):
+        moved = model(tokens()).logits
+    with steer(model, "blocks.1", sae, {1: 2.0}):
+        assert torch.equal(moved, model(tokens()).logits)
+
+
+class Folded(nn.Module):
+    """A model whose module sees tokens in another order, or other axes, than (batch, tokens, d)."""
+
+    def __init__(self, fold, unfold):
+        super().__init__()
+        self.embed, self.inner, self.head = nn.Embedding(V, D), nn.Identity(), nn.Linear(D, V)
+        self.fold, self.unfold = fold, unfold
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.head(self.unfold(self.inner(self.fold(self.embed(input_ids))), input_ids.shape))
+
+
+FOLDS = [
+    (lambda h: h.transpose(0, 1), lambda h, shape: h.transpose(0, 1)),
+    (lambda h: h.flatten(0, 1), lambda h, shape: h.unflatten(0, shape)),
+    (lambda h: h.unflatten(-1, (1, D)), lambda h, shape: h.flatten(-2)),
+]
+
+
+@pytest.mark.parametrize("fold", FOLDS)
+def test_padding_is_never_taken_for_tokens_where_rows_are_not_those_of_the_mask(sae, tmp_path, fold):
+    model = Folded(*fold)
+    whole = [tokens(), {"input_ids": tokens(), "attention_mask": torch.ones(6, 9)}]
+    assert collect(model, "inner", whole, tmp_path)["rows"] == 108
+    for call in (
+        lambda: collect(model, "inner", [padded()], tmp_path / "other"),
+        lambda: loss_recovered(model, [padded()], "inner", sae),
+    ):
+        with pytest.raises(px.Error, match=r"only of \(batch, tokens, d\) can padding and the first tokens be left"):
+            call()
+
+
+@pytest.mark.parametrize("fold", FOLDS)
+def test_skip_is_not_ignored_where_there_is_no_axis_of_tokens(sae, tmp_path, fold):
+    with pytest.raises(px.Error, match=r"but skip=1 needs a row for each|only of \(batch, tokens, d\)"):
+        collect(Folded(*fold), "inner", [tokens()], tmp_path, skip=1)
+
+
+def test_rows_are_not_dropped_by_the_ids_of_others(sae, tmp_path):
+    fold = FOLDS[0]
+    with pytest.raises(
+        px.Error, match=r"activations have shape \(9, 6, 12\), but drop needs a row for each of \(6, 9\)"
+    ):
+        collect(Folded(*fold), "inner", [tokens()], tmp_path, drop=[3])
+    with pytest.raises(px.Error, match=r"but a context needs a row for each"):
+        strongest(Folded(*fold), [tokens()], "inner", sae)
+
+
+class Writes(nn.Module):
+    """A model that writes into what its module gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.inner, self.head = nn.Embedding(V, D), nn.Linear(D, D), nn.Linear(D, V)
+
+    def forward(self, input_ids):
+        return self.head(self.inner(self.embed(input_ids)).add_(1.0).relu_())
+
+
+def test_a_model_that_writes_into_the_activation_does_not_write_into_what_a_splice_saw(sae):
+    model = Writes().eval()
+    with torch.no_grad(), splice(model, "inner", sae) as seen:
+        model(tokens())
+        assert torch.equal(seen.xhat, sae.decode(seen.z))
+    assert loss_recovered(model, [tokens()], "inner", sae)["loss_mean"] > 0
 
 
 def test_outputs_that_are_no_logits_and_texts_beyond_the_context(model, sae):
@@ -528,7 +641,7 @@ def test_what_cannot_be_collected_is_one_sentence(model, tmp_path):
         collect(model, "blocks.1", [tokens()], tmp_path / "file")
     pooled = nn.Sequential(nn.EmbeddingBag(V, D))
     assert collect(pooled, "0", [tokens()], tmp_path / "pooled")["rows"] == 6
-    with pytest.raises(px.Error, match="0 gives 6 rows for 54 tokens, so that none can be dropped"):
+    with pytest.raises(px.Error, match="activations have shape \(6, 12\), but drop needs a row"):
         collect(pooled, "0", [tokens()], tmp_path / "dropped", drop=[1])
     with pytest.raises(px.Error, match="no token was kept of 54: give longer texts, or a smaller skip"):
         collect(model, "blocks.1", [tokens()], tmp_path / "none", skip=9)

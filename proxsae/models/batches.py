@@ -43,7 +43,17 @@ class Batch:
             raise Error(msg)
         self.ids = ids.to(device)
         mask = (self.keywords or {}).get("attention_mask")
+        if mask is not None and (not isinstance(mask, Tensor) or mask.shape != ids.shape):
+            what = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+            msg = f"attention_mask of batch {number} is {what}, but says which of {tuple(ids.shape)} token ids count"
+            raise Error(msg)
         self.real = torch.ones_like(self.ids, dtype=torch.bool) if mask is None else mask != 0
+
+    def check_tokens(self, x: Tensor, what: str) -> None:
+        """Raise `Error` where activations x are not (batch, tokens, d), as `what` needs to find the token of a row."""
+        if x.shape[:-1] != self.ids.shape:
+            msg = f"activations have shape {tuple(x.shape)}, but {what} needs a row for each of {tuple(self.ids.shape)}"
+            raise Error(msg + " token ids")
 
     def run(self, model: nn.Module) -> Any:
         """The output of the model."""

@@ -89,11 +89,10 @@ def collect(
                 continue
             x, which = place.read(partial(batch.run, model))
             kept = x.reshape(-1, x.shape[-1]) if which is None else x[which]
+            if skip or len(dropped):
+                batch.check_tokens(x, f"skip={skip}" if skip else "drop")
             if len(dropped):
                 of_kept = batch.ids.reshape(-1) if which is None else batch.ids[which]
-                if len(of_kept) != len(kept):
-                    msg = f"{module} gives {len(kept)} rows for {len(of_kept)} tokens, so that none can be dropped"
-                    raise Error(msg)
                 kept = kept[~torch.isin(of_kept, dropped.to(of_kept.device))]
             if not bool(kept.isfinite().all()):
                 msg = f"{module} gives NaN or infinite activations for batch {number}: run the model in float32"
@@ -117,7 +116,9 @@ class _Writer:
         """The rows of one batch."""
         part = kept.to(getattr(torch, self.what["dtype"]))
         if not bool(part.isfinite().all()):
-            msg = f"activations of up to {float(kept.abs().max()):.3g} do not fit into float16: dtype='float32'"
+            half = self.what["dtype"] == "float16"
+            msg = f"activations of up to {float(kept.abs().max()):.3g} do not fit into "
+            msg += "float16: dtype='float32'" if half else "float32, the widest that is written"
             raise Error(msg)
         self.waiting.append(part.cpu().numpy())
         self.ahead |= {

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proxsae.conventions import Error, check_count
+from proxsae.conventions import check_count
 from proxsae.models.batches import each_of, evaluating
 from proxsae.models.interventions import fitting
 from proxsae.models.places import Place
@@ -64,9 +64,7 @@ def strongest(
     with evaluating(model):
         for batch in each_of(batches, model):
             x, which = place.read(partial(batch.run, model))
-            if x.shape[:-1] != batch.ids.shape:
-                msg = f"{module} gives activations of shape {tuple(x.shape)}, but contexts need (batch, tokens, d)"
-                raise Error(msg)
+            batch.check_tokens(x, "a context")
             which = torch.ones(x.shape[:2], dtype=torch.bool) if which is None else which.cpu()
             z = sae.encode(fitting(x, sae, module)[which.to(x.device)]).float().cpu()
             first = len(rows)

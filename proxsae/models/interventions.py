@@ -148,5 +148,5 @@ def fitting(x: Tensor, sae: SAE, module: str) -> Tensor:
 
 
 def chosen(new: Tensor, old: Tensor, which: Tensor | None) -> Tensor:
-    """`new` at the positions that count, `old` at the others."""
-    return new if which is None else torch.where(which[..., None], new, old)
+    """`new` at the positions that count, `old` at the others; a tensor of its own, which the model may write to."""
+    return new.clone() if which is None else torch.where(which[..., None], new, old)

@@ -222,7 +222,7 @@ def _run(
 
 def _log_probabilities(output: Any, batch: Batch, number: int) -> Tensor:
     """Log probabilities (batch, tokens - 1, vocabulary) of the next tokens, float32, from a model's output."""
-    logits = getattr(output, "logits", output[0] if isinstance(output, (tuple, list)) else output)
+    logits = getattr(output, "logits", output[0] if isinstance(output, (tuple, list)) and output else output)
     if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != batch.ids.shape:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         msg = f"the model's output is {shape}, but a loss needs logits (batch, tokens, vocabulary): use a causal model"

@@ -139,7 +139,7 @@ def positions(mask: Any, x: Tensor, skip: int) -> Tensor | None:
     Raises `Error` where tokens are to be left out and x does not say which of its rows they are.
     """
     masked = isinstance(mask, Tensor) and mask.ndim == 2
-    if x.ndim == 3 and not (masked and len(mask) != len(x)):
+    if x.ndim == 3 and not (masked and (len(mask) != len(x) or mask.shape[1] < x.shape[1])):
         if masked:
             real = mask.to(x.device) != 0
             which = real & (real.cumsum(dim=-1) > skip)
