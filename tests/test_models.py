@@ -641,7 +641,7 @@ def test_what_cannot_be_collected_is_one_sentence(model, tmp_path):
         collect(model, "blocks.1", [tokens()], tmp_path / "file")
     pooled = nn.Sequential(nn.EmbeddingBag(V, D))
     assert collect(pooled, "0", [tokens()], tmp_path / "pooled")["rows"] == 6
-    with pytest.raises(px.Error, match="activations have shape \(6, 12\), but drop needs a row"):
+    with pytest.raises(px.Error, match=r"activations have shape \(6, 12\), but drop needs a row"):
         collect(pooled, "0", [tokens()], tmp_path / "dropped", drop=[1])
     with pytest.raises(px.Error, match="no token was kept of 54: give longer texts, or a smaller skip"):
         collect(model, "blocks.1", [tokens()], tmp_path / "none", skip=9)
