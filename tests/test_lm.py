@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
+import zstandard
 from torch.nn import functional
 
 import proxsae as px
@@ -13,8 +15,6 @@ from proxsae.data import open_rows
 from proxsae.models import collect, loss_recovered, splice, steer
 from proxsae.models.contexts import AROUND, strongest
 from proxsae.models.huggingface import open_model, texts, token_batches
-
-transformers = pytest.importorskip("transformers", reason="pip install 'proxsae[lm]'")
 
 WORDS = [
     "the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "red", "blue", "and", "then", "it", "was",
@@ -124,7 +124,6 @@ def test_encoder_models_give_their_activations(sae, tmp_path):
 def test_texts_of_all_kinds_of_files(text, tmp_path):
     found = list(texts(text))
     assert found == [story(), *(story(20, i) for i in range(4)), *(story(10, i) for i in range(3))]
-    zstandard = pytest.importorskip("zstandard")
     (tmp_path / "c.csv.zst").write_bytes(zstandard.ZstdCompressor().compress((tmp_path / "c.csv").read_bytes()))
     assert list(texts([str(tmp_path / "c.csv.zst")])) == found[5:]
 

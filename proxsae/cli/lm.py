@@ -54,6 +54,7 @@ def add(commands: Any) -> None:
         "--steps", default="1,2,4,8,16", metavar="N,N,...", help="encoder steps (default: 1,2,4,8,16)"
     )
     _tokens(evaluate, 10_000)
+    evaluate.add_argument("--seed", type=int, default=0, help="seed of the intervals (default: 0)")
     evaluate.add_argument("--out", metavar="DIR", help="folder for rows.csv and rows.json (default: none)")
 
     top = _kind(
@@ -193,7 +194,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     from proxsae.sae.evaluation import unrolled
 
     saes = {str(t): unrolled(loop.sae, t, None, "dictionary") for t in steps}
-    table = compare(loop.model, loop.batches(), arguments.module, saes, **loop.where)
+    table = compare(loop.model, loop.batches(), arguments.module, saes, **loop.where, seed=arguments.seed)
     rows = [{"steps": t, **table[str(t)]} for t in steps]
     if arguments.out:
         meta = loop.about(sae=arguments.sae, text=", ".join(arguments.text))
