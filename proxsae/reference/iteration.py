@@ -91,7 +91,7 @@ def ista(
     for i, (row, z) in enumerate(zip(c.reshape(-1, c.shape[-1]), start.reshape(-1, len(D)), strict=True)):
         for t, (code, spent) in zip(range(steps + 1), iterate(row, D, R, rule, momentum, z, L), strict=False):
             codes[t if keep == "all" else 0, i], products[t, i] = code, spent
-            objective[t, i] = 0.5 * np.sum((row - code @ D) ** 2, dtype=wide) + R.value(code)
+            objective[t, i] = 0.5 * np.sum((row - code @ D).astype(wide, copy=False) ** 2) + R.value(code)
     codes = codes.reshape(kept, *lead, len(D))
     check_reached(codes)
     return Trace(

@@ -321,3 +321,11 @@ def test_more_atoms_than_dimensions_are_never_taken_for_independent():
         gram, code = atoms @ atoms.T, torch.randn(9, generator=generator, dtype=torch.float64)
         found = refit._inverse(gram[None], 1000 * 2.0**-52)[0] @ (gram @ code)
         assert float(((found - code) @ atoms).norm()) <= 1e-3 * float((code @ atoms).norm())
+
+
+def test_residuals_in_half_precision_are_squared_in_a_wider_one(device):
+    for size in (300.0, 1e-3):  # whose squares are beyond float16, and among its subnormal numbers
+        x, D = np.array([size, size / 3], np.float16), np.eye(2, dtype=np.float16)
+        want = np.float16(0.5 * (x.astype(float) ** 2).sum())
+        for rows, atoms in ((x, D), (torch.tensor(x, device=device), torch.tensor(D, device=device))):
+            assert abs(float(px.ista(rows, atoms, px.L1(0.1), 0).objective[0]) / float(want) - 1) < 2e-3
