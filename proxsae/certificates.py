@@ -16,7 +16,7 @@ from proxsae.penalties import L1, Penalty
 from proxsae.penalties.base import runs
 
 UNIT = 2.0**-52  # twice the largest relative error of a float64 operation
-FAINT = 2.0**-900  # an objective below it has lost digits to underflow
+FAINT = 2.0**-900  # an objective or a square below it has lost digits to underflow
 BLOCK = 1024  # atoms that are compared with all others at a time
 
 

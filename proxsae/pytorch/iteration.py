@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proxsae.certificates import centred, certify, lengths, lipschitz, squared_norm
+from proxsae.certificates import FAINT, centred, certify, lengths, lipschitz, squared_norm
 from proxsae.conventions import Error, check_count, check_problem, may_look
 from proxsae.penalties import L1, KSparse, Penalty
 from proxsae.penalties.base import runs
@@ -310,7 +310,8 @@ def _safe_step(
         tried[rows] += (~same & ~floor).double()
         owed[rows] = (~same & floor).double()
         lhs, rhs = step * _over(R, squares(dr)), _over(R, squares(dz))
-        safe = same | floor | ((lhs <= rhs) & (lhs < torch.inf))
+        told = (lhs < torch.inf) & ((rhs > FAINT) | ~_over(R, (dz != 0).any(dim=-1)))  # neither over- nor underflow
+        safe = same | floor | ((lhs <= rhs) & told)
         new, move = new.index_copy(0, rows, trial), move.index_copy(0, rows, dr)
         rows = rows[~safe]
         mu = mu.index_copy(0, rows, (mu[rows] / 2).clamp(min=1 / L))

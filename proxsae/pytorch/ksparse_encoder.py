@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from proxsae.certificates import FAINT
 from proxsae.conventions import Error
 from proxsae.penalties import KSparse
 from proxsae.pytorch import held_supports
@@ -350,7 +351,9 @@ def _safe_step(
         if not bool(safe.all()):
             dz = trial - start[rows]
             lhs = step * squares(decode(candidates[rows], dz, D))
-            safe = safe | ((lhs <= squares(dz)) & (lhs < torch.inf))
+            rhs = squares(dz)
+            told = (lhs < torch.inf) & ((rhs > FAINT) | ~(dz != 0).any(dim=-1))  # neither over- nor underflow
+            safe = safe | ((lhs <= rhs) & told)
         new_at[rows], new_z[rows] = candidates[rows].gather(-1, kept), values
         rows = rows[~safe]
         mu[rows] = (mu[rows] / 2).clamp(min=1 / L)

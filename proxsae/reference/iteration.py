@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from proxsae.certificates import centred, certify, lengths, lipschitz, squared_norm
+from proxsae.certificates import FAINT, centred, certify, lengths, lipschitz, squared_norm
 from proxsae.conventions import check_count, check_problem, torch_twin
 from proxsae.penalties import Penalty
 from proxsae.penalties.base import Floats
@@ -226,9 +226,9 @@ def square(a: Floats) -> float:
 
 
 def fulfils(mu: float, dz: Floats, D: Floats) -> bool:
-    """Whether  mu ||D dz||^2 <= ||dz||^2,  which infinities do not."""
-    move = mu * square(dz @ D)
-    return move <= square(dz) and move < np.inf
+    """Whether  mu ||D dz||^2 <= ||dz||^2,  as squares that over- or underflow cannot tell."""
+    move, size = mu * square(dz @ D), square(dz)
+    return move <= size and move < np.inf and (size > FAINT or not dz.any())
 
 
 def shrink_until_safe(z: Floats, g: Floats, D: Floats, R: Penalty, mu: float, L: float) -> tuple[Floats, float, int]:

@@ -78,6 +78,23 @@ def test_the_objective_never_rises(dtype, D, x, name, rule, device):
         assert float((F[0] - F[1]).abs().max()) <= 100 * torch.finfo(dtype).eps * float(F[0].max())
 
 
+@pytest.mark.parametrize("rule", RULES[1:], ids=repr)
+@pytest.mark.parametrize("name", ["L1", "L1 nonneg", "KSparse", "KSparse nonneg"])
+@pytest.mark.parametrize(("D", "x"), [(1e100, 1e-120), (1e115, 1e-138)], ids=str)
+def test_nor_where_the_squares_of_a_move_underflow(D, x, name, rule, device):
+    """0 <= 0 says nothing of a trial; of float64 itself, since the squares of other dtypes are taken in it."""
+    R, (rows, atoms) = PENALTIES[name](D, x), problem(torch.float64, D, x)
+    codes = [px.ista(rows.to(device), atoms.to(device), R, 6, rule, keep="all").steps]
+    codes.append(px.ista(rows.numpy(), atoms.numpy(), R, 6, rule, keep="all").steps)
+    if name.startswith("KSparse") and rule != px.Refit():
+        sae = px.SAE(16, 40, R).to(device, torch.float64)
+        with torch.no_grad():
+            sae.W_dec.copy_(atoms), sae.W_enc.copy_((atoms / D / D / 8).T)
+            codes.append([sae.unrolled(t, rule).encode(rows.to(device)) for t in (1, 2, 4, 7)])
+    for steps in codes:
+        check_descent(objectives(rows, atoms, R, [torch.as_tensor(z).cpu() for z in steps]), torch.float64, True)
+
+
 ENCODERS = [{"step": rule} for rule in RULES] + [{"step": px.LearnedSteps()}, {"analysis": "encoder"}]
 
 
