@@ -415,15 +415,6 @@ def test_what_every_module_has(kind):
     assert_same(other(x).detach(), want)
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_compile_of_the_module_changes_nothing():
-    sae, x = made("l1"), rows()
-    want = sae(x).detach()
-    sae.compile(backend="eager")
-    assert_same(sae(x).detach(), want)
-    assert_same(sae.unrolled(2)(x).detach(), made("l1").unrolled(2)(x).detach())
-
-
 # Two processes: DDP and FSDP2
 
 

@@ -1,5 +1,6 @@
 """Operators and SAEs under torch.func, torch.export and torch.compile are what they are without."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -202,3 +203,14 @@ def test_a_compiled_sae_is_what_it_is(name):
         assert_same(one, other)
     with pytest.raises(px.Error, match="NaN"):
         compiled(x / 0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compile_of_the_module_changes_nothing():
+    made, x = px.SAE(8, 24, px.L1(0.1, nonneg=True)), draw(60, 8, dtype=torch.float32)
+    deep, again = made.unrolled(2), copy.deepcopy(made)
+    want, further = made(x).detach(), deep(x).detach()
+    made.compile(backend="eager")
+    assert_same(made(x).detach(), want)
+    assert_same(made.unrolled(2)(x).detach(), further)
+    assert_same(again.unrolled(2)(x).detach(), further)
