@@ -147,6 +147,7 @@ def test_an_sae_is_loaded_on_a_device(sae, tmp_path, device):
         ({"dtype": "float16"}, r"dtype='float16' must be one of"),
         ({"device": "nowhere"}, r"device='nowhere' cannot hold the SAE, but must be cpu, cuda or cuda:N"),
         ({"device": "cuda:77"}, r"device='cuda:77' cannot hold the SAE"),
+        ({"device": "meta"}, r"device='meta' cannot hold the SAE, but must be cpu, cuda or cuda:N"),
     ],
 )
 def test_other_dtypes_and_devices_are_refused(options, said, sae, tmp_path):
