@@ -41,4 +41,4 @@ class ElasticNet(Separable):
     @staticmethod
     def entry_prox(o: Any, u: Any, mu: Any, lam: Any, alpha: Any) -> Any:
         """Soft thresholding at mu lam, divided by 1 + mu alpha; + 0 so that an underflow is not -0.0."""
-        return soft(o, u, o.rounded(mu * lam)) / o.rounded(1 + mu * alpha) + 0
+        return o.over(soft(o, u, o.rounded(mu * lam)), 1 + mu * alpha) + 0

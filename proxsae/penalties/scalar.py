@@ -29,6 +29,12 @@ class FloatArithmetic:
         """A threshold, rounded once to the dtype of u."""
         return rounded(t, self.dtype)
 
+    def over(self, a: Any, b: Any) -> Any:
+        """a / b, half precision by way of float32: a divisor above its range would leave nothing of a."""
+        if np.dtype(self.dtype).itemsize > 2:
+            return a / rounded(b, self.dtype)
+        return (a.astype(np.float32) / rounded(b, np.float32)).astype(self.dtype)
+
 
 class Separable(Penalty):
     """R(z) = sum_i r(z_i) with r even, r(0) = 0 and non-decreasing in |z_i| (lem-separable).

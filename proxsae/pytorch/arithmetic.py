@@ -112,3 +112,9 @@ class TorchArithmetic:
     def rounded(self, t: Tensor) -> Tensor:
         """A threshold, rounded once to the dtype of u."""
         return t.to(self.dtype)
+
+    def over(self, a: Tensor, b: Tensor) -> Tensor:
+        """a / b, half precision by way of float32: a divisor above its range would leave nothing of a."""
+        if self.dtype.itemsize > 2:
+            return a / b.to(self.dtype)
+        return (a.float() / b.float()).to(self.dtype)

@@ -90,6 +90,10 @@ class RealArithmetic:
         """Real numbers are not rounded."""
         return x
 
+    def over(self, a: Any, b: Any) -> Any:
+        """a / b."""
+        return a / b
+
     def both(self, *claims: Any) -> Any:
         """All of the claims."""
         return self.z3.And(*claims)
