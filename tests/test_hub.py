@@ -164,3 +164,10 @@ def test_weights_beyond_the_range_of_the_dtype_are_refused(sae, tmp_path):
     with pytest.raises(px.Error, match="b_dec holds"):
         px.load(tmp_path / "sae", dtype=torch.float16)
     assert px.load(tmp_path / "sae", dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("write", [px.SAE.save, px.SAE.export])
+def test_what_is_no_path_is_not_written_to(write, sae):
+    for folder in (3, None, b"x"):
+        with pytest.raises(px.Error, match="must be the path of a file or folder"):
+            write(sae, folder)
