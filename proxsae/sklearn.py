@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from proxsae.conventions import Error, is_torch
+from proxsae.conventions import Error, as_array, is_torch
 from proxsae.pytorch.iteration import ista, solve
 from proxsae.sae import SAE
 from proxsae.steps import Lipschitz
@@ -40,6 +40,12 @@ class _Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = [np.dtype(kind).name for kind in FLOATS]
         return tags
+
+    def _rows(self, X: Any, **how: Any) -> Any:
+        """Rows as scikit-learn checks them, in the order that torch needs; a mask, which it would lose, is refused."""
+        if isinstance(X, np.ma.MaskedArray):
+            as_array("X", X)
+        return validate_data(self, X, dtype=FLOATS, order="C", **how)
 
 
 class SparseCoder(_Transformer):
@@ -87,18 +93,22 @@ class SparseCoder(_Transformer):
     @property
     def components_(self) -> Any:
         """The dictionary as an array of floats, (n_components, n_features)."""
-        D = self.dictionary.detach().cpu().numpy() if is_torch(self.dictionary) else self.dictionary
-        return check_array(D, dtype=FLOATS, input_name="dictionary")
+        D = self.dictionary
+        if is_torch(D):
+            D = (D.float() if D.dtype == torch.bfloat16 else D).detach().cpu().numpy()  # NumPy has no bfloat16
+        if isinstance(D, np.ma.MaskedArray):
+            as_array("dictionary", D)
+        return check_array(D, dtype=FLOATS, order="C", input_name="dictionary")
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Check that rows X (n, n_features), dictionary, penalty and rule fit; nothing is learned."""
-        X = validate_data(self, X, dtype=FLOATS)
+        X = self._rows(X)
         self._codes(X[:0])
         return self
 
     def transform(self, X: Any) -> Any:
         """The codes (n, n_components) of rows X (n, n_features)."""
-        return self._codes(validate_data(self, X, dtype=FLOATS, reset=False))
+        return self._codes(self._rows(X, reset=False))
 
     def inverse_transform(self, X: Any) -> Any:
         """The rows z D that codes X (n, n_components) stand for."""
@@ -199,7 +209,7 @@ class SparseAutoencoder(_Transformer):
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Train on rows X (n, n_features), n >= 2, from new weights."""
-        X = validate_data(self, X, dtype=FLOATS, ensure_min_samples=2)
+        X = self._rows(X, ensure_min_samples=2)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -216,7 +226,7 @@ class SparseAutoencoder(_Transformer):
     def transform(self, X: Any) -> Any:
         """The codes (n, n_components) of rows X (n, n_features)."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=FLOATS, reset=False)
+        X = self._rows(X, reset=False)
         return self.sae_.encode(X).cpu().numpy().astype(X.dtype)
 
     @torch.no_grad()

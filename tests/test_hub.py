@@ -157,6 +157,7 @@ def test_an_sae_is_loaded_on_a_device(sae, tmp_path, device):
         ({"dtype": "float16"}, r"dtype='float16' must be one of"),
         ({"device": "nowhere"}, r"device='nowhere' cannot hold the SAE, but must be cpu, cuda or cuda:N"),
         ({"device": "cuda:77"}, r"device='cuda:77' cannot hold the SAE"),
+        ({"device": "meta"}, r"device='meta' cannot hold the SAE, but must be cpu, cuda or cuda:N"),
     ],
 )
 def test_other_dtypes_and_devices_are_refused(options, said, sae, tmp_path):
@@ -173,3 +174,10 @@ def test_weights_beyond_the_range_of_the_dtype_are_refused(sae, tmp_path):
     with pytest.raises(px.Error, match="b_dec holds"):
         px.load(tmp_path / "sae", dtype=torch.float16)
     assert px.load(tmp_path / "sae", dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("write", [px.SAE.save, px.SAE.export])
+def test_what_is_no_path_is_not_written_to(write, sae):
+    for folder in (3, None, b"x"):
+        with pytest.raises(px.Error, match="must be the path of a file or folder"):
+            write(sae, folder)

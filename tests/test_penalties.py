@@ -296,3 +296,14 @@ def test_a_bandwidth_of_numpy_is_kept_as_a_number():
     bandwidth = px.L0(1.0, bandwidth=np.float32(0.5)).bandwidth
     assert type(bandwidth) is float
     assert bandwidth == 0.5
+
+
+@pytest.mark.parametrize(
+    "step", [60000.0, np.float16(60000), torch.tensor(6e4).half()], ids=["Python", "NumPy", "torch"]
+)
+def test_a_shrinkage_above_the_range_of_half_precision_leaves_what_fits(step):
+    u, R = np.array([[3.0, -60000.0], [0.0, 1.0]], np.float16), px.ElasticNet(0.0, 3.0)
+    want = (u.astype(float) / 180001).astype(np.float16)
+    assert_same(R.prox(torch.tensor(u), step), torch.tensor(want))
+    assert_same(R.prox(u, float(step)), want)
+    assert_same(R.prox(torch.tensor(u), torch.tensor([6e4, 6e4]).half()), torch.tensor(want))

@@ -266,3 +266,30 @@ def test_without_scikit_learn_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "proxsae.sklearn")
     with pytest.raises(px.Error, match=r"scikit-learn \(1.6 or newer\) is missing: pip install 'proxsae\[sklearn\]'"):
         importlib.import_module("proxsae.sklearn")
+
+
+@pytest.mark.parametrize("turned", [DATA.x[::-1], np.asfortranarray(DATA.x), DATA.x.astype(np.float32)[::-1, ::-1]])
+def test_rows_and_atoms_of_any_order_are_taken(turned):
+    plain, atoms = np.array(turned), DATA.D[:, ::-1]
+    for model in (SparseCoder(atoms, px.L1(0.1)), SparseCoder(np.array(atoms), px.KSparse(3), steps=2)):
+        assert_same(model.fit_transform(turned), model.fit_transform(plain))
+    model = autoencoder(px.KSparse(2))(20).fit(turned)
+    assert_same(model.components_, autoencoder(px.KSparse(2))(20).fit(plain).components_)
+    assert_same(model.transform(turned), model.transform(plain))
+
+
+def test_the_atoms_of_an_sae_in_bfloat16_are_a_dictionary():
+    atoms = torch.tensor(DATA.D).bfloat16()
+    model = SparseCoder(atoms, px.KSparse(3), steps=2)
+    assert_same(model.fit_transform(DATA.x), SparseCoder(atoms.float(), px.KSparse(3), steps=2).fit_transform(DATA.x))
+
+
+def test_a_mask_is_not_lost():
+    masked = np.ma.masked_array(DATA.x, DATA.x > 1)
+    for call in (
+        lambda: SparseCoder(DATA.D, px.L1(0.1)).transform(masked),
+        lambda: autoencoder(px.KSparse(2))(20).fit(masked),
+        lambda: SparseCoder(np.ma.masked_array(DATA.D, DATA.D > 1), px.L1(0.1)).transform(DATA.x),
+    ):
+        with pytest.raises(px.Error, match="is a MaskedArray, of which only the numbers would be used"):
+            call()

@@ -46,10 +46,10 @@ def load(
         raise Error(msg)
     try:
         sae = sae.to(device, dtype)
+        _check_finite(sae)  # "meta" has no numbers to look at
     except (RuntimeError, AssertionError, TypeError) as problem:
         msg = f"device={device!r} cannot hold the SAE, but must be cpu, cuda or cuda:N: {sentence(problem)}"
         raise Error(msg) from None
-    _check_finite(sae)
     return sae
 
 

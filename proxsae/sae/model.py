@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from proxsae import formats
-from proxsae.conventions import Error, check_finite, check_floats, may_look, shown
+from proxsae.conventions import Error, check_finite, check_floats, check_path, may_look, shown
 from proxsae.data.rows import in_memory
 from proxsae.formats import own
 from proxsae.penalties import L0, KSparse
@@ -264,7 +264,7 @@ class SAE(Parameters):
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the folder `sae.json` + `sae.safetensors`, beside and then renamed; raise `Error` if that fails."""
         self._whole("save")
-        own.write(folder, describe(self), self.weights())
+        own.write(check_path("folder", folder), describe(self), self.weights())
 
     def export(self, folder: str | os.PathLike[str], double: bool = False) -> None:
         """Write the one-step SAE in SAELens' layout, which its tools read.
@@ -281,7 +281,7 @@ class SAE(Parameters):
             R = L0(R.lam.detach().cpu().numpy(), nonneg=R.nonneg)
         weights = {name: a.detach() for name, a in zip(encoders.Weights._fields, self._weights(), strict=True)}
         found = formats.Found("proxsae", weights, R, self.normalize, formats.model_metadata(self.metadata), ())
-        formats.write_saelens(folder, found, double)
+        formats.write_saelens(check_path("folder", folder), found, double)
 
     @property
     def cfg(self) -> SimpleNamespace:
