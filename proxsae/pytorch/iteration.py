@@ -310,7 +310,7 @@ def _safe_step(
         tried[rows] += (~same & ~floor).double()
         owed[rows] = (~same & floor).double()
         lhs, rhs = step * _over(R, squares(dr)), _over(R, squares(dz))
-        told = (lhs < torch.inf) & ((rhs > FAINT) | ~_over(R, (dz != 0).any(dim=-1)))  # neither over- nor underflow
+        told = (lhs < torch.inf) & ((rhs > FAINT) | (_over(R, dz.any(dim=-1)) == 0))  # neither over- nor underflow
         safe = same | floor | ((lhs <= rhs) & told)
         new, move = new.index_copy(0, rows, trial), move.index_copy(0, rows, dr)
         rows = rows[~safe]
