@@ -91,9 +91,14 @@ def has_kernel(R: Penalty) -> TypeGuard[L0]:
     return runs(R, L0) and torch.is_grad_enabled() and isinstance(R.lam, Tensor) and R.lam.requires_grad
 
 
+def _column(step: float | Tensor) -> float | Tensor:
+    """A step for each entry of its row: one per row as a column in float64."""
+    return step.double()[..., None] if isinstance(step, Tensor) and step.ndim else step
+
+
 def in_kernel(R: L0, u: Tensor, step: float | Tensor = 1.0) -> Tensor:
     """Where prox_{step R}(u) has a gradient in lam, whether it is 0 there or not: u (..., P) -> (..., P)."""
-    mu = step.double()[..., None] if isinstance(step, Tensor) and step.ndim else step
+    mu = _column(step)
     return _inside(torch.relu(u) if R.nonneg else u, _hard(R, u, mu), R.bandwidth)
 
 
@@ -128,7 +133,7 @@ def prox(R: Penalty, u: Tensor, step: float | Tensor = 1.0) -> Tensor:
     check_floats("u", u)
     step = check_step(step, u)
     R.check_fits("u", u, u.shape[-1])
-    mu = step.double()[..., None] if isinstance(step, Tensor) and step.ndim else step
+    mu = _column(step)
     if isinstance(mu, Tensor) and mu.requires_grad:  # nothing of a latent that is off hangs on mu, but 0 lam is NaN
         mu = torch.where(_lam(R, u).isinf(), mu.detach(), mu)
     return _formula(R, "prox")(R, torch.relu(u) if R.nonneg else u, mu)  # lem-nonneg
