@@ -24,6 +24,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Error(ValueError):
     """The one error of this package: the value given, what is allowed, and the hypothesis that it breaks."""
 
+    def __str__(self) -> str:
+        # A message may quote the name of a file, and such a name may hold what a terminal would obey.
+        return "".join(c if c.isprintable() else "?" for c in super().__str__())
+
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
     """The end of a message on an unknown name: ": did you mean L1?" with the `most` names most like it, or nothing."""

@@ -592,6 +592,15 @@ def test_what_a_stranger_wrote_is_quoted_on_one_short_line():
     assert len(sentence("word " * 999)) <= 200
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors", ".pt", ".pth", ".txt"])
+def test_a_file_name_that_a_terminal_would_obey_is_quoted_without_it(tmp_path, suffix):
+    file = tmp_path / f"a\n\x1b[2J{suffix}"
+    file.write_bytes(b"{}")
+    text = refuses(lambda: px.data.read(file), f"a??[2J{suffix}")
+    assert text.isprintable()
+    assert text.count(str(tmp_path)) == 1
+
+
 def test_a_link_stands_for_its_file(tmp_path):
     inside, outside = tmp_path / "inside", tmp_path / "outside.npy"
     inside.mkdir()

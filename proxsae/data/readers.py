@@ -44,7 +44,7 @@ def load(file: Path) -> tuple[NDArray[Any], os.stat_result]:
         with Bounded(io.FileIO(file)) as stream:
             return READERS[file.suffix](str(file), stream), os.fstat(stream.fileno())
     except Error as problem:
-        msg = str(problem)
+        msg = problem.args[0]
         raise Error(msg if str(file) in msg else f"{file}: {msg}") from None
     except OSError as problem:
         msg = f"cannot read {file}: {problem.strerror or sentence(problem)}"
