@@ -13,7 +13,7 @@ import sys
 
 from proxsae import __version__
 from proxsae.cli import checks, depth, exports, lm, saes, studies, training
-from proxsae.cli.common import Parser
+from proxsae.cli.common import Parser, notes_told
 from proxsae.conventions import Error
 
 FILES = (depth, studies, training, saes, lm, exports, checks)
@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     try:
         arguments = _parser().parse_args(argv)
-        status: int = arguments.run(arguments)
+        with notes_told():
+            status: int = arguments.run(arguments)
         sys.stdout.flush()
     except Error as problem:
         print(f"proxsae: {problem}", file=sys.stderr)

@@ -9,13 +9,14 @@ import argparse
 import os
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from proxsae import hub
-from proxsae.conventions import Error, did_you_mean
+from proxsae.conventions import Error, Note, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -103,6 +104,23 @@ def numbers(name: str, text: str | None, least: int = 1) -> tuple[int, ...]:
 def paragraph(name: str, text: str) -> str:
     """`text` after `name`, wrapped to 110 columns and indented by the width of `name`."""
     return textwrap.fill(text, 110, initial_indent=name, subsequent_indent=" " * len(name), break_on_hyphens=False)
+
+
+@contextmanager
+def notes_told() -> Iterator[None]:
+    """What the library warns of is one line `note: ...` on standard error; other warnings are shown as they were."""
+    with warnings.catch_warnings():
+        before = warnings.showwarning
+        warnings.simplefilter("always", Note)
+
+        def show(message: Any, category: type[Warning], *rest: Any) -> None:
+            if issubclass(category, Note):
+                print(f"note: {message}", file=sys.stderr, flush=True)
+            else:
+                before(message, category, *rest)
+
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager
