@@ -18,6 +18,8 @@ from proxsae.sae.inspection import compare, inspect
 from proxsae.steps import LearnedSteps
 from proxsae.testing import assert_close
 
+pytestmark = pytest.mark.filterwarnings("ignore::proxsae.conventions.Note")  # of `rows_of`, one stands out
+
 PENALTIES = {
     "relu": px.L1(0.4, nonneg=True),
     "soft": px.L1(0.4),

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from proxsae import hub
 from proxsae.conventions import Error, Note, did_you_mean
@@ -51,6 +51,16 @@ def command(commands: Any, name: str, run: Any, description: str, example: str) 
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def outliers_argument(parser: Any) -> None:
+    """The option of commands that take rows: what becomes of those that stand out."""
+    parser.add_argument(
+        "--outliers",
+        choices=("keep", "drop", "clip"),
+        default="keep",
+        help="rows above 10 times the median norm: keep, drop, or clip to that norm (default: keep)",
+    )
 
 
 def check_path(name: str, path: str | None) -> None:
@@ -108,18 +118,19 @@ def paragraph(name: str, text: str) -> str:
 
 @contextmanager
 def notes_told() -> Iterator[None]:
-    """What the library warns of is one line `note: ...` on standard error; other warnings are shown as they were."""
+    """A `Note` of the library is one line `note: ...` on standard error, once; other warnings are shown as ever."""
     with warnings.catch_warnings():
-        before = warnings.showwarning
+        before, told = warnings.showwarning, set[str]()
         warnings.simplefilter("always", Note)
 
-        def show(message: Any, category: type[Warning], *rest: Any) -> None:
-            if issubclass(category, Note):
+        def show(message: Any, category: type[Warning], *where: Any) -> None:
+            if not issubclass(category, Note):
+                before(message, category, *where)
+            elif str(message) not in told:
+                told.add(str(message))
                 print(f"note: {message}", file=sys.stderr, flush=True)
-            else:
-                before(message, category, *rest)
 
-        warnings.showwarning = show
+        warnings.showwarning = cast(Any, show)
         yield
 
 

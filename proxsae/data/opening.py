@@ -1,4 +1,4 @@
-"""The one door for rows: a path, an array or a tensor becomes `Rows`, with rows that stand out kept, dropped or clipped."""
+"""The one door for rows: what a user gives becomes `Rows`, with those that stand out kept, dropped or clipped."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class Rows:
 
 
 def lengths(x: NDArray[Any]) -> NDArray[np.float64]:
-    """||x_i|| of rows (n, d), worked out in float64 so that no square overflows; the largest float64 stands for more."""
+    """||x_i|| of rows (n, d) in float64, where no square overflows; its largest number stands for any larger."""
     wide = x.astype(np.float64)
     if x.dtype.itemsize < 8:
         return np.sqrt(np.einsum("ij,ij->i", wide, wide))

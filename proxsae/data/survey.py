@@ -72,16 +72,24 @@ class Survey:
 
 
 def summed_up(
-    norms: NDArray[np.float64], width: int, mean: float, spread: float, above: float, which: NDArray[np.int64] | None
+    norms: NDArray[np.float64],
+    width: int,
+    mean: float,
+    spread: float,
+    above: float = ABOVE,
+    which: NDArray[np.int64] | None = None,
+    unit: float = 1.0,
 ) -> Survey:
-    """The survey of rows of these norms; `which` are their numbers where they are a sample."""
+    """The survey of rows whose norms are `unit` times as large; `which` are their numbers where they are a sample."""
+    norms = np.minimum(norms, np.finfo(np.float64).max)
     median, largest = float(np.median(norms)), float(norms.max())
     with np.errstate(over="ignore"):
         far = np.flatnonzero((norms > above * median) & (median > 0))  # where most rows are 0 there is no measure
     squares = np.square(norms / (largest or 1.0))
     share = float(squares[far].sum() / (squares.sum() or 1.0))
     numbers = far if which is None else np.sort(which[far])
-    return Survey(len(norms), width, median, largest, mean, spread, above, numbers.astype(np.int64), share)
+    norms_of = (unit * median, unit * largest)
+    return Survey(len(norms), width, *norms_of, mean, spread, above, numbers.astype(np.int64), share)
 
 
 def look(rows: Rows, above: float) -> Survey:
@@ -109,7 +117,7 @@ def look(rows: Rows, above: float) -> Survey:
         move = own - mean
         squares += float(np.vdot(x, x) + np.vdot(move, move) * (start * len(x) / stop))
         mean += move * (len(x) / stop)
-    return summed_up(norms, d, unit * float(np.linalg.norm(mean)), unit * math.sqrt(squares / n), above, None)
+    return summed_up(norms, d, unit * float(np.linalg.norm(mean)), unit * math.sqrt(squares / n), above)
 
 
 def _power_of_two(size: float) -> float:
