@@ -229,6 +229,17 @@ def test_a_run_goes_on_with_the_same_treatment_only(tmp_path, monkeypatch):
         assert_same(mine, other)
 
 
+def test_a_checkpoint_from_before_there_were_treatments_is_of_rows_that_were_kept(tmp_path, monkeypatch):
+    kind_of_run = loop.kind_of_run
+    before = lambda *given: {name: value for name, value in kind_of_run(*given).items() if name != "outliers"}  # noqa: E731
+    monkeypatch.setattr(loop, "kind_of_run", before)
+    want = trained(CLEAN, checkpoint=tmp_path)[0]
+    monkeypatch.undo()
+    assert trained(CLEAN, checkpoint=tmp_path)[0] == want
+    with pytest.raises(px.Error, match=r"another run, with outliers=kept and not 0 of 400 rows .* dropped"):
+        trained(open_rows(CLEAN, "drop"), checkpoint=tmp_path)
+
+
 def told(call):
     """The warnings of a call."""
     with warnings.catch_warnings(record=True) as found:
