@@ -105,6 +105,7 @@ def test_other_factors_and_treatments_one_after_another():
         assert again.outliers.count("dropped") == 2
         both = open_rows(open_rows(rows, "clip", 1.1), "drop", 1.05)
         assert_same(both[:], rows[:][norms[kept] <= 1.05 * np.median(norms[kept])])
+    assert_same(open_rows(open_rows(ROWS, "clip", 2), "clip", 10)[:], open_rows(ROWS, "clip", 2)[:])
     assert_same(open_rows(CLEAN, "drop")[:], CLEAN)
     assert open_rows(ROWS).outliers == "kept"
 
@@ -272,6 +273,7 @@ def test_outliers_that_do_not_matter_are_counted_without_a_warning():
     assert survey(x).outliers.tolist() == [5]
     assert survey(x).share < 0.01
     assert survey(x).warning() is None
+    assert survey(px.data.packaged()[0]).warning() is None
 
 
 def test_normalised_rows_have_no_outliers_to_train_on(capsys):
@@ -280,14 +282,16 @@ def test_normalised_rows_have_no_outliers_to_train_on(capsys):
 
 
 @pytest.mark.parametrize(("steps", "looked"), [(2, "1 of 100 rows looked at has"), (40, "4 of 400 rows have")])
-def test_all_rows_are_looked_at_where_the_run_reads_as_many(steps, looked, monkeypatch):
+def test_all_rows_are_looked_at_where_the_run_reads_as_many(steps, looked, monkeypatch, capsys):
     monkeypatch.setattr(recipe, "SAMPLE", 100)
     rows = planted(far=FAR)
     sample = px.data.Shuffle(400, 0).positions(0, 100)
     first = next(i for i in sorted(sample) if i not in FAR)
     if steps == 2:
         rows = planted(far=[first], factor=100.0)
-    (said,) = told(lambda: trained(rows, steps=steps, batch_size=32))
+    (said,) = told(lambda: trained(rows, steps=steps, batch_size=32, progress="lines"))
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line.startswith("a sample of 100 rows" + (": median" if steps == 2 else ", but norms of all: median"))
     assert said.startswith(looked)
     assert f"(the first is row {first if steps == 2 else 7}," in said
 

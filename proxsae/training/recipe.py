@@ -172,7 +172,8 @@ class Source:
             begins = "b_dec does not begin at the mean: the larger gamma, the more latents are dead at the start"
             if begins_at_mean(self._sae):
                 begins = "b_dec begins at the mean, so that it does not decide which latents fire"
-            looked = "all rows" if len(numbers) == n else f"{len(numbers)} of the rows"
+            looked = "all rows" if n <= SAMPLE else f"a sample of {SAMPLE} rows"
+            looked += ", but norms of all" if SAMPLE < n == len(numbers) else ""
             print(f"{looked}: {seen.told()}; {begins}", file=sys.stderr, flush=True)
         if self.outliers == KEPT and (warning := seen.warning(n)):
             note(warning)
