@@ -611,7 +611,8 @@ def test_convert_to_saelens_doubles_signed_codes(place, capsys):
 
 WRONG = {
     "no SAE": (["inspect", "none"], "none"),
-    "SAE is data": (["inspect", "rows.npy"], "rows.npy"),
+    "SAE is data": (["eval", "rows.npy", "rows.npy"], "rows.npy"),
+    "rows to inspect": (["inspect", "nan.npy"], "nan.npy holds NaN"),
     "empty SAE": (["inspect", ""], "SAE is empty"),
     "unknown device": (["inspect", "relu", "--device", "toaster"], "toaster"),
     "no data": (["eval", "relu", "none.npy"], "none.npy"),

@@ -28,7 +28,7 @@ GROUPS = {
         "train": "train an SAE on rows that need not fit in memory",
         "eval": "error, sparsity and dead latents at 1, 2, 4, ... encoder steps",
         "encode": "write the sparse codes of all rows",
-        "inspect": "what the file of an SAE implies: operator, steps, normalisation",
+        "inspect": "what the file of an SAE implies, or what rows are like",
         "convert": "write an SAE in another format",
     },
     "language models": {"lm": "collect activations, loss recovered, contexts of latents, steering"},
