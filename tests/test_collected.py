@@ -119,6 +119,8 @@ def test_an_sae_that_is_used_elsewhere_is_warned_of_once(collected, use):
     whole.forward = model.forward
     assert not call("model.layers.1", model=whole)  # the same place in a larger model
     (said,) = call("model.layers.0", model=whole)
+    sae.metadata["collected"]["module"] = "model.layers.1"
+    assert not call("layers.1")  # and in a part of that model
     for strange in (
         {"module": 3, "at": "output"},
         {"module": "layers.9"},
