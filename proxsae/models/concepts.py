@@ -134,7 +134,9 @@ def ranked(z: sparse.csr_matrix, y: NDArray[Any]) -> NDArray[np.float64]:
 
 def logistic(seed: int, **how: Any) -> Any:
     """A logistic regression of scikit-learn with at most 1000 iterations."""
-    return library("sklearn.linear_model", "sklearn").LogisticRegression(max_iter=1000, random_state=seed, **how)
+    return library("sklearn.linear_model", "sklearn").LogisticRegression(
+        max_iter=1000, random_state=seed % 2**32, **how
+    )
 
 
 def fitted(model: Any, X: Any, y: NDArray[Any]) -> Any:

@@ -162,7 +162,7 @@ def _folds(y: NDArray[Any], seed: int) -> list[tuple[NDArray[Any], NDArray[Any]]
     if n <= 12:
         folds = choose.LeavePOut(2).split(y)
     elif n < 128:
-        folds = choose.StratifiedKFold(6, shuffle=True, random_state=seed).split(y, y)
+        folds = choose.StratifiedKFold(6, shuffle=True, random_state=seed % 2**32).split(y, y)
     else:
         folds = [np.split(np.arange(n), [n - min(n // 5, 100)])]
     return [(fit, held) for fit, held in folds if len(np.unique(y[held])) == 2]
