@@ -61,11 +61,14 @@ class Rows:
             texts, *labels = zip(*self._texts(name), strict=True)
             ids = self.tokenizer(list(texts))["input_ids"]
             kept = [i for i, row in enumerate(ids) if 2 <= len(row) <= 256]  # the first token is an attention sink
-            content = io.BytesIO()
+            rows, content = self._rows([ids[i] for i in kept]), io.BytesIO()
+            norms = np.linalg.norm(rows, axis=1)
+            usual = norms <= 10 * np.median(norms)  # later tokens are sinks too, now and then
             columns = {key: np.array(column)[kept] for key, column in zip(("labels", "other"), labels, strict=False)}
-            np.savez(content, rows=self._rows([ids[i] for i in kept]), **columns)
+            np.savez(content, rows=rows[usual], **{key: column[usual] for key, column in columns.items()})
             replace_file(file, content.getvalue())
-            print(f"{name}: {len(kept)} texts, {sum(len(ids[i]) for i in kept)} tokens", flush=True)
+            tokens = sum(len(ids[i]) for i in kept)
+            print(f"{name}: {usual.sum()} texts, {(~usual).sum()} outliers left out, {tokens} tokens", flush=True)
         with np.load(file) as found:
             return dict(found)
 
