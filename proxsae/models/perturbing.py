@@ -41,8 +41,9 @@ def tpp(
 
         tpp = mean_c (A_c - A_c without the latents of c)  -  mean_{c' != c} (A_c' - A_c' without the latents of c)
 
-    with A_c the accuracy, balanced over both classes, of the probe that tells class c from the others.  1/2 is the most
-    that a targeted dictionary can have; 0 has one whose latents do nothing, or the same to all classes.
+    with A_c the accuracy, balanced over both classes, of the probe that tells class c from the others.  It is 1/2 where
+    perfect probes fall to chance by the latents of their own class and stay whole by those of others, and 0 where
+    latents do nothing, or the same to all probes.
 
     sae: signed or not, of any number of steps.
     rows, labels: activations (n, d_in), one a text, and two or more classes.
