@@ -369,6 +369,15 @@ def test_a_class_that_needs_two_latents_has_them():
     assert (found["full"], found["fraction"]) == (0, 0)
 
 
+def test_a_latent_that_hardly_helps_is_none_of_the_class():
+    sae, _, label, _, parts = absorbing()
+    z, row = np.zeros((480, P), np.float32), np.arange(480)
+    rare = (label == "s") & ((row < 40) | (row == 240))  # ten of sixty in training, and one in the test
+    for j, rows in ((10, (label == "s") & ~rare), (11, rare), (7, label == "t"), (8, label == "u"), (9, label == "v")):
+        z[rows, j] = 4
+    assert absorption(sae, z @ sae.W_dec.detach().numpy(), label, parts)[0]["latents"] == (10,)
+
+
 # bad input
 
 X, Y = planted(60)

@@ -210,7 +210,7 @@ def last_tokens(model: nn.Module, module: str, batches: Iterable[Any], at: str =
                 row = int((counts <= skip).nonzero()[0])
                 msg = f"row {row} of batch {number} has {int(counts[row])} tokens, but skip={skip} leaves that many out"
                 raise Error(msg + ": leave out short texts")
-            last = (batch.real * torch.arange(1, batch.ids.shape[1] + 1, device=batch.ids.device)).argmax(dim=1)
+            last = (batch.real * torch.arange(batch.ids.shape[1], device=batch.ids.device)).argmax(dim=1)
             part = x[torch.arange(len(x), device=x.device), last].float().cpu()
             if not bool(part.isfinite().all()):
                 msg = f"{module} gives NaN or infinite activations for batch {number}: run the model in float32"

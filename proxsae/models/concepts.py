@@ -51,14 +51,14 @@ def labelled(x: Tensor, labels: Any, name: str = "labels", two: bool = False) ->
     return Labelled(x, y.astype(np.int64), tuple(classes.tolist()))
 
 
-def divided(y: NDArray[np.int64], seed: int, name: str = "labels") -> Parts:
+def divided(y: NDArray[np.int64], seed: int) -> Parts:
     """One row in three of each class for the test, the others for training, both in random order by `seed`."""
     rng = np.random.RandomState(check_seed(seed) % 2**32)
     test = []
     for number in np.unique(y):
         (where,) = np.nonzero(y == number)
         if len(where) < TEST:
-            msg = f"{name} has a class with {len(where)} rows, but one in {TEST} is held out: give {TEST} or more"
+            msg = f"labels has a class with {len(where)} rows, but one in {TEST} is held out: give {TEST} or more"
             raise Error(msg)
         test.append(rng.permutation(where)[: len(where) // TEST])
     held = rng.permutation(np.concatenate(test))
