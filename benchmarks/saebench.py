@@ -35,7 +35,7 @@ TWO = (
     "130_temp_cat_Frequency", "149_twt_emotion_happiness",
 )  # fmt: skip
 MANY = ("17_world_country", "46_context_type", "97_news_class", "108_athlete_sport", "27_art_type")
-BIASED = ("front_trump", "sentiment_source")  # wanted and spurious attribute
+BIASED = ("92_glue_sst2", "5_hist_fig_ismale")  # where the label is wanted, and a long text is the spurious attribute
 STEPS, KS, NS, SPLITS = (1, 16), (1, 4, 16, 64), (2, 10, 50), 5
 WORDS = 100  # of each letter, at most
 F1 = 0.6  # of the probe of a letter, at least
@@ -52,20 +52,23 @@ class Rows:
         self.model: Any = None
 
     def __call__(self, name: str) -> dict[str, NDArray[Any]]:
-        """rows (n, d), labels, and for a biased pair `other`, the spurious attribute."""
+        """rows (n, d), labels, and whether a text is longer than the median one."""
         file = self.folder / f"{name}.npz"
         if not file.exists():
             if self.model is None:
                 self.model, self.tokenizer = open_model(self.given.model)
                 self.tokenizer.padding_side = "right"
-            texts, *labels = zip(*self._texts(name), strict=True)
+            texts, labels = zip(*self._texts(name), strict=True)
             ids = self.tokenizer(list(texts))["input_ids"]
             kept = [i for i, row in enumerate(ids) if 2 <= len(row) <= 256]  # the first token is an attention sink
             rows, content = self._rows([ids[i] for i in kept]), io.BytesIO()
             norms = np.linalg.norm(rows, axis=1)
             usual = norms <= 10 * np.median(norms)  # later tokens are sinks too, now and then
-            columns = {key: np.array(column)[kept] for key, column in zip(("labels", "other"), labels, strict=False)}
-            np.savez(content, rows=rows[usual], **{key: column[usual] for key, column in columns.items()})
+            length = np.array([len(texts[i]) for i in kept])
+            np.savez(
+                content, rows=rows[usual], labels=np.array(labels)[kept][usual],
+                long=(length > np.median(length))[usual],
+            )  # fmt: skip
             replace_file(file, content.getvalue())
             tokens = sum(len(ids[i]) for i in kept)
             print(f"{name}: {usual.sum()} texts, {(~usual).sum()} outliers left out, {tokens} tokens", flush=True)
@@ -92,23 +95,13 @@ class Rows:
         lines = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(packed)).read().decode("utf-8-sig")
         return [(row["prompt"], row["target"]) for row in csv.DictReader(io.StringIO(lines))]
 
-    def _texts(self, name: str) -> Iterator[tuple[Any, ...]]:
-        """(text, label) or (text, wanted, spurious)."""
+    def _texts(self, name: str) -> Iterator[tuple[str, str]]:
+        """(text, label)."""
         if name == "words":
             words = [w for w in Path(self.given.words).read_text("utf-8").split() if re.fullmatch("[a-z]{3,}", w)]
             single = [w for w in words if len(self.tokenizer(f" {w}")["input_ids"]) == 1]
             for word, letter in equally([(w, w[0]) for w in dict.fromkeys(single)], WORDS):
                 yield f" apple has the first letter: A\n {word}", letter
-        elif name == "front_trump":  # on the front page, and names Trump
-            table = [(t, (label, "Trump" in t)) for t, label in sorted(set(self._set("26_headline_isfrontpage")))]
-            for text, (front, trump) in equally(table):
-                yield text, int(front), int(trump)
-        elif name == "sentiment_source":  # good or bad, and of a film review or a tweet
-            table = [(text, (int(label), 0)) for text, label in self._set("92_glue_sst2")]
-            moods = {"happiness": (1, 1), "sadness": (0, 1)}
-            table += [(text, moods[label]) for text, label in self._set("102_twt_emotion") if label in moods]
-            for text, (good, tweet) in equally(table, 300):
-                yield text, good, tweet
         else:
             table = self._set(name)
             yield from equally(table, ROWS // len({label for _, label in table}))
@@ -152,7 +145,7 @@ def measure(rows: Rows, sae: px.SAE) -> dict[str, float]:
 def corrected(sae: px.SAE, data: dict[str, NDArray[Any]]) -> dict[int, float]:
     """SCR for each n, over all splits: the share of the gap that is closed, in the direction that is biased more."""
     tables = []
-    for pair in ((data["labels"], data["other"]), (data["other"], data["labels"])):
+    for pair in ((data["labels"], data["long"]), (data["long"], data["labels"])):
         splits = [px.models.scr(sae, data["rows"], *pair, ns=NS, seed=seed) for seed in range(SPLITS)]
         tables.append({n: [split[i] for split in splits] for i, n in enumerate(NS)})
     lower = min(tables, key=lambda table: sum(row["biased"] for row in table[NS[0]]))
@@ -177,7 +170,7 @@ def main() -> None:
     done: dict[str, dict[str, float]] = json.loads(journal.read_text()) if journal.exists() else {}
     sample = torch.from_numpy(np.concatenate([rows(name)["rows"][::20] for name in (*TWO, *MANY)]))
     if "dense" not in done:
-        dense = {name: px.models.dense_probes(*list(rows(name).values())[:2]) for name in TWO}
+        dense = {name: px.models.dense_probes(rows(name)["rows"], rows(name)["labels"]) for name in TWO}
         done["dense"] = {
             f"probe {what} {kind} {name}": table[what]
             for name, both in dense.items() for kind, table in both.items() for what in ("auc", "f1")
@@ -187,7 +180,7 @@ def main() -> None:
         for steps in STEPS:
             key = f"{Path(path).name} T={steps}"
             if key not in done:
-                deep = sae.unrolled(steps, px.ExactStep()) if steps > 1 else sae
+                deep = sae.unrolled(steps, px.ExactStep())
                 deep, _ = matched(deep, sample, given.k)
                 done[key] = measure(rows, deep) | {"l0": float((deep.encode(sample) != 0).sum(dim=1).float().mean())}
                 replace_file(journal, json.dumps(done, indent=1).encode())
