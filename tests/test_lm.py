@@ -318,6 +318,24 @@ def test_mistakes_of_probe_are_one_sentence(folder, sae, labelled, tmp_path, cap
     assert not (tmp_path / "out").exists()
 
 
+def test_an_sae_of_another_module_is_noted_once(folder, text, labelled, sae, tmp_path, capsys):
+    sae.metadata["collected"] = {"module": "model.layers.2", "at": "output"}
+    sae.save(tmp_path / "sae")
+    given = ("--module", "model.layers.1", "--latent", 3, "--value", 60, "--prompt", "the cat", "--new", 2)
+    capsys.readouterr()
+    for arguments in (
+        ("steer", folder, tmp_path / "sae", *given),
+        ("eval", folder, tmp_path / "sae", *text, *PLACE, "--steps", "1,4"),
+        ("top", folder, tmp_path / "sae", *text, *PLACE, "--latents", "3", "--out", tmp_path / "top"),
+        ("probe", folder, tmp_path / "sae", labelled, *PROBE),
+    ):
+        assert run(*arguments) == 0
+        (said,) = [line for line in capsys.readouterr().err.splitlines() if "note" in line]
+        assert said.startswith(
+            "note: this SAE was trained on the output of model.layers.2, and is now used on the output"
+        )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -119,10 +119,6 @@ def _collect(arguments: argparse.Namespace) -> int:
     print(f"{record['rows']} rows of {record['width']} in {arguments.out}, of {record['tokens']} tokens")
     print(f"norms: median {norms['median']:.4g}, largest {norms['largest']:.4g}; ", end="")
     print(f"mean over spread: {norms['gamma']:.3g}")
-    if record["outliers"]:
-        from proxsae.data import survey
-
-        print(f"note: {survey(arguments.out).warning()}")
     return 0
 
 
@@ -195,7 +191,7 @@ def _top(arguments: argparse.Namespace) -> int:
         lines = [[*up, *down] for up, down in zip(*columns, strict=True)]
         share = 100 * (one.up + one.down) / tokens
         told = f"fires on {share:.2g} % of tokens: {one.up} times with z > 0, {one.down} with z < 0"
-        headings = ("z > 0", "context", "z < 0", "context")
+        headings = ("z\u00a0>\u00a00", "context", "z\u00a0<\u00a00", "context")  # on one line
         drawn = Table(f"latent-{j}", "The token in \u27e6 \u27e7 is the one that fires.", headings, lines)
         sections.append(Section(f"latent-{j}", f"Latent {j}", told, shown=[drawn]))
         rows.append({"latent": j, "up": one.up, "down": one.down, "tokens": tokens})
@@ -235,12 +231,14 @@ def _probe(arguments: argparse.Namespace) -> int:
 
     from proxsae.models import dense_probes, last_tokens, probe, split
     from proxsae.models.huggingface import labelled_texts
+    from proxsae.models.interventions import warn_elsewhere
     from proxsae.report.rows import as_csv, as_json
     from proxsae.sae.evaluation import unrolled
 
     batches, places, labels, left_out = labelled_texts(
         arguments.text[0], loop.tokenizer, arguments.length, arguments.batch_size, arguments.skip
     )
+    warn_elsewhere([loop.sae], arguments.module, arguments.at)
     train, test = parts = split(labels, seed=arguments.seed)
     with progress("tokens") as shown:
         total = sum(int(batch["attention_mask"].sum()) for batch in batches)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from proxsae.conventions import Error, check_seed
 from proxsae.models.batches import Batch, each_of, evaluating
-from proxsae.models.interventions import chosen, fitting, latent_of, steering
+from proxsae.models.interventions import chosen, fitting, latent_of, steering, warn_elsewhere
 from proxsae.models.places import Change, Place, positions
 from proxsae.sae import SAE
 from proxsae.sae.model import check_sae
@@ -64,8 +64,7 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """`loss_recovered` of several SAEs, such as one at several depths; the model's own passes are shared."""
     place, data = Place(model, module, at, skip), _batches(batches, model)
-    for sae in saes.values():
-        check_sae(sae)
+    warn_elsewhere([check_sae(sae) for sae in saes.values()], module, at)
     check_seed(seed)
     with evaluating(model):
         mean, spread = _mean(place, data)
@@ -123,6 +122,7 @@ def ablate(
     """
     place, data = Place(model, module, at, skip), _batches(batches, model)
     latent = latent_of(check_sae(sae), latent)
+    warn_elsewhere([sae], module, at)
     remove, fired = steering(sae, {latent: "*0"}, module), [0, 0]
     check_seed(seed)
 

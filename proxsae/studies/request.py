@@ -21,8 +21,10 @@ from proxsae.conventions import (
     check_counts,
     check_finite,
     check_seed,
+    note,
     shown,
 )
+from proxsae.data.rows import KEPT
 from proxsae.studies import study
 from proxsae.studies.machine import device_named
 
@@ -42,6 +44,7 @@ class Request:
     train_steps   of every SAE
     train_depths  numbers of encoder steps in training
     seeds, seed   how many seeds, and the first
+    outliers      what becomes of rows that stand out, as `data.open_rows` has it
     """
 
     data: Any = None
@@ -54,6 +57,7 @@ class Request:
     seeds: int | None = None
     seed: int = 0
     device: str = "cpu"
+    outliers: str = "keep"
 
     @property
     def named(self) -> bool:
@@ -63,7 +67,7 @@ class Request:
     def command(self, **more: Any) -> str:
         """Return the command that asks for the same with `more` instead of some options."""
         source = None if self.data is None else os.fspath(self.data) if self.named else "ROWS.npy"
-        given = {name: getattr(self, name) for name in ("k", "d_sae", "train_depths", "seed", "device")}
+        given = {name: getattr(self, name) for name in ("k", "d_sae", "train_depths", "seed", "device", "outliers")}
         words = ["proxsae", "depth"]
         for name, value in ({"data": source} | given | more).items():
             if value not in (None, ()) and value != Request.__dict__.get(name):
@@ -79,7 +83,7 @@ class Request:
             raise Error(msg)
         parts = tuple(parts)
         study.parts_with_needs(parts)
-        sizes = {
+        sizes: dict[str, Any] = {
             name: check_count(f"--{name.replace('_', '-')}", value, 1)
             for name in ("d_sae", "k", "train_steps", "seeds") if (value := getattr(self, name)) is not None
         }  # fmt: skip
@@ -103,14 +107,17 @@ class Request:
             raise Error(msg)
         return d_sae, k
 
-    def rows(self) -> tuple[Tensor, Tensor, str, list[str]]:
-        """Training rows and held-out rows (the last fifth of the user's own) on the device, their name, and notes."""
+    def rows(self) -> tuple[Tensor, Tensor, dict[str, str], list[str]]:
+        """Training rows and held-out rows (the last fifth of the user's own) on the device, facts on them, and notes.
+
+        Warns of outliers that are kept.
+        """
         notes: list[str] = []
         if self.data is None:
             train, test = data.packaged()
-            name = PACKAGED
+            name, rows = PACKAGED, data.open_rows(train)
         else:
-            rows = data.open_rows(self.data)
+            rows = data.open_rows(self.data, self.outliers)
             held_out = len(rows) // 5
             title, notes = Path(self.data).name if self.named else "the array", [*of_few(held_out), *of_axes(rows)]
             if not held_out:
@@ -123,7 +130,17 @@ class Request:
         x, y = (torch.tensor(np.asarray(a), dtype=torch.float32, device=self.device) for a in (train, test))
         check_finite("the training rows, in float32,", x)
         check_finite("the held-out rows, in float32,", y)
-        return x, y, name, notes
+        return x, y, {"data": name, **about_rows(rows, rows.outliers)}, notes
+
+
+def about_rows(rows: Any, treated: str) -> dict[str, str]:
+    """What a report says of rows before they are used: norms, mean, outliers; warns of outliers that are kept."""
+    seen = data.survey(rows)
+    if treated == KEPT:
+        treated = f"{len(seen.outliers)} of {seen.rows} rows above {seen.above:g} times the median norm, kept"
+        if warning := seen.warning():
+            note(warning)
+    return {"norms": seen.told(), "outliers": treated}
 
 
 def of_few(rows: int) -> list[str]:
