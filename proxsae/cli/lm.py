@@ -252,7 +252,7 @@ def _top(arguments: argparse.Namespace) -> int:
         lines = [[*up, *down] for up, down in zip(*columns, strict=True)]
         share = 100 * (one.up + one.down) / tokens
         told = f"fires on {share:.2g} % of tokens: {one.up} times with z > 0, {one.down} with z < 0"
-        headings = ("z > 0", "context", "z < 0", "context")
+        headings = ("z\u00a0>\u00a00", "context", "z\u00a0<\u00a00", "context")  # on one line
         drawn = Table(f"latent-{j}", "The token in \u27e6 \u27e7 is the one that fires.", headings, lines)
         sections.append(Section(f"latent-{j}", f"Latent {j}", told, shown=[drawn]))
         rows.append({"latent": j, "up": one.up, "down": one.down, "tokens": tokens})

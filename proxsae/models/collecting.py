@@ -41,7 +41,7 @@ def collect(
     skip: int = 0,
     drop: Sequence[int] = (),
     dtype: str = "float32",
-    shard_rows: int = 2**16,
+    shard_rows: int = 2**14,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Write the activations at a module, one row a token, to shards in the folder `out`, and return their record.

@@ -18,6 +18,7 @@ from torch import nn
 from proxsae.conventions import Error, check_count, library
 from proxsae.disk import sentence
 
+AHEAD = 32  # batches of tokens that are cut before the first is given
 FIELDS = ("text", "prompt", "content")  # of a line or a row: the first that is there
 
 
@@ -97,16 +98,19 @@ def token_batches(
     """Batches of `rows` rows of at most `length` tokens, as the tokenizer cuts and pads them, until `tokens` are given.
 
     A text begins a row, and what is longer goes on in the next one, with the tokenizer's own first token if it has one.
+    Rows of like length come together: of short texts as they come half of a batch is padding.
     Raises `Error` where there is no text.
     """
     check_count("length", length, 2)
     given = 0
     waiting: list[list[int]] = []
 
-    def batch() -> dict[str, Any]:
-        padded = tokenizer.pad({"input_ids": waiting[:rows]}, return_tensors="pt")
-        del waiting[:rows]
-        return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
+    def sorted_batches() -> Iterator[dict[str, Any]]:
+        waiting.sort(key=len)
+        while waiting:
+            padded = tokenizer.pad({"input_ids": waiting[:rows]}, return_tensors="pt")
+            del waiting[:rows]
+            yield {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
 
     for text in found:
         if not text.strip():
@@ -117,12 +121,11 @@ def token_batches(
                 break
             given += len(row)
             waiting.append(row)
-        while len(waiting) >= rows:
-            yield batch()
+        if len(waiting) >= AHEAD * rows:
+            yield from sorted_batches()
         if tokens is not None and given >= tokens:
             break
     if not given:
         msg = "there is no text: give files with at least one word"
         raise Error(msg)
-    while waiting:
-        yield batch()
+    yield from sorted_batches()

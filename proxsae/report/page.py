@@ -28,7 +28,7 @@ h1 { line-height: 1.2; margin: .5rem 0 1rem } a { color: var(--link) }
 h2 { line-height: 1.25; margin: 3rem 0 .5rem; padding-top: 1rem; border-top: 1px solid var(--line) }
 .question, .note { color: var(--soft) } .question { font-style: italic; margin: 0 0 1rem } .note { font-size: .9rem }
 ul, ol { padding-left: 1.4rem } li { margin: .3rem 0 }
-nav { background: var(--head); border-radius: 6px; padding: .3rem 1rem; max-width: none }
+nav { background: var(--head); border-radius: 6px; padding: .3rem 1rem; margin-bottom: 1.2rem; max-width: none }
 nav ol { display: flex; flex-wrap: wrap; gap: 0 1.2rem; list-style: none; margin: .2rem 0; padding: 0 }
 section:first-of-type > h2 { margin-top: 0; padding-top: 0; border: 0 }
 details > summary { cursor: pointer } summary > h2 { display: inline; border: 0; padding: 0 }
