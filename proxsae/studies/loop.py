@@ -89,8 +89,8 @@ class Loop:
         return torch.zeros(int(which.sum()), 0)
 
     def prompts(self, rows: int, length: int) -> Batch:
-        """The beginnings of the first rows of text."""
-        return Batch(_cut(self.batches[0], rows, length), self.model, 0)
+        """The beginnings of the longest rows of one batch."""
+        return Batch(_beginnings(self.batches, self.model, rows, length), self.model, 0)
 
     def what(self) -> dict[str, Any]:
         """What tells one loop from another, for a journal."""
@@ -119,7 +119,7 @@ def opened(
         text = token_batches(texts(map(os.fspath, text)), tokenizer, tokens=tokens)
     place = Place(model, module, at, skip)
     taken = list(_up_to(tokens, text, model))
-    one = _cut(taken[0], 1, TIMED)
+    one = _beginnings(taken, model, 1, TIMED)
     with evaluating(model):
         x, _ = place.read(partial(Batch(one, model, 0).run, model))
     if x.shape[-1] != d_in:
@@ -143,11 +143,15 @@ def _up_to(tokens: int, batches: Iterable[Any], model: nn.Module) -> Iterator[An
         yield given
 
 
-def _cut(given: Any, rows: int, length: int) -> Any:
-    """The beginnings of the first rows of a batch, whatever it holds a token of."""
+def _beginnings(batches: list[Any], model: nn.Module, rows: int, length: int) -> Any:
+    """Of the widest batch the rows with the most tokens, and of these the first tokens, as a batch."""
+    found = [Batch(given, model, number) for number, given in enumerate(batches)]
+    widest = max(range(len(found)), key=lambda i: found[i].ids.shape[1])
+    given, shape = batches[widest], found[widest].ids.shape
+    which = found[widest].real.sum(dim=1).argsort(descending=True, stable=True)[:rows].cpu()
     if isinstance(given, Tensor):
-        return given[:rows, :length]
-    shape = given["input_ids"].shape
+        return given[which.to(given.device), :length]
     return {
-        name: a[:rows, :length] if isinstance(a, Tensor) and a.shape[:2] == shape else a for name, a in given.items()
+        name: a[which.to(a.device), :length] if isinstance(a, Tensor) and a.shape[:2] == shape else a
+        for name, a in given.items()
     }
