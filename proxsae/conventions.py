@@ -12,6 +12,7 @@ import importlib
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterable
 from types import ModuleType
 from typing import Any, TypeVar
@@ -27,6 +28,15 @@ class Error(ValueError):
     def __str__(self) -> str:
         # A message may quote the name of a file, and such a name may hold what a terminal would obey.
         return "".join(c if c.isprintable() else "?" for c in super().__str__())
+
+
+class Note(UserWarning):
+    """What a user should know before a result is believed, though nothing fails: `note: ...` on the command line."""
+
+
+def note(text: str) -> None:
+    """Warn by one sentence; Python shows the same one once."""
+    warnings.warn(str(Error(text)), Note, stacklevel=3)
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:

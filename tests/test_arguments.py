@@ -167,7 +167,10 @@ CALLS = PENALTIES | {
         px.data.planted,
         {"n": 4, "d_in": 6, "d_sae": 8, "k": 2, "dynamic_range": 2.0, "noise": 0.1, "seed": 0, "kind": "flat", "D": D},
     ),
-    "open_rows": (lambda source: px.data.open_rows(source)[0:2], {"source": X}),
+    "open_rows": (
+        lambda **given: px.data.open_rows(**given)[0:2],
+        {"source": X, "outliers": "clip", "above": 10.0},
+    ),
     "read": (px.data.read, {"path": "nowhere"}),
     "Shuffle": (px.data.Shuffle, {"n": 5, "seed": 0}),
 }
@@ -199,7 +202,7 @@ CALLS |= {
 }
 MEASURED = WHERE | {"sae": WIDE, "batches": [tokens()], "seed": 0}
 CALLS |= {
-    "survey": (px.data.survey, {"rows": X, "outlier": 10.0}),
+    "survey": (px.data.survey, {"rows": X, "above": 10.0}),
     "collect": (
         collected,
         WHERE | {"batches": [tokens()], "out": "rows", "rows": 9, "drop": (), "dtype": "float32", "shard_rows": 20},

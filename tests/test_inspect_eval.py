@@ -18,6 +18,8 @@ from proxsae.sae.inspection import compare, inspect
 from proxsae.steps import LearnedSteps
 from proxsae.testing import assert_close
 
+pytestmark = pytest.mark.filterwarnings("ignore::proxsae.conventions.Note")  # of `rows_of`, one stands out
+
 PENALTIES = {
     "relu": px.L1(0.4, nonneg=True),
     "soft": px.L1(0.4),
@@ -609,7 +611,8 @@ def test_convert_to_saelens_doubles_signed_codes(place, capsys):
 
 WRONG = {
     "no SAE": (["inspect", "none"], "none"),
-    "SAE is data": (["inspect", "rows.npy"], "rows.npy"),
+    "SAE is data": (["eval", "rows.npy", "rows.npy"], "rows.npy"),
+    "rows to inspect": (["inspect", "nan.npy"], "nan.npy holds NaN"),
     "empty SAE": (["inspect", ""], "SAE is empty"),
     "unknown device": (["inspect", "relu", "--device", "toaster"], "toaster"),
     "no data": (["eval", "relu", "none.npy"], "none.npy"),

@@ -253,6 +253,23 @@ def test_steer_writes_three_texts(folder, sae, tmp_path, capsys):
     assert len({line.split(":")[1] for line in lines}) == 3
 
 
+def test_an_sae_of_another_module_is_noted_once(folder, text, sae, tmp_path, capsys):
+    sae.metadata["collected"] = {"module": "model.layers.2", "at": "output"}
+    sae.save(tmp_path / "sae")
+    given = ("--module", "model.layers.1", "--latent", 3, "--value", 60, "--prompt", "the cat", "--new", 2)
+    capsys.readouterr()
+    for arguments in (
+        ("steer", folder, tmp_path / "sae", *given),
+        ("eval", folder, tmp_path / "sae", *text, *PLACE, "--steps", "1,4"),
+        ("top", folder, tmp_path / "sae", *text, *PLACE, "--latents", "3", "--out", tmp_path / "top"),
+    ):
+        assert run(*arguments) == 0
+        (said,) = [line for line in capsys.readouterr().err.splitlines() if "note" in line]
+        assert said.startswith(
+            "note: this SAE was trained on the output of model.layers.2, and is now used on the output"
+        )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

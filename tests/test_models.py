@@ -675,5 +675,5 @@ def test_a_survey_finds_rows_that_stand_out_and_what_the_mean_weighs():
     assert survey(x[10:80]).warning() is None
     assert survey(np.ones((3, 2))).gamma == math.inf
     assert survey(np.eye(5, 2)).warning() is None  # most rows are 0
-    with pytest.raises(px.Error, match="outlier=1 must be finite and > 1"):
-        survey(x, outlier=1)
+    with pytest.raises(px.Error, match="above=1 must be finite and > 1"):
+        survey(x, above=1)

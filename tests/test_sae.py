@@ -353,8 +353,9 @@ def test_bad_input_is_refused_in_one_sentence(case):
     one_line_error(*BAD[case])
 
 
-def test_a_fixed_step_of_two_over_L_is_refused():
-    sae = make(px.L1(0.5))
+@pytest.mark.parametrize("R", [px.L1(0.5), px.KSparse(4)], ids=repr)  # dense codes, and codes by their supports
+def test_a_fixed_step_of_two_over_L_is_refused(R):
+    sae = make(R)
     limit = 2 / px.lipschitz(sae.W_dec)  # L from above, so that this is still below 2/L
     one_line_error(lambda: sae.unrolled(2, px.FixedStep(limit * (1 + 1e-9))), "2/L", "thm-ista-descent")
     sae.unrolled(2, px.FixedStep(limit)).encode(rows())

@@ -249,6 +249,7 @@ def test_a_full_disk_ends_in_a_sentence_and_the_last_checkpoint_stays(tmp_path, 
     assert_same(again.W_dec.detach(), whole.W_dec.detach())
 
 
+@pytest.mark.filterwarnings("ignore::proxsae.conventions.Note")
 def test_a_loss_that_turns_nan_names_step_and_rows_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
     rows = ROWS.copy()
     rows[300] = 1e30  # its square is not a float32
@@ -266,6 +267,7 @@ def test_a_loss_that_turns_nan_names_step_and_rows_and_the_last_checkpoint_stays
     assert bool(tensors["W_dec"].isfinite().all())
 
 
+@pytest.mark.filterwarnings("ignore::proxsae.conventions.Note")
 def test_a_gradient_whose_square_overflows_stops_the_run_before_adam_sees_it(tmp_path, monkeypatch):
     rows = ROWS.copy()
     rows[300] = 1e15  # the loss is a number, and so is the gradient

@@ -26,8 +26,10 @@ def test_without_a_terminal_lines_of_progress_go_to_standard_error(tmp_path, mon
     monkeypatch.setattr(loop, "_step", stopping)
     assert main([*command, "--steps", "50"]) == 130
     _, told = capsys.readouterr()
-    first, *lines, _, last = told.splitlines()
+    first, like, *lines, _, last = told.splitlines()
     assert first.startswith("600 rows of 16; SAE(")
+    assert like.startswith("all rows: median norm ")
+    assert like.endswith("b_dec begins at the mean, so that it does not decide which latents fire")
     assert [line.split(":")[0] for line in lines] == [f"step {t} of 50" for t in (1, 5, 10, 15, 20, 25, 30)]
     assert all("loss " in line and "nmse " in line and "l0 3" in line for line in lines)
     assert "interrupted at step 31" in last

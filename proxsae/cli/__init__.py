@@ -13,7 +13,7 @@ import sys
 
 from proxsae import __version__
 from proxsae.cli import checks, depth, exports, lm, saes, studies, training
-from proxsae.cli.common import Parser
+from proxsae.cli.common import Parser, notes_told
 from proxsae.conventions import Error
 
 FILES = (depth, studies, training, saes, lm, exports, checks)
@@ -28,7 +28,7 @@ GROUPS = {
         "train": "train an SAE on rows that need not fit in memory",
         "eval": "error, sparsity and dead latents at 1, 2, 4, ... encoder steps",
         "encode": "write the sparse codes of all rows",
-        "inspect": "what the file of an SAE implies: operator, steps, normalisation",
+        "inspect": "what the file of an SAE implies, or what rows are like",
         "convert": "write an SAE in another format",
     },
     "language models": {"lm": "collect activations, loss recovered, contexts of latents, steering"},
@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     try:
         arguments = _parser().parse_args(argv)
-        status: int = arguments.run(arguments)
+        with notes_told():
+            status: int = arguments.run(arguments)
         sys.stdout.flush()
     except Error as problem:
         print(f"proxsae: {problem}", file=sys.stderr)

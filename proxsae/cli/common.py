@@ -9,13 +9,14 @@ import argparse
 import os
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from proxsae import hub
-from proxsae.conventions import Error, did_you_mean
+from proxsae.conventions import Error, Note, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,6 +51,16 @@ def command(commands: Any, name: str, run: Any, description: str, example: str) 
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def outliers_argument(parser: Any) -> None:
+    """The option of commands that take rows: what becomes of those that stand out."""
+    parser.add_argument(
+        "--outliers",
+        choices=("keep", "drop", "clip"),
+        default="keep",
+        help="rows above 10 times the median norm: keep, drop, or clip to that norm (default: keep)",
+    )
 
 
 def check_path(name: str, path: str | None) -> None:
@@ -103,6 +114,24 @@ def numbers(name: str, text: str | None, least: int = 1) -> tuple[int, ...]:
 def paragraph(name: str, text: str) -> str:
     """`text` after `name`, wrapped to 110 columns and indented by the width of `name`."""
     return textwrap.fill(text, 110, initial_indent=name, subsequent_indent=" " * len(name), break_on_hyphens=False)
+
+
+@contextmanager
+def notes_told() -> Iterator[None]:
+    """A `Note` of the library is one line `note: ...` on standard error, once; other warnings are shown as ever."""
+    with warnings.catch_warnings():
+        before, told = warnings.showwarning, set[str]()
+        warnings.simplefilter("always", Note)
+
+        def show(message: Any, category: type[Warning], *where: Any) -> None:
+            if not issubclass(category, Note):
+                before(message, category, *where)
+            elif str(message) not in told:
+                told.add(str(message))
+                print(f"note: {message}", file=sys.stderr, flush=True)
+
+        warnings.showwarning = cast(Any, show)
+        yield
 
 
 @contextmanager

@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from proxsae.cli.common import check_path, check_sae_there, check_there, command, numbers, paragraph
+from proxsae.cli.common import (
+    check_path,
+    check_sae_there,
+    check_there,
+    command,
+    numbers,
+    outliers_argument,
+    paragraph,
+)
 from proxsae.conventions import Error, check_seed
 from proxsae.studies.machine import device_named
 
@@ -30,6 +38,7 @@ def add(commands: Any) -> None:
     depth.add_argument(
         "--data", metavar="PATH", help="rows (n, d): .npy, .npz, .safetensors, .pt or a folder (default: packaged)"
     )
+    outliers_argument(depth)
     depth.add_argument("--sae", metavar="PATH", help="measure this SAE on the rows, and train nothing")
     depth.add_argument(
         "--budget",
@@ -104,13 +113,14 @@ def _depth(arguments: argparse.Namespace) -> int:
 
         out = Path(arguments.out)
         if arguments.sae is not None:
-            found = of_one(load(arguments.sae).to(device), arguments.data, STEPS, out, progress, written)
+            sae = load(arguments.sae).to(device)
+            found = of_one(sae, arguments.data, STEPS, out, progress, written, arguments.outliers)
         else:
             parts = tuple(arguments.parts.split(",")) if arguments.parts is not None else ()
             request = Request(
                 arguments.data, arguments.budget, parts, arguments.d_sae, arguments.k, arguments.train_steps, depths,
-                arguments.seeds, arguments.seed, device, arguments.model, arguments.module, texts, arguments.at,
-                arguments.skip, arguments.model_tokens,
+                arguments.seeds, arguments.seed, device, arguments.outliers, arguments.model, arguments.module, texts,
+                arguments.at, arguments.skip, arguments.model_tokens,
             )  # fmt: skip
             found = carry_out(request, out, progress, written)
     # The report begins with the answer, a terminal ends with it.

@@ -167,10 +167,6 @@ def _collect(arguments: argparse.Namespace) -> int:
     print(f"{record['rows']} rows of {record['width']} in {arguments.out}, of {record['tokens']} tokens")
     print(f"norms: median {norms['median']:.4g}, largest {norms['largest']:.4g}; ", end="")
     print(f"mean over spread: {norms['gamma']:.3g}")
-    if record["outliers"]:
-        from proxsae.data import survey
-
-        print(f"note: {survey(arguments.out).warning()}")
     return 0
 
 

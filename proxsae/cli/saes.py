@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from proxsae.cli.common import check_path, command, numbers, paragraph, progress
+from proxsae.cli.common import check_path, command, numbers, outliers_argument, paragraph, progress
 from proxsae.conventions import Error, check_count
 from proxsae.disk import check_writable, sentence, write_files
 from proxsae.steps import Backtracking, ExactStep, LearnedSteps, Lipschitz, Refit, StepRule
@@ -34,10 +34,11 @@ def add(commands: Any) -> None:
         commands,
         "inspect",
         _inspect,
-        "say in words what the file of an SAE implies: its prox, safe steps, normalisation, idle latents",
+        "say in words what the file of an SAE implies: its prox, safe steps, normalisation, idle latents; or what "
+        "rows are like: norms, outliers, mean",
         "proxsae inspect runs/my-sae",
     )
-    inspect.add_argument("sae", metavar="SAE", help=SAE)
+    inspect.add_argument("sae", metavar="SAE", help=f"{SAE}; or rows, as `proxsae train` takes them")
     inspect.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
 
     evaluate = command(
@@ -49,6 +50,7 @@ def add(commands: Any) -> None:
     )
     evaluate.add_argument("--steps", metavar="N,N,...", help="numbers of encoder steps (default: 1,2,4,8,16)")
     encoder_arguments(evaluate, (*RULES, "learned"))
+    outliers_argument(evaluate)
     evaluate.add_argument("--out", metavar="DIR", help="folder for rows.csv and rows.json (default: none)")
 
 
@@ -78,12 +80,45 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from proxsae.sae import load
     from proxsae.sae.inspection import inspect
 
-    sae = load(arguments.sae)
-    facts = [("file", arguments.sae), ("format", format_of(arguments.sae, sae)), *inspect(sae.to(device))]
+    try:
+        sae = load(arguments.sae)
+        told = [("format", format_of(arguments.sae, sae)), *inspect(sae.to(device))]
+    except Error as problem:
+        told = _about_rows(arguments.sae, problem)
+    facts = [("file", arguments.sae), *told]
     width = max(len(name) for name, _ in facts)
     for name, told in facts:
         print(paragraph(f"{name:{width}}  ", told))
     return 0
+
+
+def _about_rows(path: str, problem: Error) -> list[tuple[str, str]]:
+    """What rows are like, as (name, sentence) pairs; raises the problem with the SAE where the path names no rows."""
+    from proxsae.data import open_rows, survey
+    from proxsae.sae.inspection import of_record
+
+    try:
+        rows = open_rows(path)
+    except Error:
+        raise problem from None
+    seen = survey(rows)
+    first = ", ".join(map(str, seen.outliers[:5])) + (", ..." if len(seen.outliers) > 5 else "")
+    outliers = f"none above {seen.above:g} times the median norm"
+    if first:
+        outliers = f"{len(seen.outliers)} above {seen.above:g} times the median norm (row {first}) hold "
+        outliers += f"{100 * seen.share:.2g} % of all squares: --outliers drop leaves them out"
+    told = [
+        ("rows", f"{len(rows)} of width {rows.shape[1]}, {rows.dtype}{of_axes(rows)}"),
+        ("norms", f"median {seen.median:.4g}, largest {seen.largest:.4g}"),
+        ("outliers", outliers),
+        ("mean", f"||mean|| = {seen.mean:.4g}, spread = {seen.spread:.4g}, gamma = {seen.gamma:.3g}, their ratio"),
+        (
+            "gamma",
+            "the larger it is, the more latents are dead at the start where b_dec begins at 0 (arXiv 2605.31518); "
+            "training here begins b_dec at the mean row",
+        ),
+    ]
+    return told if rows.collected is None else [*told, ("from", of_record(rows.collected))]
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -123,6 +158,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         "encoder": name_of(R),
         "data": arguments.data,
         "rows": len(rows),
+        "outliers": rows.outliers,
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
         "analysis": analysis,
@@ -138,7 +174,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:  # before printing: nobody who pipes the table into `head` loses the run
         write_files({"rows.csv": as_csv(found), "rows.json": as_json(found, meta)}, arguments.out)
     how = "by the learned encoder" if analysis == "encoder" else f"by the dictionary, step {meta['step']}"
-    given = f"{len(rows)} rows of width {sae.d_in}{of_axes(rows)}"
+    given = f"{len(rows)} rows of width {sae.d_in}{of_axes(rows)}{treated(rows)}"
     print(f"{name_of(R)}, {sae.d_sae} latents, on {given}; further steps {how}")
     lines = [list(HEADINGS.values()), *([cell(row[key]) for key in HEADINGS] for row in found)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -196,13 +232,20 @@ def open_both(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
     from proxsae.sae import load
 
     sae = load(arguments.sae).to(device)
-    return sae, data.open_rows(arguments.data), device
+    return sae, data.open_rows(arguments.data, getattr(arguments, "outliers", "keep")), device
 
 
 def of_axes(rows: Any) -> str:
     """A note where the arrays have more axes than two: they were taken as rows over the last one."""
     axes = getattr(rows, "axes", 2)
     return f" (arrays of {axes} axes, all but the last taken as rows)" if axes > 2 else ""
+
+
+def treated(rows: Any) -> str:
+    """A note where rows that stand out were dropped or clipped."""
+    from proxsae.data.rows import KEPT
+
+    return "" if rows.outliers == KEPT else f" ({rows.outliers})"
 
 
 def format_of(path: str, sae: Any) -> str:

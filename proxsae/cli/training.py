@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from proxsae.cli.common import check_path, command, numbers
-from proxsae.cli.saes import RULES, of_axes
+from proxsae.cli.common import check_path, command, numbers, outliers_argument
+from proxsae.cli.saes import RULES, of_axes, treated
 from proxsae.conventions import Error, check_count, check_seed
 from proxsae.disk import disk_errors, replace_file
 from proxsae.penalties.published import PUBLISHED
@@ -31,6 +31,7 @@ def add(commands: Any) -> None:
         "proxsae train activations/ --out runs/mine --kind abstopk --d-sae 16384 --k 32 --steps 20000",
     )
     train.add_argument("data", metavar="DATA", help="rows (n, d_in): .npy, .npz, .safetensors, .pt or a folder")
+    outliers_argument(train)
     train.add_argument(
         "--out", required=True, metavar="DIR", help="folder for sae/, metrics.csv, metrics.json and the checkpoint"
     )
@@ -107,7 +108,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from proxsae.training import train
     from proxsae.training.files import CHECKPOINT
 
-    rows = open_rows(arguments.data)
+    rows = open_rows(arguments.data, arguments.outliers)
     team = join(arguments.shards, device)
     first = team is None or team.rank == 0
     torch.manual_seed(arguments.seed)
@@ -115,7 +116,7 @@ def _train(arguments: argparse.Namespace) -> int:
     target = _sizes(arguments, rows)[1] if hasattr(sae.penalty, "lam") and arguments.init is None else None
     started = time.perf_counter()
     if first:
-        print(f"{len(rows)} rows of {rows.shape[1]}{of_axes(rows)}; {sae}", file=sys.stderr, flush=True)
+        print(f"{len(rows)} rows of {rows.shape[1]}{of_axes(rows)}{treated(rows)}; {sae}", file=sys.stderr, flush=True)
     try:
         got = train(
             sae, rows, arguments.steps, arguments.batch_size, arguments.lr, arguments.seed, target, "lines",
@@ -137,6 +138,7 @@ def _train(arguments: argparse.Namespace) -> int:
     meta = {
         **got,
         "rows": len(rows),
+        "outliers": rows.outliers,
         "device": device,
         "threads": torch.get_num_threads(),
         "processes": 1 if team is None else team.shards * team.replicas,

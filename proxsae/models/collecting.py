@@ -20,14 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from proxsae.conventions import Error, check_choice, check_count, check_counts, check_path
+from proxsae.conventions import Error, check_choice, check_count, check_counts, check_path, note
+from proxsae.data.opening import RECORD, survey
 from proxsae.data.readers import READERS
-from proxsae.data.survey import survey
 from proxsae.disk import disk_errors, held, replace_file, sentence
 from proxsae.models.batches import Batch, each_of, evaluating
 from proxsae.models.places import Place
 
-RECORD = "collected.json"
 DTYPES = ("float16", "float32")
 
 
@@ -153,7 +152,9 @@ class _Writer:
             raise Error(msg)
         found = survey(self.folder)
         norms = {name: getattr(found, name) for name in ("median", "largest", "mean", "spread", "gamma")}
-        return self.write(norms=norms, outliers=len(found.outliers), outlier=found.outlier)
+        if warning := found.warning():
+            note(warning)
+        return self.write(norms=norms, outliers=len(found.outliers), above=found.above)
 
 
 def about(model: nn.Module) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from proxsae.conventions import check_count
 from proxsae.models.batches import each_of, evaluating
-from proxsae.models.interventions import fitting
+from proxsae.models.interventions import fitting, warn_elsewhere
 from proxsae.models.places import Place
 from proxsae.sae import SAE
 
@@ -55,6 +55,7 @@ def strongest(
     """
     check_count("count", count, 1)
     place = Place(model, module, at, skip)
+    warn_elsewhere([sae], module, at)
     best = torch.zeros(2, count, sae.d_sae)  # the magnitudes of either sign, largest first
     where = torch.zeros(2, count, sae.d_sae, dtype=torch.int64)
     fires = torch.zeros(2, sae.d_sae, dtype=torch.int64)

@@ -9,14 +9,14 @@ Both are context managers: the model is as before when the context ends, after a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from proxsae.conventions import Error, as_number, check_count, shown
+from proxsae.conventions import Error, as_number, check_count, note, shown
 from proxsae.models.places import Change, Place
 from proxsae.sae import SAE
 from proxsae.sae.model import check_sae
@@ -43,8 +43,8 @@ def splice(
     an `attention_mask`.
     error: xhat + (x - xhat), the error held constant: the model computes what it did, and gradients reach the codes.
 
-    What is yielded holds x, z and xhat of the last forward pass.  Raises `Error` for an unknown module, and in the
-    forward pass where the width does not fit.
+    What is yielded holds x, z and xhat of the last forward pass.  Warns where the SAE has a record of another module,
+    or of its other side.  Raises `Error` for an unknown module, and in the forward pass where the width does not fit.
 
     >>> import proxsae as px
     >>> model, sae = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), px.topk_sae(4, 16, k=4)
@@ -53,7 +53,7 @@ def splice(
     ((3, 2), (3, 16))
     """
     place, seen = Place(model, module, at, skip), Spliced()
-    check_sae(sae)
+    warn_elsewhere([check_sae(sae)], module, at)
 
     def change(x: Tensor, which: Tensor | None) -> Tensor:
         rows = fitting(x, sae, module)
@@ -87,6 +87,7 @@ def steer(
     True
     """
     place, change = Place(model, module, at, skip), steering(sae, latents, module)
+    warn_elsewhere([sae], module, at)
     with place.changed(change):
         yield
 
@@ -109,6 +110,24 @@ def steering(sae: SAE, latents: Mapping[int, Any], module: str) -> Change:
         return chosen(moved.to(x.dtype), x, which)
 
     return change if at else lambda x, which: None
+
+
+def warn_elsewhere(saes: Iterable[SAE], module: str, at: str) -> None:
+    """Warn, once, where SAEs say that their rows came from another module, or from its other side.
+
+    Names are the same where one ends in the other: a model may be a part of a larger one.
+    """
+    for sae in saes:
+        known = sae.metadata.get("collected")
+        home, side = (known.get(name) for name in ("module", "at")) if isinstance(known, dict) else (None, None)
+        if not isinstance(home, str) or side not in ("input", "output"):
+            continue
+        if side != at or not (f".{module}".endswith(f".{home}") or f".{home}".endswith(f".{module}")):
+            note(
+                f"this SAE was trained on the {side} of {home}, and is now used on the {at} of {module}, whose "
+                f"activations may be others: module={home!r}, at={side!r} is where its rows came from"
+            )
+            return
 
 
 def latent_of(sae: SAE, latent: Any) -> int:

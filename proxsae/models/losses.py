@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from proxsae.conventions import Error, check_seed
 from proxsae.models.batches import Batch, each_of, evaluating
-from proxsae.models.interventions import chosen, fitting, latent_of, steering
+from proxsae.models.interventions import chosen, fitting, latent_of, steering, warn_elsewhere
 from proxsae.models.places import Change, Place, positions
 from proxsae.sae import SAE
 from proxsae.sae.model import check_sae
@@ -82,8 +82,7 @@ class Comparison:
     def of(self, saes: Mapping[str, SAE], seed: int = 0) -> dict[str, dict[str, Any]]:
         """`loss_recovered` of each SAE, by its name."""
         place, data = self.place, self.data
-        for sae in saes.values():
-            check_sae(sae)
+        warn_elsewhere([check_sae(sae) for sae in saes.values()], place.module, place.at)
         check_seed(seed)
         errors = dict.fromkeys(saes, 0.0)
 
@@ -141,6 +140,7 @@ def ablate(
     """
     place, data = Place(model, module, at, skip), _batches(batches, model)
     latent = latent_of(check_sae(sae), latent)
+    warn_elsewhere([sae], module, at)
     remove, fired = steering(sae, {latent: "*0"}, module), [0, 0]
     check_seed(seed)
 

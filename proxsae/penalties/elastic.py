@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from proxsae.penalties.scalar import Separable, soft
+from proxsae.penalties.scalar import Separable
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,4 +41,4 @@ class ElasticNet(Separable):
     @staticmethod
     def entry_prox(o: Any, u: Any, mu: Any, lam: Any, alpha: Any) -> Any:
         """Soft thresholding at mu lam, divided by 1 + mu alpha; + 0 so that an underflow is not -0.0."""
-        return o.rounded(o.wide(soft(o, u, o.rounded(mu * lam))) / (1 + mu * alpha)) + 0
+        return o.rounded(o.wide(o.soft(u, o.rounded(mu * lam))) / (1 + mu * alpha)) + 0

@@ -85,9 +85,20 @@ class BatchKSparse(Penalty):
 def keep_largest(u: Floats, k: int) -> Floats:
     """u on its k largest magnitudes along the last axis, 0 elsewhere.
 
-    A stable sort by (NaN first, magnitude descending) leaves ties in index order: the tie rule, read off.
+    NaN counts as larger than any number.  Ties at the boundary are kept from the lowest index on.
     """
-    order = np.lexsort((-np.abs(u), ~np.isnan(u)), axis=-1)
-    kept = np.zeros(u.shape, dtype=bool)
-    np.put_along_axis(kept, order[..., :k], True, axis=-1)
+    width = u.shape[-1]
+    if not 0 < k < width or u.size == 0:
+        return np.where(u != 0, u, u.dtype.type(0)) if k else np.zeros_like(u)
+    size = np.abs(u)
+    if (no := np.isnan(u)).any():
+        order = np.lexsort((-size, ~no), axis=-1)  # stable: ties stay in the order of their indices
+        kept = np.zeros(u.shape, dtype=bool)
+        np.put_along_axis(kept, order[..., :k], True, axis=-1)
+    else:
+        least = np.partition(size, width - k, axis=-1)[..., width - k, None]
+        kept, tied = size > least, size == least
+        if np.count_nonzero(kept | tied) > k * (u.size // width):
+            tied &= np.cumsum(tied, axis=-1) <= k - np.count_nonzero(kept, axis=-1, keepdims=True)
+        kept |= tied
     return np.where(kept & (u != 0), u, u.dtype.type(0))

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from proxsae.penalties.base import Floats, lam_at
-from proxsae.penalties.scalar import Separable, soft
+from proxsae.penalties.scalar import Separable
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class L1(Separable):
     @staticmethod
     def entry_prox(o: Any, u: Any, mu: Any, lam: Any) -> Any:
         """Soft thresholding at mu lam."""
-        return soft(o, u, o.rounded(mu * lam))
+        return o.soft(u, o.rounded(mu * lam))
 
     def _slope(self, z: Floats) -> Floats:
         return (lam_at(self.lam, z) * np.sign(z)).astype(z.dtype)

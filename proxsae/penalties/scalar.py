@@ -14,6 +14,8 @@ import numpy as np
 
 from proxsae.penalties.base import Floats, Penalty, lam_at, rounded
 
+CACHED = 2**15  # entries whose intermediate results stay in the cache of a core
+
 
 class FloatArithmetic:
     """The operations of a scalar formula on NumPy arrays; thresholds are rounded once to the dtype of u."""
@@ -32,6 +34,11 @@ class FloatArithmetic:
     def rounded(self, t: Any) -> Any:
         """A threshold or an entry, rounded once to the dtype of u."""
         return rounded(t, self.dtype)
+
+    def soft(self, u: Any, t: Any) -> Any:
+        """u moved towards 0 by t, and 0 where |u| <= t."""
+        moved = u - np.clip(u, -t, t)  # three times as fast as a choice
+        return moved if np.isfinite(t).all() else np.where(np.abs(u) <= t, 0, moved)
 
 
 class Separable(Penalty):
@@ -80,17 +87,21 @@ class Separable(Penalty):
         return self.entry_value(FloatArithmetic(z.dtype), z, *parameters).sum(axis=-1)
 
     def _prox(self, u: Floats, step: float | Floats) -> Floats:
+        o, parameters, mu = FloatArithmetic(u.dtype), self.parameters(), np.asarray(step, np.float64)
         with np.errstate(all="ignore"):  # in branches not taken
-            return self.entry_prox(FloatArithmetic(u.dtype), u, np.asarray(step, np.float64), *self.parameters())
+            if u.size <= CACHED:
+                return self.entry_prox(o, u, mu, *parameters)
+            rows = u.reshape(-1, u.shape[-1])
+            of_rows = np.broadcast_to(mu, (*u.shape[:-1], 1)).reshape(-1, 1) if mu.ndim else None
+            new, some = np.empty_like(rows), max(1, CACHED // u.shape[-1])
+            for i in range(0, len(rows), some):
+                part = mu if of_rows is None else of_rows[i : i + some]
+                new[i : i + some] = self.entry_prox(o, rows[i : i + some], part, *parameters)
+            return new.reshape(u.shape)
 
     def parameters(self) -> tuple[Any, ...]:
         """The parameters of the formulas, in the order of `domain`."""
         return tuple(getattr(self, name) for name in self.domain)
-
-
-def soft(o: Any, u: Any, t: Any) -> Any:
-    """u moved towards 0 by t, and 0 where |u| <= t."""
-    return o.where(o.abs(u) <= t, 0, o.where(u > 0, u - t, u + t))
 
 
 def signed(o: Any, magnitude: Any, u: Any) -> Any:

@@ -113,3 +113,7 @@ class TorchArithmetic:
     def rounded(self, t: Tensor) -> Tensor:
         """A threshold or an entry, rounded once to the dtype of u."""
         return t.to(self.dtype)
+
+    def soft(self, u: Tensor, t: Tensor) -> Tensor:
+        """u moved towards 0 by t, and 0 where |u| <= t."""
+        return torch.where(u.abs() <= t, 0, torch.where(u > 0, u - t, u + t))

@@ -14,8 +14,9 @@ from typing import Any, TypeGuard
 import numpy as np
 import torch
 from torch import Tensor, library
+from torch.nn import functional
 
-from proxsae.conventions import Error, check_floats, check_step
+from proxsae.conventions import Error, check_floats, check_step, may_look
 from proxsae.penalties import L0, L1, BatchKSparse, GroupL2, KSparse, Penalty, Separable, SortedL1
 from proxsae.penalties.base import runs
 from proxsae.pytorch.arithmetic import TorchArithmetic, differentiated, sqrt
@@ -84,6 +85,31 @@ class _HardThreshold(torch.autograd.Function):
 def _inside(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     """Where a threshold has a straight-through gradient."""
     return (u.abs() - threshold).abs() < bandwidth / 2
+
+
+def _number(R: Any, u: Tensor, mu: float | Tensor, threshold: Callable[[float], float]) -> float | None:
+    """A threshold of mu lam as one number of the dtype of u, where it is one and no graph is drawn: torch is fast then.
+
+    None for lam or mu in tensors or by latent, and for what the dtype has no room for.
+    """
+    if not (isinstance(mu, float) and isinstance(R.lam, float) and may_look(u)) or torch.compiler.is_compiling():
+        return None
+    number = float(torch.tensor(threshold(mu * R.lam), dtype=torch.float64).to(u.dtype))
+    return number if number < torch.inf else None
+
+
+def _prox_l1(R: L1, u: Tensor, mu: float | Tensor) -> Tensor:
+    number = _number(R, u, mu, lambda t: t)
+    if number is None:
+        return soft_threshold(u, (mu * _lam(R, u)).to(u.dtype))
+    return functional.softshrink(u, number).add_(0.0)  # its zeros may be -0.0
+
+
+def _prox_l0(R: L0, u: Tensor, mu: float | Tensor) -> Tensor:
+    number = _number(R, u, mu, lambda t: math.sqrt(2.0 * t))
+    if number is None:
+        return hard_threshold(u, _hard(R, u, mu), R.bandwidth)
+    return functional.hardshrink(u, number)
 
 
 def has_kernel(R: Penalty) -> TypeGuard[L0]:
@@ -304,8 +330,8 @@ def _value_batch(R: BatchKSparse, z: Tensor) -> Tensor:
 # theirs are written twice on purpose, so that NumPy and torch can be tested against each other.
 _OWN: dict[str, dict[type, Callable[..., Tensor]]] = {
     "prox": {
-        L1: lambda R, u, mu: soft_threshold(u, (mu * _lam(R, u)).to(u.dtype)),
-        L0: lambda R, u, mu: hard_threshold(u, _hard(R, u, mu), R.bandwidth),
+        L1: _prox_l1,
+        L0: _prox_l0,
         KSparse: lambda R, u, mu: k_sparse(u, R.k),
         BatchKSparse: lambda R, u, mu: k_sparse(u.reshape(-1), R.k * math.prod(u.shape[:-1])).reshape(u.shape),
         GroupL2: _prox_group,

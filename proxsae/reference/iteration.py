@@ -1,19 +1,20 @@
-"""The oracle: ISTA, FISTA, IHT and their step rules in NumPy, one row at a time, as the docs define them.
+"""ISTA, FISTA, IHT and their step rules in NumPy, all rows together.
 
     min_z F(z),   F(z) = 1/2 ||x - b - D z||^2 + R(z)
     z+ = prox_{mu R}(z - mu g),   g = D^T (D z + b - x)                                              (def-ista)
 
-In code a dictionary holds atoms as rows, so D z is `z @ D` and D^T r is `D @ r`.  Torch tensors go to
-`proxsae.pytorch.iteration`, which shares no step with this file; `tests/twins/` compares the two.
+In code a dictionary holds atoms as rows, so D z is `z @ D` and D^T r is `r @ D.T`.  What a rule decides by row is
+masked: a row that has found its step waits for the others.  Torch tensors go to `proxsae.pytorch.iteration`, which
+shares no step with this file; `tests/rowwise.py` takes one row at a time, as the docs define them, and judges both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import count, islice
+from itertools import count
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from proxsae.certificates import FAINT, centred, certify, lengths, lipschitz, squared_norm
 from proxsae.conventions import check_count, check_problem, torch_twin
@@ -82,23 +83,23 @@ def ista(
     c, D, z0, lead = check_problem(x, D, z0, bias, R)
     steps, (least, L), rule = check_count("steps", steps, 0), squared_norm(D), as_rule(step, c)
     check_rule(rule, momentum, keep, R, least, steps)
-    start = np.zeros((*lead, len(D)), c.dtype) if z0 is None else z0
-    wide = np.result_type(c.dtype, np.float32)  # half precision accumulates in float32
-    kept = steps + 1 if keep == "all" else 1
-    codes = np.zeros((kept, int(np.prod(lead)), len(D)), c.dtype)
-    objective = np.zeros((steps + 1, codes.shape[1]), c.dtype)
-    products = np.zeros(objective.shape)
-    for i, (row, z) in enumerate(zip(c.reshape(-1, c.shape[-1]), start.reshape(-1, len(D)), strict=True)):
-        for t, (code, spent) in zip(range(steps + 1), iterate(row, D, R, rule, momentum, z, L), strict=False):
-            codes[t if keep == "all" else 0, i], products[t, i] = code, spent
-            objective[t, i] = 0.5 * np.sum((row - code @ D).astype(wide, copy=False) ** 2) + R.value(code)
-    codes = codes.reshape(kept, *lead, len(D))
-    check_reached(codes)
+    rows = c.reshape(-1, c.shape[-1])
+    z = np.zeros((len(rows), len(D)), c.dtype) if z0 is None else z0.reshape(-1, len(D))
+    iteration = Iteration(rows, D, R, rule, momentum, z, L)
+    kept, objective, products = [z], [iteration.objective()], [iteration.spent]
+    for _ in range(steps):
+        iteration.advance()
+        if keep == "all":
+            kept.append(iteration.z)
+        objective.append(iteration.objective())
+        products.append(iteration.spent)
+    check_reached(iteration.z)
+    shape = (*lead, len(D))
     return Trace(
-        codes[-1],
-        objective.reshape(steps + 1, *lead),
-        products.reshape(steps + 1, *lead),
-        tuple(codes) if keep == "all" else None,
+        iteration.z.reshape(shape),
+        np.stack(objective).reshape(steps + 1, *lead),
+        np.stack(products).reshape(steps + 1, *lead),
+        tuple(codes.reshape(shape) for codes in kept) if keep == "all" else None,
     )
 
 
@@ -130,142 +131,206 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
     tol, max_steps, dtype = check_tol(tol), check_count("max_steps", max_steps, 0), c.dtype
     rows, D = centred(x, bias).reshape(-1, c.shape[-1]), D.astype(np.float64)
     L, norm = lipschitz(D), lengths(D)
-    codes, gaps = np.full((len(rows), len(D)), np.inf), np.zeros(len(rows))
-    taken = np.zeros(len(rows), dtype=int)
-    converged, at_rounding = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
-    for i, row in enumerate(rows):
-        for t, z in enumerate(_codes(row, D, R, L)):
-            rounded = z.astype(dtype).astype(np.float64)  # the certificate is that of the code as returned
-            _, good, settled = certify(row, D, rounded, codes[i], R, tol, L, norm)
-            if dtype != np.float64 and not good:
-                settled = certify(row, D, z, codes[i], R, tol, L, norm)[2]
-            enough = good or settled
-            codes[i], taken[i] = z, t
-            if enough or t == max_steps:
-                break
-        gaps[i], good, _ = certify(row, D, rounded, codes[i], R, tol, L, norm)
-        converged[i], at_rounding[i] = good and enough, enough and not good
-    shaped = codes.astype(dtype).reshape(*lead, len(D))
-    return Solution(shaped, *(a.reshape(lead) for a in (gaps, taken, converged, at_rounding)))
+    codes, taken = np.full((len(rows), len(D)), np.inf), np.zeros(len(rows), dtype=int)
+    enough, left = np.zeros(len(rows), dtype=bool), np.arange(len(rows))
+    path = _Path(rows, D, R, L)
+    for t in count():
+        z = path.iteration.z
+        rounded = z.astype(dtype).astype(np.float64)  # the certificate is that of the code as returned
+        _, good, settled = certify(rows[left], D, rounded, codes[left], R, tol, L, norm)
+        if dtype != np.float64:
+            settled = certify(rows[left], D, z, codes[left], R, tol, L, norm)[2]
+        codes[left], taken[left] = z, t
+        enough[left] = good | settled
+        on = ~enough[left]
+        if t == max_steps or not on.any():
+            break
+        if not on.all():
+            left = left[on]
+            path.keep(on)
+        path.advance()
+    rounded = codes.astype(dtype).astype(np.float64)
+    gaps, good, _ = certify(rows, D, rounded, codes, R, tol, L, norm)
+    shaped = rounded.astype(dtype).reshape(*lead, len(D))
+    return Solution(shaped, *(a.reshape(lead) for a in (gaps, taken, good & enough, enough & ~good)))
 
 
-def _codes(c: Floats, D: Floats, R: Penalty, L: float) -> Iterator[Floats]:
-    """Yield the codes from 0 on by which `solve` goes, for one row.
+class _Path:
+    """The codes from 0 on by which `solve` goes.
 
     Where R is not convex, and no least squares end the work, each `WINDOW` of plain steps is extrapolated: to that
     combination of their codes which would move least, were the step an affine map (Anderson acceleration, as Bertrand
     and Massias 2021 have it).  It is taken where it lowers F, so that F never rises, and changes no sign, as a leap
     that does may end in a worse minimum.
     """
-    rule, momentum = how_to_solve(R)
-    z: Floats = np.zeros(len(D))
-    window = None if R.convex or R.affine else WINDOW + 1
-    yield z
-    while True:
-        path = [z]
-        for new, _ in islice(iterate(c, D, R, rule, momentum, z, L), 1, window):
-            yield new
-            if window:
-                path.append(new)
-        moves = np.diff(path, axis=0)
-        gram = moves @ moves.T
-        gram = gram / max(np.trace(gram), np.finfo(float).tiny) + RIDGE * np.eye(WINDOW)
-        weights, z = np.linalg.solve(gram, np.ones(WINDOW)), path[-1]
-        guess = np.where(z != 0, weights / weights.sum() @ np.array(path[1:]), 0)
-        now, then = (0.5 * np.sum((c - code @ D) ** 2) + R.value(code) for code in (z, guess))
-        z = guess if then < now and np.array_equal(np.sign(guess), np.sign(z)) else z
+
+    def __init__(self, c: Floats, D: Floats, R: Penalty, L: float) -> None:
+        rule, momentum = how_to_solve(R)
+        self.iteration = Iteration(c, D, R, rule, momentum, np.zeros((len(c), len(D))), L)
+        self.leaps = not (R.convex or R.affine)
+        self.window = [self.iteration.z]
+
+    def keep(self, on: NDArray[np.bool_]) -> None:
+        """Go on with some of the rows."""
+        self.iteration.keep(on)
+        self.window = [codes[on] for codes in self.window]
+
+    def advance(self) -> None:
+        """Take one step, after a whole window from where it leads."""
+        if self.leaps:
+            if len(self.window) > WINDOW:
+                self.iteration.z = self._leap()
+                self.iteration.begin()
+                self.window = [self.iteration.z]
+            self.iteration.advance()
+            self.window.append(self.iteration.z)
+        else:
+            self.iteration.advance()
+
+    def _leap(self) -> Floats:
+        codes = np.stack(self.window, axis=1)
+        moves = np.diff(codes, axis=1)
+        gram = moves @ moves.mT
+        trace = np.trace(gram, axis1=1, axis2=2).clip(min=np.finfo(float).tiny)
+        weights = np.linalg.solve(gram / trace[:, None, None] + RIDGE * np.eye(WINDOW), np.ones((len(gram), WINDOW, 1)))
+        weights = weights / weights.sum(axis=1, keepdims=True)
+        z = codes[:, -1]
+        guess = np.where(z != 0, (weights * codes[:, 1:]).sum(axis=1), 0)
+        it = self.iteration
+        now, then = (0.5 * ((code @ it.D - it.c) ** 2).sum(axis=1) + it.R.value(code) for code in (z, guess))
+        taken = (then < now) & (np.sign(guess) == np.sign(z)).all(axis=1)
+        return np.where(taken[:, None], guess, z)
 
 
-def iterate(
-    c: Floats, D: Floats, R: Penalty, rule: StepRule, momentum: str | None, z: Floats, L: float
-) -> Iterator[tuple[Floats, float]]:
-    """Yield (z_t, products spent so far) for t = 0, 1, 2, ... on one centred row c (d,)."""
-    # where only the longest atom moves, no longer step satisfies lem-backtracking
-    largest = FIRST_TRIAL / float((D.astype(np.float64) ** 2).sum(axis=1).max())
-    mu, spent, y, t = largest, 0.0, z, 1.0
-    owed = float(z.any())  # the product D z that the next gradient needs; none at z = 0
-    yield z, spent
-    for n in count():
-        g = D @ (y @ D - c)
-        spent, owed = spent + owed + 1, 1.0
-        if isinstance(rule, GivenStep):
-            mu = rule.size(n, L)
+class Iteration:
+    """Where the iteration stands on centred rows c (B, d): codes z (B, P), residual D z - c, and what a rule remembers.
+
+    `spent` (B,) counts products with D or D^T: 1 for each gradient, 1 for the residual before it unless z = 0 or a
+    trial has already paid for it, and 1 for each trial.
+    """
+
+    def __init__(
+        self, c: Floats, D: Floats, R: Penalty, rule: StepRule, momentum: str | None, z: Floats, L: float
+    ) -> None:
+        self.c, self.D, self.R, self.rule, self.momentum, self.L = c, D, R, rule, momentum, L
+        self.DT = np.ascontiguousarray(D.T)
+        # where only the longest atom moves, no longer step satisfies lem-backtracking
+        self.largest = FIRST_TRIAL / float((D.astype(np.float64) ** 2).sum(axis=1).max())
+        self.z, self.spent = z, np.zeros(len(c))
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin at z: no step is known, and no momentum."""
+        self.n = 0
+        self.r = self.z @ self.D - self.c
+        self.y, self.ry = self.z, self.r  # the point where the gradient is taken, and its residual
+        self.mu, self.t = np.full(len(self.c), self.largest), np.ones(len(self.c))
+        self.owed = self.z.any(axis=1).astype(float)  # the product D z that the next gradient needs; none at z = 0
+
+    def keep(self, on: NDArray[np.bool_]) -> None:
+        """Go on with some of the rows."""
+        for name in ("c", "z", "r", "y", "ry", "mu", "t", "owed", "spent"):
+            setattr(self, name, getattr(self, name)[on])
+
+    def objective(self) -> Floats:
+        """F(z) by row."""
+        r = self.r.astype(np.result_type(self.r.dtype, np.float32), copy=False)  # half precision adds in float32
+        return (0.5 * np.einsum("bd,bd->b", r, r) + self.R.value(self.z)).astype(self.z.dtype, copy=False)
+
+    def advance(self) -> None:
+        """One step."""
+        D, R, L, y = self.D, self.R, self.L, self.y
+        g = self.ry @ self.DT
+        self.spent, self.owed = self.spent + self.owed + 1, np.ones_like(self.owed)
+        if isinstance(self.rule, GivenStep):
+            mu = self.rule.size(self.n, L)
             new = R.prox(y - times(mu, g, L), mu)
-        elif isinstance(rule, Backtracking):
-            new, mu, tried = shrink_until_safe(y, g, D, R, mu, L)
-            spent, owed = spent + tried, float(mu <= 1 / L)
-        elif isinstance(rule, ExactStep):
-            new, tried, owed = exact_step(y, g, D, R, largest, L)
-            spent += tried
+        elif isinstance(self.rule, Backtracking):
+            new, self.mu, tried = shrink_until_safe(y, g, D, R, self.mu, L)
+            self.spent, self.owed = self.spent + tried, (self.mu <= 1 / L).astype(float)
+        elif isinstance(self.rule, ExactStep):
+            new, tried, self.owed = exact_step(y, g, D, R, self.largest, L)
+            self.spent = self.spent + tried
         else:
-            new, mu, tried = shrink_until_safe(y, g, D, R, largest, L)
-            size = np.count_nonzero(new)
+            new, mu, tried = shrink_until_safe(y, g, D, R, np.full_like(self.mu, self.largest), L)
+            size = np.count_nonzero(new, axis=1)
             # the Gram matrix of the support, its right-hand side and its residual, in units of P d multiply-adds
-            spent, owed = spent + tried + (mu <= 1 / L) + size * (size + 2) / len(D), 0.0
-            new = refit(new, c, D, R)
-        if momentum is None:
-            y = new
+            self.spent = self.spent + tried + (mu <= 1 / L) + size * (size + 2) / len(D)
+            self.owed = np.zeros_like(self.owed)
+            new = refit(new, self.c, D, R)
+        r = new @ D - self.c
+        if self.momentum is None:
+            self.y, self.ry = new, r
         else:
-            if momentum == Momentum.RESTART and (y - new) @ (new - z) > 0:  # momentum points uphill
-                t = 1.0
-            after = (1 + np.sqrt(1 + 4 * t * t)) / 2
-            y, t = new + (t - 1) / after * (new - z), after
-        z = new
-        yield z, spent
+            move = new - self.z
+            if self.momentum == Momentum.RESTART:  # where momentum points uphill
+                self.t = np.where(((y - new) * move).sum(axis=1) > 0, 1.0, self.t)
+            after = (1 + np.sqrt(1 + 4 * self.t * self.t)) / 2
+            beta = ((self.t - 1) / after)[:, None].astype(new.dtype)
+            self.y, self.ry, self.t = new + beta * move, r + beta * (r - self.r), after
+        self.z, self.r, self.n = new, r, self.n + 1
 
 
 def times(mu: Any, g: Floats, L: float) -> Floats:
-    """mu g, where mu itself may be no number of the dtype of g."""
-    return (mu * g.astype(step_dtype(L, g), copy=False)).astype(g.dtype, copy=False)
+    """mu g, where mu itself may be no number of the dtype of g; mu is one number, or one a row."""
+    wide = step_dtype(L, g)
+    mu = mu if np.ndim(mu) == 0 else mu[:, None].astype(wide)
+    return (mu * g.astype(wide, copy=False)).astype(g.dtype, copy=False)
 
 
-def square(a: Floats) -> float:
-    """||a||^2 in float64."""
+def squares(a: Floats) -> Floats:
+    """||a||^2 of rows in float64."""
+    wide = a.astype(np.float64, copy=False)
     with np.errstate(over="ignore"):
-        return float(np.sum(a.astype(np.float64) ** 2))
+        return np.asarray((wide * wide).sum(axis=1))
 
 
-def fulfils(mu: float, dz: Floats, D: Floats) -> bool:
-    """Whether  mu ||D dz||^2 <= ||dz||^2,  as squares that over- or underflow cannot tell."""
-    move, size = mu * square(dz @ D), square(dz)
-    return move <= size and move < np.inf and (size > FAINT or not dz.any())
+def fulfils(mu: Floats, dz: Floats, D: Floats) -> NDArray[np.bool_]:
+    """By row whether  mu ||D dz||^2 <= ||dz||^2,  as squares that over- or underflow cannot tell."""
+    with np.errstate(over="ignore"):
+        move, size = mu * squares(dz @ D), squares(dz)
+    return (move <= size) & (move < np.inf) & ((size > FAINT) | ~dz.any(axis=1))
 
 
-def shrink_until_safe(z: Floats, g: Floats, D: Floats, R: Penalty, mu: float, L: float) -> tuple[Floats, float, int]:
-    """Halve mu down to 1/L until  mu ||D dz||^2 <= ||dz||^2  (lem-backtracking): the code, mu, and products tried."""
-    tried = 0
-    while True:
-        new = R.prox(z - times(mu, g, L), mu)
-        if mu <= 1 / L:
-            return new, mu, tried
-        dz, tried = new - z, tried + 1
-        if fulfils(mu, dz, D):
-            return new, mu, tried
-        mu = max(mu / 2, 1 / L)
+def shrink_until_safe(
+    z: Floats, g: Floats, D: Floats, R: Penalty, mu: Floats, L: float
+) -> tuple[Floats, Floats, Floats]:
+    """Halve mu by row down to 1/L until  mu ||D dz||^2 <= ||dz||^2  (lem-backtracking): codes, mu, products tried."""
+    new, mu, tried, rows = np.empty_like(z), mu.copy(), np.zeros(len(z)), np.arange(len(z))
+    while len(rows):
+        new[rows] = R.prox(z[rows] - times(mu[rows], g[rows], L), mu[rows])
+        rows = rows[mu[rows] > 1 / L]
+        tried[rows] += 1
+        rows = rows[~fulfils(mu[rows], new[rows] - z[rows], D)]
+        mu[rows] = np.maximum(mu[rows] / 2, 1 / L)
+    return new, mu, tried
 
 
-def exact_step(z: Floats, g: Floats, D: Floats, R: Penalty, largest: float, L: float) -> tuple[Floats, int, float]:
-    """The exact line step on the support (thm-exact-step): the code, products tried, and products owed for D z+.
+def exact_step(z: Floats, g: Floats, D: Floats, R: Penalty, largest: float, L: float) -> tuple[Floats, Floats, Floats]:
+    """The exact line step on the support (thm-exact-step): codes, products tried, and products owed for D z+.
 
     Along -h, F is a quadratic with minimiser mu = ||h||^2 / ||D h||^2, for which dz = -mu h fulfils the descent
     inequality with equality.  That holds while R stays affine along the way: while no sign changes for L1, no support
     for the others.  Elsewhere mu is halved as in backtracking.
     """
-    face = z if z.any() else R.prox(z - times(largest, g, L), largest)  # at z = 0, the support that a step would open
+    face, opened = z, (z != 0).any(axis=1, keepdims=True)
+    if not opened.all():  # at z = 0, the support that a step would open
+        face = np.where(opened, z, R.prox(z - times(largest, g, L), largest))
     h = np.where(face != 0, g + R.slope(face), 0)
     with np.errstate(all="ignore"):  # atoms that nearly cancel make mu huge, and the trial is then refused
-        along = square(h @ D)
-    # what leaves the range of the dtype says nothing: the step is then a `Backtracking` one
-    known = float(np.finfo(h.dtype).tiny) ** 2 < along < np.inf
-    mu, tried = max(square(h) / along, 1 / L) if known else largest, 1  # at least 1/L, but for rounding
-    while True:
-        new = R.prox(z - times(mu, g, L), mu)
-        same = np.array_equal(np.sign(new), np.sign(face)) if R.convex else np.array_equal(new != 0, face != 0)
-        if (known or not h.any()) and same:
-            return new, tried, 0.0
-        if mu <= 1 / L:
-            return new, tried, 1.0
-        dz, tried = new - z, tried + 1
-        if fulfils(mu, dz, D):
-            return new, tried, 0.0
-        mu = max(mu / 2, 1 / L)
+        along = squares(h @ D)
+        # what leaves the range of the dtype says nothing: the step is then a `Backtracking` one
+        known = (along > float(np.finfo(h.dtype).tiny) ** 2) & (along < np.inf)
+        mu = np.where(known, np.maximum(squares(h) / along, 1 / L), largest)  # at least 1/L, but for rounding
+    exact = known | ~h.any(axis=1)
+    new, tried, owed, rows = np.empty_like(z), np.ones(len(z)), np.zeros(len(z)), np.arange(len(z))
+    while len(rows):
+        new[rows] = R.prox(z[rows] - times(mu[rows], g[rows], L), mu[rows])
+        kept = np.sign(new[rows]) == np.sign(face[rows]) if R.convex else (new[rows] != 0) == (face[rows] != 0)
+        rows = rows[~(exact[rows] & kept.all(axis=1))]
+        owed[rows[mu[rows] <= 1 / L]] = 1.0
+        rows = rows[mu[rows] > 1 / L]
+        tried[rows] += 1
+        rows = rows[~fulfils(mu[rows], new[rows] - z[rows], D)]
+        mu[rows] = np.maximum(mu[rows] / 2, 1 / L)
+    return new, tried, owed

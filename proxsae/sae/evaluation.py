@@ -6,6 +6,7 @@ Sums are kept over all rows, in float64, and divided once at the end: a mean of 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from proxsae.conventions import Error, check_count, check_counts, check_floats
+from proxsae.conventions import Error, check_count, check_counts, check_floats, note
 from proxsae.data import open_rows
+from proxsae.data.rows import KEPT
+from proxsae.data.survey import summed_up
 from proxsae.disk import memory
 from proxsae.metrics import cosines, power_of_two, ratio, support_change
 from proxsae.sae.model import SAE, check_sae
@@ -41,17 +44,20 @@ def evaluate(sae: SAE, activations: Any, batch_size: int | None = None) -> dict[
     batch_size: how many rows are encoded together, by default 4096, or as many as keep a batch of codes below
     `ENTRIES`; a `BatchKSparse` SAE selects among them, and takes 4096 by default.
 
-    Raises `Error` for no rows, NaN or infinite rows and a width that does not fit.
+    Warns of rows above 10 times the median norm where they hold a hundredth of all squares, unless `data.open_rows` was
+    asked to drop or clip them.  Raises `Error` for no rows, NaN or infinite rows and a width that does not fit.
 
     >>> import proxsae as px
     >>> px.evaluate(px.topk_sae(d_in=4, d_sae=8, k=2), np.eye(4))["l0"] <= 2
     True
     """
     spread, sums = Spread(check_sae(sae).d_in), _Sums(sae)
-    for x in batches(sae, activations, LARGEST if batch_size is None and not sae.penalty.rowwise else batch_size):
+    rows = _opened(sae, activations)
+    for x in batches(sae, rows, LARGEST if batch_size is None and not sae.penalty.rowwise else batch_size):
         z = sae.encode(x)
         spread.add(x)
         sums.add(x, sae.decode(z, like=x), z, None, spread.unit)
+    spread.warn(rows)
     found = sums.measures(spread, compared=False)
     names = ("nmse", "explained_variance", "cosine", "l0", "dead", "two_sided")
     return {**{name: found[name] for name in names}, "sign_balance": sums.sign_balance()}
@@ -83,7 +89,7 @@ def evaluate_depths(
     `rows` is an array or anything with a length whose slices are arrays: only `batch_size` rows are held at a time, by
     default as many as keep a batch of codes below `ENTRIES`.  `step` is by default `ExactStep()`, and `Lipschitz()`
     where R is not affine; `LearnedSteps()` are those of `sae` itself; analysis="encoder" has no step rule.
-    `progress` gets the rows done and their number.
+    `progress` gets the rows done and their number.  Warns of outliers as `evaluate` does.
     Raises `Error` for rows that do not fit or are not finite, steps < 1, and as `SAE.unrolled` does.
     """
     wanted = sorted(set(check_counts("steps", steps)))
@@ -101,6 +107,7 @@ def evaluate_depths(
     else:
         deep = unrolled(sae, wanted[-1], step, analysis, b_enc)
     R, spread, sums = deep.penalty, Spread(sae.d_in), {t: _Sums(sae) for t in wanted}
+    rows = _opened(sae, rows)
     for x in batches(sae, rows, batch_size, progress):
         spread.add(x)
         before = None
@@ -110,6 +117,7 @@ def evaluate_depths(
                 sums[t].objective += float(point.objective(R).double().sum())
                 sums[t].cost += float(point.spent.sum())
                 before = point.z
+    spread.warn(rows)
     return [{"steps": t, **sums[t].measures(spread, compared=t != wanted[0])} for t in wanted]
 
 
@@ -216,6 +224,7 @@ class Spread:
         self.n, self.square, self.centred, self.unit = 0, 0.0, 0.0, 1.0
         self.mean = torch.zeros(width, dtype=torch.float64)
         self.first: Tensor | None = None
+        self.norms: list[NDArray[np.float64]] = []
 
     def add(self, x: Tensor) -> None:
         """Add the rows x (B, d)."""
@@ -224,6 +233,7 @@ class Spread:
             self.unit = float(power_of_two(x.abs().max().double()))
         x = x.double() / self.unit
         self.square += float(x.square().sum())
+        self.norms.append(torch.linalg.vector_norm(x, dim=1).cpu().numpy())
         self.first = x[0] if self.first is None else self.first
         x = x - self.first
         mean = x.mean(dim=0)
@@ -232,6 +242,15 @@ class Spread:
         self.centred += float(move.square().sum()) * self.n * B / (self.n + B)
         self.n += B
         self.mean += move * B / self.n
+
+    def warn(self, rows: Any) -> None:
+        """Warn of outliers among these rows, which were all added, unless they were treated when they were opened."""
+        if self.first is not None and getattr(rows, "outliers", KEPT) == KEPT:
+            mean = float(torch.linalg.vector_norm(self.first.cpu() + self.mean))
+            spread = math.sqrt(self.centred / self.n)
+            size = (self.unit * mean, self.unit * spread)
+            if warning := summed_up(np.concatenate(self.norms), len(self.mean), *size, unit=self.unit).warning():
+                note(warning)
 
 
 class _Sums:

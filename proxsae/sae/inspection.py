@@ -45,9 +45,19 @@ def inspect(sae: SAE) -> list[tuple[str, str]]:
         *_atoms(sae),
     ]
     known = {name: told for name, told in sae.metadata.items() if name not in ("format", "notes")}
+    if isinstance(record := known.get("collected"), dict):
+        del known["collected"]
+        facts.append(("trained on", of_record(record)))
     if known:
         facts.append(("metadata", sentence("; ".join(f"{name}: {told}" for name, told in known.items()), 2000)))
     return facts + [("note", note) for note in notes_of(sae)]
+
+
+def of_record(record: dict[str, Any]) -> str:
+    """Where rows come from, by the record that `models.collect` left; a file may hold anything there."""
+    model = record.get("model")
+    model = f"{model.get('class')} {model.get('name')}" if isinstance(model, dict) else "a model"
+    return sentence(f"the {record.get('at')} of {record.get('module')} of {model}, skip={record.get('skip')}")
 
 
 def notes_of(sae: SAE) -> list[str]:

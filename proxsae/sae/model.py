@@ -20,7 +20,7 @@ from torch.nn.functional import linear
 
 from proxsae import formats
 from proxsae.conventions import Error, check_finite, check_floats, check_path, may_look, shown
-from proxsae.data.rows import in_memory
+from proxsae.data.opening import in_memory
 from proxsae.formats import own
 from proxsae.penalties import L0, KSparse
 from proxsae.penalties.base import runs

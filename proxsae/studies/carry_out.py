@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from proxsae import __version__
-from proxsae.conventions import Error, check_count, check_seed
+from proxsae.conventions import Error, Note, check_count, check_seed
 from proxsae.disk import check_writable, held
 from proxsae.report import figure_class
 from proxsae.studies import study
@@ -33,7 +34,7 @@ def carry_out(request: Request, out: Path | None, progress: Progress, command: s
     """Plan a study or resume that of `out`, do what is left of it, and write the report into `out` as it grows."""
     check_folder(out)
     request = request.checked()
-    train, test, name, notes = request.rows()
+    train, test, of_rows, notes = request.rows()
     d_sae, k = request.sizes(train.shape[1])
     if request.model is not None:
         progress.doing("loading the model")
@@ -49,6 +50,8 @@ def carry_out(request: Request, out: Path | None, progress: Progress, command: s
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proxsae-")))
         setting = Setting(train, test, d_sae, k, (), 1, (), folder, request.data is None, 0.0, loop)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", Note)  # of outliers, once more for each SAE that is trained
         stack.enter_context(torch.random.fork_rng([train.device] if train.is_cuda else []))  # the caller's stays
         made, first = _planned(request, setting, asked, progress)
         plan = first["plan"]
@@ -68,7 +71,7 @@ def carry_out(request: Request, out: Path | None, progress: Progress, command: s
         if set(made.parts) != set(study.parts_of(loop is not None)):
             fixed["parts"] = made.parts
         about = {
-            "data": name,
+            **of_rows,
             **({} if loop is None else request.about(loop)),
             "d_in": train.shape[1],
             "d_sae": d_sae,

@@ -24,7 +24,7 @@ from proxsae.studies.journal import FILE
 from proxsae.studies.machine import about_machine
 from proxsae.studies.parts.depth import measure
 from proxsae.studies.progress import Progress
-from proxsae.studies.request import PACKAGED, Request, of_axes, of_few
+from proxsae.studies.request import PACKAGED, Request, about_rows, of_axes, of_few
 from proxsae.studies.results import Study
 
 ROWS = 1024  # of the user's, on which an SAE of the user's is measured
@@ -93,17 +93,18 @@ def depth(
     [('lipschitz', 1), ('lipschitz', 4), ('exact', 1), ('exact', 4), ('refit', 1), ('refit', 4)]
     """
     home = None if out is None else Path(check_path("out", out))
-    loop = (model, module, text, at, skip, model_tokens)
+    loop: dict[str, Any] = {"model": model, "module": module, "text": text, "at": at, "skip": skip}
+    loop["model_tokens"] = model_tokens
     with Progress(progress) as bar:
         if isinstance(sae_or_rows, SAE):
-            asked = Request(None, budget, parts, d_sae, k, train_steps, train_depths, seeds, seed, device, *loop)
+            asked = Request(None, budget, parts, d_sae, k, train_steps, train_depths, seeds, seed, device, **loop)
             _refuse_training(asked)
             return of_one(sae_or_rows, activations, measure.STEPS if steps is None else steps, home, bar)
         if activations is not None or steps is not None:
             msg = f"{'steps' if activations is None else 'activations'} needs an SAE as the first argument, "
             msg += f"which is {type(sae_or_rows).__name__}"
             raise Error(msg)
-        request = Request(sae_or_rows, budget, parts, d_sae, k, train_steps, train_depths, seeds, seed, device, *loop)
+        request = Request(sae_or_rows, budget, parts, d_sae, k, train_steps, train_depths, seeds, seed, device, **loop)
         return carry_out(request, home, bar, "proxsae.studies.depth(...)")
 
 
@@ -118,7 +119,15 @@ def _refuse_training(asked: Request) -> None:
             raise Error(msg)
 
 
-def of_one(sae: SAE, rows: Any, steps: Sequence[int], out: Path | None, progress: Progress, command: str = "") -> Study:
+def of_one(
+    sae: SAE,
+    rows: Any,
+    steps: Sequence[int],
+    out: Path | None,
+    progress: Progress,
+    command: str = "",
+    outliers: str = "keep",
+) -> Study:
     """Measure one SAE on rows, or on the packaged ones, for several numbers of steps; write the report into `out`."""
     check_folder(out)
     if out is not None and (out / FILE).exists():
@@ -131,14 +140,15 @@ def of_one(sae: SAE, rows: Any, steps: Sequence[int], out: Path | None, progress
     name = PACKAGED if rows is None else str(rows) if isinstance(rows, (str, os.PathLike)) else "an array"
     if isinstance(sae.penalty, BatchKSparse):
         sae = sae.thresholded()  # its codes depend on the batch
-    opened = data.open_rows(data.packaged()[1] if rows is None else rows)
+    opened = data.open_rows(data.packaged()[1] if rows is None else rows, outliers)
     if rows is None and opened.shape[1] != sae.d_in:
         msg = f"the packaged rows have width {opened.shape[1]}, but this SAE needs {sae.d_in}: give its rows (--data)"
         raise Error(msg)
     which = np.arange(len(opened))
     if len(which) > ROWS:
         which = np.sort(np.random.default_rng(0).choice(which, ROWS, replace=False))
-    x = sae.rows(opened[which])
+    drawn = opened[which]
+    x = sae.rows(drawn)
     R = sae.penalty
     with torch.no_grad():
         k = float(R.k) if isinstance(R, KSparse) else metrics.l0(sae.encode(sample(x)))
@@ -152,6 +162,7 @@ def of_one(sae: SAE, rows: Any, steps: Sequence[int], out: Path | None, progress
         "SAE": sae.extra_repr(),
         "data": name,
         "rows": f"{len(x)} of {len(opened)}",
+        **about_rows(drawn, opened.outliers),
         "l0": f"{k:.4g}",
         **about_machine(),
         "command": command or "proxsae.studies.depth(sae, rows)",

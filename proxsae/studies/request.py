@@ -21,8 +21,10 @@ from proxsae.conventions import (
     check_counts,
     check_finite,
     check_seed,
+    note,
     shown,
 )
+from proxsae.data.rows import KEPT
 from proxsae.studies import study
 from proxsae.studies.loop import Loop, opened
 from proxsae.studies.machine import device_named
@@ -44,6 +46,7 @@ class Request:
     train_steps   of every SAE
     train_depths  numbers of encoder steps in training
     seeds, seed   how many seeds, and the first
+    outliers      what becomes of rows that stand out, as `data.open_rows` has it
     model         a language model in the loop: a path, or a module of torch
     module, at, skip
                   the place that the rows come from, as `px.models.collect` names it; "output" and 1 by default
@@ -61,6 +64,7 @@ class Request:
     seeds: int | None = None
     seed: int = 0
     device: str = "cpu"
+    outliers: str = "keep"
     model: Any = None
     module: str | None = None
     text: Sequence[Any] = ()
@@ -75,7 +79,7 @@ class Request:
 
     def command(self, **more: Any) -> str:
         """Return the command that asks for the same with `more` instead of some options."""
-        given = {name: getattr(self, name) for name in ("k", "d_sae", "train_depths", "seed", "device")}
+        given = {name: getattr(self, name) for name in ("k", "d_sae", "train_depths", "seed", "device", "outliers")}
         given = {"data": _as_word(self.data, "ROWS.npy")} | given | more
         if self.model is not None:
             given |= {"model": _as_word(self.model, "MODEL"), "module": self.module}
@@ -167,14 +171,17 @@ class Request:
             raise Error(msg)
         return d_sae, k
 
-    def rows(self) -> tuple[Tensor, Tensor, str, list[str]]:
-        """Training rows and held-out rows (the last fifth of the user's own) on the device, their name, and notes."""
+    def rows(self) -> tuple[Tensor, Tensor, dict[str, str], list[str]]:
+        """Training rows and held-out rows (the last fifth of the user's own) on the device, facts on them, and notes.
+
+        Warns of outliers that are kept.
+        """
         notes: list[str] = []
         if self.data is None:
             train, test = data.packaged()
-            name = PACKAGED
+            name, rows = PACKAGED, data.open_rows(train)
         else:
-            rows = data.open_rows(self.data)
+            rows = data.open_rows(self.data, self.outliers)
             held_out = len(rows) // 5
             title, notes = Path(self.data).name if self.named else "the array", [*of_few(held_out), *of_axes(rows)]
             if not held_out:
@@ -187,7 +194,17 @@ class Request:
         x, y = (torch.tensor(np.asarray(a), dtype=torch.float32, device=self.device) for a in (train, test))
         check_finite("the training rows, in float32,", x)
         check_finite("the held-out rows, in float32,", y)
-        return x, y, name, notes
+        return x, y, {"data": name, **about_rows(rows, rows.outliers)}, notes
+
+
+def about_rows(rows: Any, treated: str) -> dict[str, str]:
+    """What a report says of rows before they are used: norms, mean, outliers; warns of outliers that are kept."""
+    seen = data.survey(rows)
+    if treated == KEPT:
+        treated = f"{len(seen.outliers)} of {seen.rows} rows above {seen.above:g} times the median norm, kept"
+        if warning := seen.warning():
+            note(warning)
+    return {"norms": seen.told(), "outliers": treated}
 
 
 def _as_word(value: Any, other: str) -> str | None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from proxsae.conventions import Error, check_count, library
+from proxsae.data.rows import KEPT
 from proxsae.disk import read_safetensors, replace_file, sentence
 from proxsae.penalties.published import PUBLISHED
 
@@ -55,7 +56,7 @@ def read(folder: Path, kind: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
         if run.pop("sha256") != digest(tensors, json.dumps(run)):
             msg = "the hash of its content differs"
             raise Error(msg)
-        there, state = run["kind"], run["state"]
+        there, state = {"outliers": KEPT, **run["kind"]}, run["state"]  # runs once had no choice
         other = _difference(there, kind)
         if other is None:
             _check(state, kind)

@@ -98,6 +98,11 @@ def train(
     What is frozen (`sae.b_dec.requires_grad_(False)`) keeps its bits.  It trains wherever it is called, also under
     `torch.no_grad()`.  Rows that are not to count, such as padding, are left out before: `train(sae, x[mask])`.
 
+    A run that begins looks for outliers, among all rows if it reads as many, and warns where they hold a hundredth of
+    all squares (`data.survey`); `data.open_rows(rows, outliers="drop")` leaves them out.  b_dec begins at the mean row
+    where it is 0, so that a large mean does not decide which latents fire.  `metadata["collected"]` of the SAE becomes
+    the record of `models.collect`, where the rows have one.
+
     Raises `Error` for rows that are not finite or do not fit, a loss or gradient that is no longer finite (with the
     step and the row; the last checkpoint stays), weights below float32, atoms whose norm is not 1 (but for L0 and
     plain ReLU), a checkpoint that is torn or of another run, a folder in use, and a disk that is full.
@@ -125,6 +130,8 @@ def train(
         kind = kind_of_run(sae, recipe, source, folder) if folder or team else {}
         found = None if folder is None else files.read(folder, kind)
         mean, spread = source.mean_and_spread() if found is None else (None, found[0]["spread"])
+        if mean is not None and (team is None or team.rank == 0):
+            source.tell(mean, spread, lines=progress == "lines")
         _check_alike(team, kind, spread, 0 if found is None else found[0]["step"])
         check_l0(recipe.l0, sae)
         began: dict[str, Any] = {name: kind[name] for name in ("sae", "initial weights") if name in kind}
@@ -134,6 +141,8 @@ def train(
         try:
             with frozen_offsets_kept(sae):
                 state = start(sae, mean, spread, recipe, team) if found is None else resume(sae, found, recipe, team)
+                if source.collected is not None:
+                    sae.metadata["collected"] = source.collected
                 try:
                     with progress_of(steps, state.step, told) as show:
                         _loop(state, run, stop, show)

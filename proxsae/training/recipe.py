@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proxsae.conventions import Error, check_count, check_counts, check_number, check_seed
+from proxsae.conventions import Error, check_count, check_counts, check_number, check_seed, note
 from proxsae.data import Rows, Shuffle, open_rows
+from proxsae.data.rows import KEPT
+from proxsae.data.survey import PIECE, summed_up
 from proxsae.penalties import BatchKSparse, KSparse
 from proxsae.sae import SAE
 from proxsae.sae.files import describe
@@ -95,9 +98,12 @@ class Source:
 
     def __init__(self, sae: SAE, activations: Any, recipe: Recipe, team: Team | None) -> None:
         self._sae, self._team, self._size = sae, team, recipe.batch_size
+        self._reads = recipe.steps * recipe.batch_size
         self._rows: Any = activations
+        self.outliers, self.collected = KEPT, None
         if isinstance(activations, (str, os.PathLike, Rows)):
             self._rows = open_rows(activations)
+            self.outliers, self.collected = self._rows.outliers, self._rows.collected
             if self._rows.shape[1] != sae.d_in:
                 msg = f"the rows have {self._rows.shape[1]} numbers, but this SAE needs {sae.d_in}"
                 raise Error(msg)
@@ -148,6 +154,35 @@ class Source:
             raise Error(msg)
         return mean, spread
 
+    def tell(self, mean: Tensor, spread: float, lines: bool) -> None:
+        """Warn of outliers among the rows as the encoder sees them, and print what they are like where lines are asked.
+
+        All rows are looked through where the run reads as many, else a sample.
+        """
+        n, d = len(self._rows), self._sae.d_in
+        numbers = np.arange(n) if n <= max(SAMPLE, self._reads) else np.sort(self._order.positions(0, SAMPLE))
+        step = max(1, PIECE // d)
+        norms = [
+            torch.linalg.vector_norm(self.at(numbers[start : start + step]).double() / spread, dim=1).cpu().numpy()
+            for start in range(0, len(numbers), step)
+        ]
+        length = float(torch.linalg.vector_norm(mean.double() / spread)) * spread
+        seen = summed_up(np.concatenate(norms), d, length, spread * math.sqrt(d), which=numbers, unit=spread)
+        if lines:
+            begins = "b_dec does not begin at the mean: the larger gamma, the more latents are dead at the start"
+            if begins_at_mean(self._sae):
+                begins = "b_dec begins at the mean, so that it does not decide which latents fire"
+            looked = "all rows" if n <= SAMPLE else f"a sample of {SAMPLE} rows"
+            looked += ", but norms of all" if SAMPLE < n == len(numbers) else ""
+            print(f"{looked}: {seen.told()}; {begins}", file=sys.stderr, flush=True)
+        if self.outliers == KEPT and (warning := seen.warning(n)):
+            note(warning)
+
+
+def begins_at_mean(sae: SAE) -> bool:
+    """Whether training sets b_dec to the mean row before its first step."""
+    return sae.trained("b_dec") and not bool(sae.b_dec.any())
+
 
 def mean_and_spread(x: Tensor) -> tuple[Tensor, float]:
     """The mean of rows (n, d), and the deviation of a coordinate from it; `Error` where all rows are equal.
@@ -188,7 +223,7 @@ def kind_of_run(sae: SAE, recipe: Recipe, source: Source, folder: Path | None) -
     began, left = condition(sae), LEFT_BY_RUN.get(sae)
     if folder is not None and left is not None and left.folder == folder.resolve() and left.ended == began:
         began = left.began
-    return json.loads(json.dumps({**vars(recipe), "data": source.fingerprint(), **began}))
+    return json.loads(json.dumps({**vars(recipe), "outliers": source.outliers, "data": source.fingerprint(), **began}))
 
 
 def condition(sae: SAE) -> dict[str, Any]:

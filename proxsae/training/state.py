@@ -24,7 +24,7 @@ from proxsae.sae.shards import DIMENSION, part_of, split
 from proxsae.sae.team import Team
 from proxsae.training import files
 from proxsae.training.losses import mean_lam
-from proxsae.training.recipe import Recipe
+from proxsae.training.recipe import Recipe, begins_at_mean
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 ROUNDED = 0.01  # norms that rounding to half precision leaves
@@ -52,7 +52,7 @@ def start(sae: SAE, mean: Any, spread: float, recipe: Recipe, team: Team | None)
     is frozen is left as it is, but for the unit.
     """
     _normalise_atoms(sae)
-    if sae.trained("b_dec") and not bool(sae.b_dec.any()):
+    if begins_at_mean(sae):
         sae.set_weight("b_dec", mean)
     sae.rescale(1 / spread)
     try:

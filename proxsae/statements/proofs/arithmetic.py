@@ -79,6 +79,10 @@ class RealArithmetic:
         """|x|."""
         return self.where(x >= 0, x, -x)
 
+    def soft(self, u: Any, t: Any) -> Any:
+        """u moved towards 0 by t, and 0 where |u| <= t."""
+        return self.where(self.abs(u) <= t, 0, self.where(u > 0, u - t, u + t))
+
     def sqrt(self, x: Any) -> Any:
         """A fresh s >= 0 with s^2 = x where x >= 0."""
         name = f"sqrt!{len(self.roots)}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxsae.penalties.scalar import soft
 from proxsae.statements.proofs.prox import positive_part
 from proxsae.statements.proofs.solver import Goal, add
 
@@ -96,18 +95,18 @@ def in_magnitudes(o: Any) -> Goal:
 
 def entrywise(o: Any, u: Any, t: Any) -> Any:
     """Soft thresholding of each entry by itself."""
-    return [soft(o, ui, t) for ui in u]
+    return [o.soft(ui, t) for ui in u]
 
 
 def without_pooling(o: Any, u: Any, t: Any) -> Any:
     """The larger magnitude shrunk by t_1 and the smaller by t_2, in whatever order that leaves them."""
     first = o.abs(u[0]) >= o.abs(u[1])
-    return [soft(o, u[0], o.where(first, t[0], t[1])), soft(o, u[1], o.where(first, t[1], t[0]))]
+    return [o.soft(u[0], o.where(first, t[0], t[1])), o.soft(u[1], o.where(first, t[1], t[0]))]
 
 
 def larger_first(o: Any, u: Any, t: Any) -> Any:
     """The weights taken in the order of the entries."""
-    return [soft(o, ui, ti) for ui, ti in zip(u, t, strict=True)]
+    return [o.soft(ui, ti) for ui, ti in zip(u, t, strict=True)]
 
 
 add(

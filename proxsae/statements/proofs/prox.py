@@ -9,7 +9,7 @@ from typing import Any
 
 from proxsae.conventions import within
 from proxsae.penalties import FAMILIES, L0, L1, MCP, SCAD, ElasticNet, Separable
-from proxsae.penalties.scalar import larger, signed, smaller, soft
+from proxsae.penalties.scalar import larger, signed, smaller
 from proxsae.statements.proofs.solver import WHOLE, Goal, add
 
 SEPARABLE = {name.lower(): R for name, R in FAMILIES.items() if issubclass(R, Separable)}
@@ -74,16 +74,16 @@ def scad_of_middle_steps(o: Any, size: Any, mu: Any, lam: Any, a: Any) -> Any:
 # Two planted errors a family: in the signed prox, in the non-negative one.
 ERRORS: dict[Any, list[tuple[str, Any]]] = {
     L1: [
-        ("the threshold is lam, without mu", lambda o, u, mu, lam: soft(o, u, lam)),
+        ("the threshold is lam, without mu", lambda o, u, mu, lam: o.soft(u, lam)),
         ("what is kept is not shrunk", wrongly(lambda o, size, mu, lam: hard(o, size, mu * lam))),
     ],
     L0: [
         ("the threshold is mu lam, not sqrt(2 mu lam)", wrongly(lambda o, size, mu, lam: hard(o, size, mu * lam))),
-        ("what is kept is shrunk", lambda o, u, mu, lam: soft(o, u, o.sqrt(2 * mu * lam))),
+        ("what is kept is shrunk", lambda o, u, mu, lam: o.soft(u, o.sqrt(2 * mu * lam))),
     ],
     ElasticNet: [
-        ("divides by 1 + alpha, without mu", lambda o, u, mu, lam, alpha: soft(o, u, mu * lam) / (1 + alpha)),
-        ("divides before it shrinks", lambda o, u, mu, lam, alpha: soft(o, u / (1 + mu * alpha), mu * lam)),
+        ("divides by 1 + alpha, without mu", lambda o, u, mu, lam, alpha: o.soft(u, mu * lam) / (1 + alpha)),
+        ("divides before it shrinks", lambda o, u, mu, lam, alpha: o.soft(u / (1 + mu * alpha), mu * lam)),
     ],
     MCP: [
         ("firm thresholding past mu = gamma", wrongly(firm_always)),
