@@ -102,7 +102,8 @@ def test_the_two_wings_have_the_same_rooms_names_and_signatures():
         mine, twin = (importlib.import_module(f"proxsae.{wing}.{room}") for wing in ("reference", "pytorch"))
         for name in names:
             assert arguments(getattr(mine, name)) == arguments(getattr(twin, name)), name
-    mine, twin = (importlib.import_module(f"proxsae.{wing}.iteration").iterate for wing in ("reference", "pytorch"))
+    mine, twin = (importlib.import_module(f"proxsae.{wing}.iteration") for wing in ("reference", "pytorch"))
+    mine, twin = mine.Iteration, twin.iterate
     more = arguments(twin)[len(arguments(mine)) :]  # what an SAE needs
     assert arguments(mine) == arguments(twin)[: -len(more)]
     assert [(name, default) for name, _, default in more] == [("spent", 0.0), ("tilt", None)]

@@ -253,7 +253,72 @@ def test_steer_writes_three_texts(folder, sae, tmp_path, capsys):
     assert len({line.split(":")[1] for line in lines}) == 3
 
 
-def test_an_sae_of_another_module_is_noted_once(folder, text, sae, tmp_path, capsys):
+@pytest.fixture
+def labelled(tmp_path):
+    """240 texts of 1 to 12 words that end in "red", label 1, or in "blue"; the first ten have no word but that."""
+    rng = np.random.default_rng(0)
+    found = [(" ".join([*rng.choice(WORDS, rng.integers(1, 12)), ("blue", "red")[i % 2]]), i % 2) for i in range(240)]
+    found[:10] = [(text.split()[-1], label) for text, label in found[:10]]
+    lines = [json.dumps({"prompt": text, "target": label}) for text, label in found]
+    (tmp_path / "labelled.jsonl").write_text("\n".join(lines))
+    return tmp_path / "labelled.jsonl"
+
+
+PROBE = ("--module", "model.layers.1", "--length", 8, "--batch-size", 32, "--steps", "1,4", "--k", "1,3", "--skip", 2)
+
+
+def test_probe_is_that_of_the_library_on_the_last_tokens(llama, folder, sae, labelled, tmp_path, capsys):
+    out = tmp_path / "probe"
+    assert run("probe", folder, tmp_path / "sae", labelled, *PROBE, "--out", out) == 0
+    printed = capsys.readouterr().out.splitlines()
+    said = "230 texts, 130 to train on and 99 for the test; 10 with no token beyond the first 2 are left out"
+    assert printed[:2] == [said, "the positive class is '1'"]
+    _, tokenizer = open_model(str(folder))
+    x, y = [], []
+    for line in labelled.read_text().splitlines()[10:]:
+        row = json.loads(line)
+        ids = tokenizer(row["prompt"])["input_ids"]
+        ids = [ids[0], *ids[1:][-7:]]  # the first token of the tokenizer, and the end of the text
+        with torch.no_grad():
+            x.append(llama(torch.tensor([ids]), output_hidden_states=True).hidden_states[2][0, -1])
+        y.append(row["target"])
+    x = torch.stack(x)
+    saved = json.loads((out / "rows.json").read_text())
+    assert [row["steps"] for row in saved["rows"]] == [1, 1, 4, 4]
+    for row in saved["rows"]:
+        (want,) = px.models.probe(sae.unrolled(row["steps"], px.ExactStep()), x, y, ks=(row["k"],))
+        assert {name: row[name] for name in ("k", "auc", "accuracy", "f1")} == pytest.approx(
+            {name: want[name] for name in ("k", "auc", "accuracy", "f1")}, abs=0.03
+        )
+        assert row["latents"].split()[0] == str(want["latents"][0])
+    dense = px.models.dense_probes(x, y)
+    assert saved["meta"]["difference in means"] == pytest.approx(dense["difference in means"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ('{"text": "the cat"}\n', (), "has a row without a field label, target: its fields are text"),
+        ('{"text": "the cat", "label": 1.5}\n', (), "has a row without a field label, target: its fields are text"),
+        ("", (), "has no text of more than 2 tokens: give longer texts"),
+        ('{"text": "", "label": 1}\n', (), "has no text of more than 2 tokens: give longer texts"),
+        ('{"text": "a cat", "label": 1}\n' * 9, (), "labels has 1 classes ('1'), but needs two"),
+        (None, ("--k", "41"), "k=41 exceeds the 40 latents of this SAE"),
+        (None, ("--k", "0"), "--k '0' must be whole numbers >= 1"),
+        (None, ("--seed", "-1"), "seed=-1 must be a whole number >= 0"),
+    ],
+)
+def test_mistakes_of_probe_are_one_sentence(folder, sae, labelled, tmp_path, capsys, content, options, message):
+    if content is not None:
+        labelled.write_text(content)
+    assert run("probe", folder, tmp_path / "sae", labelled, *PROBE, *options, "--out", tmp_path / "out") == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert len(printed.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_sae_of_another_module_is_noted_once(folder, text, labelled, sae, tmp_path, capsys):
     sae.metadata["collected"] = {"module": "model.layers.2", "at": "output"}
     sae.save(tmp_path / "sae")
     given = ("--module", "model.layers.1", "--latent", 3, "--value", 60, "--prompt", "the cat", "--new", 2)
@@ -262,6 +327,7 @@ def test_an_sae_of_another_module_is_noted_once(folder, text, sae, tmp_path, cap
         ("steer", folder, tmp_path / "sae", *given),
         ("eval", folder, tmp_path / "sae", *text, *PLACE, "--steps", "1,4"),
         ("top", folder, tmp_path / "sae", *text, *PLACE, "--latents", "3", "--out", tmp_path / "top"),
+        ("probe", folder, tmp_path / "sae", labelled, *PROBE),
     ):
         assert run(*arguments) == 0
         (said,) = [line for line in capsys.readouterr().err.splitlines() if "note" in line]
@@ -367,4 +433,4 @@ def test_a_study_of_one_sae_points_to_lm_eval(folder, sae, tmp_path, capsys):
 
 def test_lm_alone_says_what_there_is(capsys):
     assert run() == 2
-    assert "lm collect, lm eval, lm top or lm steer" in capsys.readouterr().err
+    assert "lm collect, lm eval, lm top, lm steer or lm probe" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import proxsae as px
 from proxsae.data import open_rows, survey
-from proxsae.models import ablate, collect, loss_recovered, splice, steer
+from proxsae.models import ablate, collect, last_tokens, loss_recovered, splice, steer
 from proxsae.models.contexts import strongest
 from proxsae.models.losses import compare
 from proxsae.testing import assert_close
@@ -677,3 +677,36 @@ def test_a_survey_finds_rows_that_stand_out_and_what_the_mean_weighs():
     assert survey(np.eye(5, 2)).warning() is None  # most rows are 0
     with pytest.raises(px.Error, match="above=1 must be finite and > 1"):
         survey(x, above=1)
+
+
+# last tokens
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_last_tokens_are_those_of_each_sequence_alone(model, left):
+    batch = padded(left)
+    rows = [ids[real == 1] for ids, real in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    more = tokens(2, 5, seed=3)
+    found = last_tokens(model, "blocks.1", [batch, more], skip=1)
+    want = []
+    for ids in [*rows, *more]:
+        hidden = model.embed(ids[None])
+        for block in model.blocks[:2]:
+            hidden, _ = block(hidden)
+        want.append(hidden[0, -1].detach())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, torch.stack(want))
+    passes = model.passes
+    last_tokens(model, "blocks.1", [more])
+    assert model.passes == passes  # it ends at the module
+
+
+def test_rows_without_a_last_token_are_refused(model):
+    with pytest.raises(px.Error, match=r"row 2 of batch 1 has 2 tokens, but skip=2 leaves that many out: leave out"):
+        last_tokens(model, "blocks.1", [tokens(), padded()], skip=2)
+    with pytest.raises(px.Error, match="batches is empty, but a probe needs rows"):
+        last_tokens(model, "blocks.1", [])
+    with torch.no_grad():
+        model.embed.weight[3] = math.nan
+    with pytest.raises(px.Error, match=r"blocks.1 gives NaN or infinite activations for batch 0"):
+        last_tokens(model, "blocks.1", [torch.tensor([[3, 3]])])

@@ -1,20 +1,18 @@
-"""Commands with a language model in the loop: `lm collect`, `lm eval`, `lm top` and `lm steer`."""
+"""Commands with a language model in the loop: `lm collect`, `lm eval`, `lm top`, `lm steer` and `lm probe`."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 from typing import Any
 
-from proxsae.cli.common import Parser, check_path, check_sae_there, check_there, command, numbers, progress
+from proxsae.cli.common import Parser, command, numbers, progress
+from proxsae.cli.loop import TEXT, Loop, counted, kind, tokens_arguments
 from proxsae.cli.saes import SAE
 from proxsae.conventions import Error, check_count
 from proxsae.disk import check_writable, write_files
-from proxsae.studies.machine import device_named, machine, versions
 
-MODEL = "a folder of a Hugging Face model, or a GGUF file"
-TEXT = "texts: .jsonl and .csv (also .csv.zst) with a field text, prompt or content, or any text file"
+DATA = "labelled texts: .jsonl or .csv (also .csv.zst) with a field label or target beside the text"
 COLUMNS = ("steps", "nmse", "loss", "recovered (mean)", "95 %", "recovered (zero)", "kl")
 
 
@@ -28,22 +26,24 @@ def add(commands: Any) -> None:
         "proxsae lm eval smollm2.gguf runs/my-sae texts.jsonl --module model.layers.15",
     )
     kinds = lm.add_subparsers(
-        metavar="WHAT", parser_class=Parser, help="collect, eval, top or steer: `proxsae lm WHAT --help` explains each"
+        metavar="WHAT",
+        parser_class=Parser,
+        help="collect, eval, top, steer or probe: `proxsae lm WHAT --help` explains each",
     )
 
-    collect = _kind(
+    collect = kind(
         kinds, "collect", _collect,
         "write the activations at a module to a folder of .npy shards; a stopped run goes on",
         "proxsae lm collect smollm2.gguf texts.jsonl --module model.layers.15 --tokens 300000 --out rows",
     )  # fmt: skip
     collect.add_argument("text", nargs="+", metavar="TEXT", help=TEXT)
-    _tokens(collect, 300_000)
+    tokens_arguments(collect, 300_000)
     collect.add_argument(
         "--dtype", choices=("float16", "float32"), default="float32", help="on the disk (default: float32)"
     )
     collect.add_argument("--out", required=True, metavar="DIR", help="folder of the shards and their record")
 
-    evaluate = _kind(
+    evaluate = kind(
         kinds, "eval", _eval,
         "loss recovered and KL of the model with the SAE in place, at several numbers of encoder steps",
         "proxsae lm eval smollm2.gguf runs/my-sae texts.jsonl --module model.layers.15 --steps 1,4,16",
@@ -53,11 +53,11 @@ def add(commands: Any) -> None:
     evaluate.add_argument(
         "--steps", default="1,2,4,8,16", metavar="N,N,...", help="encoder steps (default: 1,2,4,8,16)"
     )
-    _tokens(evaluate, 10_000)
+    tokens_arguments(evaluate, 10_000)
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the intervals (default: 0)")
     evaluate.add_argument("--out", metavar="DIR", help="folder for rows.csv and rows.json (default: none)")
 
-    top = _kind(
+    top = kind(
         kinds, "top", _top, "a page of the contexts in which latents fire most, both signs in two columns",
         "proxsae lm top smollm2.gguf runs/my-sae texts.jsonl --module model.layers.15 --out runs/top",
     )  # fmt: skip
@@ -70,10 +70,10 @@ def add(commands: Any) -> None:
     )
     top.add_argument("--count", type=int, default=10, metavar="N", help="contexts of each sign (default: 10)")
     top.add_argument("--steps", type=int, default=1, metavar="T", help="encoder steps (default: 1)")
-    _tokens(top, 30_000)
+    tokens_arguments(top, 30_000)
     top.add_argument("--out", required=True, metavar="DIR", help="folder of report.html")
 
-    steer = _kind(
+    steer = kind(
         kinds, "steer", _steer, "what the model writes with a latent set to -v, 0 and +v",
         "proxsae lm steer smollm2.gguf runs/my-sae --module model.layers.15 --latent 7 --value 40 --prompt 'I think'",
     )  # fmt: skip
@@ -83,84 +83,36 @@ def add(commands: Any) -> None:
     steer.add_argument("--prompt", required=True, metavar="TEXT", help="how the text begins")
     steer.add_argument("--new", type=int, default=40, metavar="N", help="tokens to write (default: 40)")
 
+    probe = kind(
+        kinds, "probe", _probe,
+        "how well the few best latents tell two classes of texts apart, at several numbers of encoder steps",
+        "proxsae lm probe smollm2.gguf runs/my-sae 92_glue_sst2.csv.zst --module model.layers.15 --steps 1,16",
+    )  # fmt: skip
+    probe.add_argument("sae", metavar="SAE", help=SAE)
+    probe.add_argument("text", nargs=1, metavar="DATA", help=DATA)
+    probe.add_argument("--steps", default="1,16", metavar="N,N,...", help="encoder steps (default: 1,16)")
+    probe.add_argument("--k", default="1,4,16,64", metavar="K,K,...", help="latents (default: 1,4,16,64)")
+    probe.add_argument(
+        "--length", type=int, default=1024, metavar="N", help="last tokens of a text that are run (default: 1024)"
+    )
+    probe.add_argument("--batch-size", type=int, default=8, metavar="N", help="texts run together (default: 8)")
+    probe.add_argument("--seed", type=int, default=42, help="seed of the split and the probes (default: 42)")
+    probe.add_argument("--out", metavar="DIR", help="folder for rows.csv and rows.json (default: none)")
+
 
 def _help(arguments: argparse.Namespace) -> int:
-    msg = "say what: lm collect, lm eval, lm top or lm steer (see `proxsae lm --help`)"
+    msg = "say what: lm collect, lm eval, lm top, lm steer or lm probe (see `proxsae lm --help`)"
     raise Error(msg)
 
 
-def _kind(kinds: Any, name: str, run: Any, description: str, example: str) -> argparse.ArgumentParser:
-    parser = command(kinds, name, run, description, example)
-    parser.add_argument("model", metavar="MODEL", help=MODEL)
-    parser.add_argument(
-        "--module", required=True, metavar="NAME", help="dotted name of a module, such as model.layers.15"
-    )
-    parser.add_argument("--at", choices=("output", "input"), default="output", help="of the module (default: output)")
-    parser.add_argument(
-        "--skip", type=int, default=1, metavar="N",
-        help="first tokens of each row that are left alone, as attention sinks have to be (default: 1)",
-    )  # fmt: skip
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    return parser
-
-
-def _tokens(parser: argparse.ArgumentParser, count: int) -> None:
-    parser.add_argument("--tokens", type=int, default=count, metavar="N", help=f"tokens to run (default: {count})")
-    parser.add_argument("--length", type=int, default=128, metavar="N", help="tokens a row (default: 128)")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows run together (default: 8)")
-
-
-class _Loop:
-    """The model, its tokenizer, the SAE and the batches that a command names."""
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        texts, sae = getattr(arguments, "text", ()), getattr(arguments, "sae", None)
-        for name, path in (
-            ("MODEL", arguments.model), ("SAE", sae), *(("TEXT", text) for text in texts),
-            ("--out", getattr(arguments, "out", None)),
-        ):  # fmt: skip
-            check_path(name, path)
-        for path in (arguments.model, *texts):
-            check_there(path)
-        check_sae_there(sae)
-        for name in ("skip", "tokens", "length", "batch_size", "new", "count"):
-            if hasattr(arguments, name):
-                check_count(f"--{name.replace('_', '-')}", getattr(arguments, name), int(name != "skip"))
-        device = device_named(arguments.device)
-
-        from proxsae.models.huggingface import open_model
-        from proxsae.sae import load
-
-        self.sae: Any = load(arguments.sae).to(device) if hasattr(arguments, "sae") else None
-        self.model, self.tokenizer = open_model(arguments.model)
-        self.model.to(device)
-        self.arguments = arguments
-        self.where = {"at": arguments.at, "skip": arguments.skip}
-
-    def batches(self) -> Any:
-        """The batches of tokens, one at a time."""
-        from proxsae.models.huggingface import texts, token_batches
-
-        a = self.arguments
-        return token_batches(texts(a.text), self.tokenizer, a.length, a.batch_size, a.tokens)
-
-    def about(self, **more: Any) -> dict[str, Any]:
-        """What the run was."""
-        a = self.arguments
-        return {
-            "model": a.model, "module": f"{a.at} of {a.module}", **more, "skip": a.skip, "device": a.device,
-            "machine": machine(), "versions": versions(), "command": "proxsae " + " ".join(sys.argv[1:]),
-        }  # fmt: skip
-
-
 def _collect(arguments: argparse.Namespace) -> int:
-    loop = _Loop(arguments)
+    loop = Loop(arguments)
 
     from proxsae.models import collect
 
     with progress("tokens") as shown:
         record = collect(
-            loop.model, arguments.module, _counted(loop.batches(), arguments.tokens, shown), arguments.out,
+            loop.model, arguments.module, counted(loop.batches(), arguments.tokens, shown), arguments.out,
             dtype=arguments.dtype, **loop.where,
         )  # fmt: skip
     norms = record["norms"]
@@ -170,20 +122,11 @@ def _collect(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _counted(batches: Any, total: int, shown: Any) -> Any:
-    """The batches, with the tokens so far shown."""
-    done = 0
-    for batch in batches:
-        yield batch
-        done += int(batch["attention_mask"].sum())
-        shown(min(done, total), total)
-
-
 def _eval(arguments: argparse.Namespace) -> int:
     steps = numbers("--steps", arguments.steps)
     if arguments.out:
         check_writable(arguments.out)
-    loop = _Loop(arguments)
+    loop = Loop(arguments)
 
     from proxsae.models.losses import compare
     from proxsae.report.rows import as_csv, as_json
@@ -214,7 +157,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 def _top(arguments: argparse.Namespace) -> int:
     chosen = numbers("--latents", arguments.latents, 0)
     check_writable(arguments.out)
-    loop = _Loop(arguments)
+    loop = Loop(arguments)
 
     from proxsae.models.contexts import strongest
     from proxsae.report import Section, Table, write_report
@@ -225,7 +168,7 @@ def _top(arguments: argparse.Namespace) -> int:
         msg = f"--latents {outside[0]} must be below {sae.d_sae}: this SAE has no other"
         raise Error(msg)
     with progress("tokens") as shown:
-        batches = _counted(loop.batches(), arguments.tokens, shown)
+        batches = counted(loop.batches(), arguments.tokens, shown)
         table, tokens = strongest(loop.model, batches, arguments.module, sae, arguments.count, **loop.where)
     if not chosen:
         order = sorted(table, key=lambda one: one.up + one.down, reverse=True)
@@ -259,7 +202,7 @@ def _top(arguments: argparse.Namespace) -> int:
 
 
 def _steer(arguments: argparse.Namespace) -> int:
-    loop = _Loop(arguments)
+    loop = Loop(arguments)
 
     import torch
 
@@ -277,4 +220,46 @@ def _steer(arguments: argparse.Namespace) -> int:
             )
         written = loop.tokenizer.decode(ids[0], skip_special_tokens=True)
         print(f"z_{arguments.latent} = {value:g}: {' '.join(written.split())}")
+    return 0
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    steps, ks = numbers("--steps", arguments.steps), numbers("--k", arguments.k)
+    if arguments.out:
+        check_writable(arguments.out)
+    loop = Loop(arguments)
+
+    from proxsae.models import dense_probes, last_tokens, probe, split
+    from proxsae.models.huggingface import labelled_texts
+    from proxsae.models.interventions import warn_elsewhere
+    from proxsae.report.rows import as_csv, as_json
+    from proxsae.sae.evaluation import unrolled
+
+    batches, places, labels, left_out = labelled_texts(
+        arguments.text[0], loop.tokenizer, arguments.length, arguments.batch_size, arguments.skip
+    )
+    warn_elsewhere([loop.sae], arguments.module, arguments.at)
+    train, test = parts = split(labels, seed=arguments.seed)
+    with progress("tokens") as shown:
+        total = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        x = last_tokens(loop.model, arguments.module, counted(batches, total, shown), **loop.where)[places]
+    dense = dense_probes(x, labels, parts, arguments.seed)
+    rows = [
+        {"steps": t, **row}
+        for t in steps
+        for row in probe(unrolled(loop.sae, t, None, "dictionary"), x, labels, parts, ks, arguments.seed)
+    ]
+    if arguments.out:
+        meta = loop.about(sae=arguments.sae, data=arguments.text[0], **dense)
+        flat = [{**row, "latents": " ".join(map(str, row["latents"]))} for row in rows]
+        write_files({"rows.csv": as_csv(flat), "rows.json": as_json(flat, meta)}, arguments.out)
+    print(f"{len(labels)} texts, {len(train)} to train on and {len(test)} for the test", end="")
+    print(f"; {left_out} with no token beyond the first {arguments.skip} are left out" if left_out else "")
+    print(f"the positive class is {max(labels)!r}\n")
+    print(f"{'steps':>22}{'k':>8}{'auc':>10}{'accuracy':>10}{'f1':>10}  best latents")
+    for name, found in dense.items():
+        print(f"{name:>22}{x.shape[1]:>8}{found['auc']:>10.4f}{found['accuracy']:>10.4f}{found['f1']:>10.4f}")
+    for row in rows:
+        best = ", ".join(map(str, row["latents"][:4])) + (", ..." if row["k"] > 4 else "")
+        print(f"{row['steps']:>22}{row['k']:>8}{row['auc']:>10.4f}{row['accuracy']:>10.4f}{row['f1']:>10.4f}  {best}")
     return 0

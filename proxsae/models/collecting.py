@@ -188,3 +188,36 @@ def _resumed(folder: Path, what: dict[str, Any]) -> dict[str, Any]:
             msg = f"{folder} was collected with {name}={before[name]!r}, not {value!r}: choose another folder"
             raise Error(msg)
     return state
+
+
+def last_tokens(model: nn.Module, module: str, batches: Iterable[Any], at: str = "output", skip: int = 0) -> Tensor:
+    """The activation at the last token of each sequence: (sequences, d), float32, on the CPU.  Probes read it.
+
+    The arguments are those of `collect`.  Padding may stand on either side; a forward pass ends at the module.
+
+    Raises `Error` as `collect` does, and for a sequence that has no token beyond the first `skip`.
+
+    >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 4))
+    >>> tuple(last_tokens(model, "1", [torch.arange(6).reshape(2, 3)]).shape)
+    (2, 4)
+    """
+    place, rows = Place(model, module, at, skip), list[Tensor]()
+    with evaluating(model):
+        for number, batch in enumerate(each_of(batches, model)):
+            x, _ = place.read(partial(batch.run, model))
+            batch.check_tokens(x, "the last token")
+            counts = batch.real.sum(dim=1)
+            if bool((counts <= skip).any()):
+                row = int((counts <= skip).nonzero()[0])
+                msg = f"row {row} of batch {number} has {int(counts[row])} tokens, but skip={skip} leaves that many out"
+                raise Error(msg + ": leave out short texts")
+            last = (batch.real * torch.arange(batch.ids.shape[1], device=batch.ids.device)).argmax(dim=1)
+            part = x[torch.arange(len(x), device=x.device), last].float().cpu()
+            if not bool(part.isfinite().all()):
+                msg = f"{module} gives NaN or infinite activations for batch {number}: run the model in float32"
+                raise Error(msg)
+            rows.append(part)
+    if not rows:
+        msg = "batches is empty, but a probe needs rows: a list of token tensors (batch, tokens), for example"
+        raise Error(msg)
+    return torch.cat(rows)

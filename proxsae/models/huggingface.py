@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -20,6 +20,7 @@ from proxsae.disk import sentence
 
 AHEAD = 32  # batches of tokens that are cut before the first is given
 FIELDS = ("text", "prompt", "content")  # of a line or a row: the first that is there
+LABELS = ("label", "target")
 
 
 def open_model(path: str) -> tuple[nn.Module, Any]:
@@ -57,39 +58,76 @@ def texts(paths: Iterable[str]) -> Iterator[str]:
     that cannot be read and one without such a field.
     """
     for path in paths:
-        file = Path(path)
+        for row in _rows(Path(path)):
+            yield _field(row, Path(path), FIELDS)
+
+
+def _rows(file: Path) -> Iterator[Any]:
+    """The lines or rows of a file; of a file that has none, its whole text."""
+    try:
+        content = file.read_bytes()
+        if file.suffix == ".zst":
+            content = library("zstandard", "lm").ZstdDecompressor().stream_reader(io.BytesIO(content)).read()
+        lines = content.decode("utf-8-sig")
+    except OSError as problem:
+        msg = f"cannot read {file}: {problem.strerror or problem}"
+        raise Error(msg) from None
+    except UnicodeDecodeError:
+        msg = f"{file} is not a text in UTF-8"
+        raise Error(msg) from None
+    kind = file.name.removesuffix(".zst").rpartition(".")[2]
+    if kind == "jsonl":
         try:
-            content = file.read_bytes()
-            if file.suffix == ".zst":
-                content = library("zstandard", "lm").ZstdDecompressor().stream_reader(io.BytesIO(content)).read()
-            lines = content.decode("utf-8-sig")
-        except OSError as problem:
-            msg = f"cannot read {file}: {problem.strerror or problem}"
+            yield from (json.loads(line) for line in lines.splitlines() if line.strip())
+        except json.JSONDecodeError as problem:
+            msg = f"{file} has a line that is not JSON: {problem.msg}"
             raise Error(msg) from None
-        except UnicodeDecodeError:
-            msg = f"{file} is not a text in UTF-8"
-            raise Error(msg) from None
-        kind = file.name.removesuffix(".zst").rpartition(".")[2]
-        if kind == "jsonl":
-            try:
-                yield from (_field(json.loads(line), file) for line in lines.splitlines() if line.strip())
-            except json.JSONDecodeError as problem:
-                msg = f"{file} has a line that is not JSON: {problem.msg}"
-                raise Error(msg) from None
-        elif kind == "csv":
-            yield from (_field(row, file) for row in csv.DictReader(io.StringIO(lines)))
-        else:
-            yield lines
+    elif kind == "csv":
+        yield from csv.DictReader(io.StringIO(lines))
+    else:
+        yield {FIELDS[0]: lines}
 
 
-def _field(row: Any, file: Path) -> str:
+def _field(row: Any, file: Path, wanted: tuple[str, ...], kinds: tuple[type, ...] = (str,)) -> str:
     if isinstance(row, dict):
-        for name in FIELDS:
-            if isinstance(row.get(name), str):
+        for name in wanted:
+            if isinstance(row.get(name), kinds):
                 return str(row[name])
     names = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-    msg = f"{file} has a row without a field {', '.join(FIELDS)}: its fields are {sentence(names)}"
+    msg = f"{file} has a row without a field {', '.join(wanted)}: its fields are {sentence(names)}"
     raise Error(msg)
+
+
+class LabelledTexts(NamedTuple):
+    """Batches with a row for each text; the place of each text among these rows; its label; how many are left out."""
+
+    batches: list[dict[str, Any]]
+    places: list[int]
+    labels: list[str]
+    left_out: int
+
+
+def labelled_texts(path: str, tokenizer: Any, length: int, rows: int, skip: int) -> LabelledTexts:
+    """The texts of a file, of each its last `length` tokens, and their labels: the field label or target.
+
+    Texts of like length are run together.  Those without a token beyond the first `skip` are left out.  Raises `Error`
+    as `texts` does, and where no text is left.
+    """
+    file = Path(path)
+    found = [(_field(row, file, FIELDS), _field(row, file, LABELS, (str, int))) for row in _rows(file)]
+    tokenizer.truncation_side = "left"  # the end of a text is what a probe reads
+    ids = tokenizer([text for text, _ in found], truncation=True, max_length=length)["input_ids"] if found else []
+    kept = [i for i, row in enumerate(ids) if len(row) > skip]
+    if not kept:
+        msg = f"{file} has no text of more than {skip} tokens: give longer texts"
+        raise Error(msg)
+    order = sorted(range(len(kept)), key=lambda i: len(ids[kept[i]]))
+    batches = [
+        dict(tokenizer.pad({"input_ids": [ids[kept[i]] for i in order[start : start + rows]]}, return_tensors="pt"))
+        for start in range(0, len(order), rows)
+    ]
+    places = sorted(range(len(order)), key=lambda row: order[row])
+    return LabelledTexts(batches, places, [found[i][1] for i in kept], len(ids) - len(kept))
 
 
 def token_batches(

@@ -256,6 +256,6 @@ plant(
 plant(
     "k-sparse: the largest, not the largest magnitudes",
     "prop-one-step-orthonormal",
-    KSparse=planted_ksparse(lambda u, k: np.where(u >= np.sort(u)[-k], u, 0)),
+    KSparse=planted_ksparse(lambda u, k: np.where(u >= np.sort(u)[..., -k, None], u, 0)),
 )
 plant("l0: the threshold of mu = 1", "prop-one-step-orthonormal", L0=_l0_without_step)
