@@ -1,6 +1,7 @@
 """`proxsae lm` and `px.models` on models of transformers: tiny random ones, made here."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from proxsae.cli import main
 from proxsae.data import open_rows
 from proxsae.models import collect, loss_recovered, splice, steer
 from proxsae.models.contexts import AROUND, strongest
-from proxsae.models.huggingface import open_model, texts, token_batches
+from proxsae.models.huggingface import labelled_texts, open_model, texts, token_batches
 
 WORDS = [
     "the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "red", "blue", "and", "then", "it", "was",
@@ -386,18 +387,30 @@ def rows(llama, folder, text, tmp_path):
 def test_a_study_takes_the_model_into_the_loop(folder, text, rows, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("proxsae.studies.parts.depth.measure.TRAINING", {"abstopk": 1.0})
     monkeypatch.setattr("proxsae.studies.parts.model.measure.PENALTIES", ("abstopk",))
-    assert study(rows, folder, text, tmp_path / "out") == 0
+    lines = ["label,text", *(f'{"ab"[i % 2]},"{story(3 + i % 5, i)} {WORDS[i % 2]}"' for i in range(110))]
+    labelled = str(tmp_path / "labelled.csv")
+    Path(labelled).write_text("\n".join(lines))
+    assert study(rows, folder, text, tmp_path / "out", **{"--labels": labelled}) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "Does it help the model?" in printed
     assert "The model's own loss is" in printed
     page = (tmp_path / "out" / "report.html").read_text()
     assert "output of model.layers.1, first tokens left alone: 1" in page
-    assert f"--model {folder} --module model.layers.1 --model-tokens 60 --text {' '.join(text)}" in page
+    assert (
+        f"--model {folder} --module model.layers.1 --labels {labelled} --model-tokens 60 --text {' '.join(text)}"
+        in page
+    )
     saved = json.loads((tmp_path / "out" / "rows.json").read_text())["rows"]
     model, tokenizer = open_model(str(folder))
     batches = list(token_batches(texts(text), tokenizer, tokens=60))
     sae = px.load(tmp_path / "out" / "saes" / "abstopk-train1-seed0")
     want = loss_recovered(model, batches, "model.layers.1", sae.unrolled(16, px.ExactStep()), skip=1)
+    probed = [row for row in saved if row.get("kind") == "probe"]
+    kept = labelled_texts(labelled, tokenizer, 128, 8, 1)
+    x = px.models.last_tokens(model, "model.layers.1", kept.batches, skip=1)[kept.places]
+    first = px.models.probe(sae, x, kept.labels, ks=(4,))[0]
+    (one,) = (row for row in probed if (row["steps"], row["k"]) == (1, 4))
+    assert (one["auc"], one["f1"]) == pytest.approx((first["auc"], first["f1"]), abs=0.02)
     (row,) = (row for row in saved if row["part"] == "model" and row["kind"] == "loss" and row["steps"] == 16)
     assert (row["loss_spliced"], row["kl"]) == pytest.approx((want["loss_spliced"], want["kl"]), rel=1e-4)
 

@@ -27,6 +27,9 @@ V, D, P, K = 40, 16, 32, 4
 MODULE = "layers.1"
 
 
+CAUSAL = torch.ones(64, 64, dtype=torch.bool).triu(1)
+
+
 class Model(nn.Module):
     """A causal transformer of three layers."""
 
@@ -38,7 +41,7 @@ class Model(nn.Module):
 
     def forward(self, input_ids, attention_mask=None):
         s = input_ids.shape[1]
-        hidden, later = self.embed(input_ids), torch.ones(s, s, dtype=torch.bool).triu(1)
+        hidden, later = self.embed(input_ids), CAUSAL[:s, :s]
         padding = None if attention_mask is None else attention_mask == 0
         for layer in self.layers:
             hidden = layer(hidden, later, padding)
@@ -180,7 +183,7 @@ def test_states_are_a_row_for_each_token_that_counts(model):
     assert found.token.tolist() == [*ids[0, 1:].tolist(), *ids[1, 1:4].tolist()]
     assert found.next.tolist() == [*ids[0, 2:].tolist(), -1, *ids[1, 2:4].tolist(), -1]
     assert found.sequence.tolist() == [0] * 5 + [1] * 3
-    later = torch.ones(6, 6, dtype=torch.bool).triu(1)
+    later = CAUSAL[:6, :6]
     with torch.no_grad():
         below = model.layers[0](model.embed(ids), later)
         for a, hidden in ((found.x, model.layers[1](below, later)), (found.below, below)):
@@ -193,7 +196,7 @@ def test_prompts_are_the_beginnings_of_the_longest_rows(model, text):
     ids = torch.randint(3, V, (3, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[1] + 8 * [0], 9 * [1], 5 * [1] + 4 * [0]])
     short = {"input_ids": torch.tensor([[3]]), "attention_mask": torch.tensor([[1]])}
-    loop = opened(model, MODULE, [short, {"input_ids": ids, "attention_mask": mask}], "output", 1, 99, "cpu", D)
+    loop = opened(model, MODULE, [short, {"input_ids": ids, "attention_mask": mask}], "output", 1, 99, "cpu", D, None)
     assert loop.tokens == 1 + 1 + 9 + 5
     found = loop.prompts(2, 7)
     assert torch.equal(found.ids, ids[[1, 2], :7])
@@ -203,7 +206,7 @@ def test_prompts_are_the_beginnings_of_the_longest_rows(model, text):
 
 def test_a_task_measures_the_saes_of_the_part_on_depth(model, text, rows, tmp_path, few):
     x = torch.tensor(px.data.open_rows(rows)[:])
-    loop = opened(model, MODULE, text, "output", 1, 300, "cpu", D)
+    loop = opened(model, MODULE, text, "output", 1, 300, "cpu", D, None)
     assert loop.tokens == 432, "whole batches"
     made = Setting(x[:300], x[300:], P, K, (3,), 5, (1, 2), tmp_path, False, 1e-4, loop)
     for task in depth_part.tasks(made):
@@ -226,6 +229,31 @@ def test_a_task_measures_the_saes_of_the_part_on_depth(model, text, rows, tmp_pa
     kinds = [(row["kind"], row["penalty"], row["train_depth"], row["steps"]) for row in found if row["kind"] != "loss"]
     assert kinds == [("contexts", "abstopk", 1, 1), ("steering", "abstopk", 1, 1), ("contexts", "abstopk", 1, 3)]
     assert measure.tasks(replace(made, loop=None)) == []
+
+
+def test_saes_are_probed_on_labelled_texts(model, text, rows, tmp_path, few):
+    ids = torch.randint(3, V, (120, 6), generator=torch.Generator().manual_seed(9))
+    labels = ["low" if last < V // 2 else "high" for last in ids[:, -1].tolist()]
+    loop = opened(model, MODULE, text, "output", 1, 300, "cpu", D, (list(ids.split(50)), labels))
+    x = torch.tensor(px.data.open_rows(rows)[:])
+    made = Setting(x[:300], x[300:], P, K, (3,), 5, (1,), tmp_path, False, 1e-4, loop)
+    depth_part.tasks(made)[1].run()
+    found = [row for row in measure.tasks(made)[0].run() if row["kind"] == "probe"]
+    assert [(row["steps"], row["k"]) for row in found] == list(itertools.product((1, 3), measure.PROBED))
+    with torch.no_grad():
+        last = model.layers[1](model.layers[0](model.embed(ids), CAUSAL[:6, :6]), CAUSAL[:6, :6])[:, -1]
+    x = loop.labelled[0]
+    torch.testing.assert_close(x, last)
+    deep = made.kept("abstopk-train1-seed3").unrolled(3, px.ExactStep())
+    for row, want in zip(found[3:], px.models.probe(deep, x, labels, ks=measure.PROBED), strict=True):
+        assert (row["auc"], row["f1"]) == (want["auc"], want["f1"])
+    told = " ".join(report.findings(loss_rows(lambda *_: 0.4, last=3) + found))
+    assert "F1 of probes on labelled texts, after one step and after 3, by the number of latents 1: " in told
+    with pytest.raises(px.Error, match="too few to train on"):
+        opened(model, MODULE, text, "output", 1, 300, "cpu", D, (list(ids[:20].split(5)), labels[:20]))
+    with pytest.raises(px.Error, match="--labels has 120 labels for 119 rows of tokens"):
+        opened(model, MODULE, text, "output", 1, 300, "cpu", D, ([ids[:119]], labels))
+    assert loop.what() != replace(loop, labels=(loop.labels[0], labels[::-1])).what()
 
 
 # the study
@@ -275,6 +303,7 @@ def test_a_study_on_a_model_goes_on_where_it_was_interrupted(model, text, rows, 
         ({"module": "head"}, "head has activations of width 40, but the rows have 16: collect rows of that"),
         ({"model_tokens": 0}, "--model-tokens=0 must be a whole number >= 1"),
         ({"skip": -1}, "skip=-1 must be a whole number >= 0"),
+        ({"labels": "a.csv"}, "--labels must be a path for a model from a path, and (batches, labels) for a module"),
         ({"at": "middle"}, "at='middle' must be"),
         ({"text": [torch.zeros(2, 3)]}, "batch 0 holds Tensor of shape (2, 3)"),
     ],
@@ -419,12 +448,33 @@ def test_verdicts_on_signs():
     assert probe not in found(losses + without)
 
 
+def test_verdicts_on_probes_turn_with_the_rows():
+    def probed(f1):
+        return loss_rows(lambda *_: 0.4) + [
+            {"part": "model", "kind": "probe", "penalty": penalty, "train_depth": 1, "seed": seed, "rule": "exact",
+             "steps": t, "k": k, "l0": 4.0, "f1": f1(penalty, t) + 0.01 * seed * k}
+            for penalty in ("abstopk", "topk", "jumprelu") for seed in range(3) for t in (1, 16) for k in (1, 4)
+        ]  # fmt: skip
+
+    better, worse = (
+        found(probed(lambda penalty, t, sign=sign: 0.6 + sign * (0.1 * (penalty == "abstopk") + 0.01 * t)))
+        for sign in (1, -1)
+    )
+    for text in (
+        "k-sparse probes on AbsTopK latents tell labelled texts apart better than on those of TopK",
+        "k-sparse probes on AbsTopK latents tell labelled texts apart better than on those of JumpReLU",
+        "More steps of the same weights make k-sparse probes on TopK latents better",
+    ):
+        assert [rows[text].verdict for rows in (better, worse)] == [YES, NO], text
+    assert better[text].measured.startswith("F1 with 1, 4 latents 0.785 and 0.635, difference 0.150 [")
+
+
 def test_with_a_model_the_table_says_what_stays_out_of_reach():
     rows = loss_rows(lambda penalty, depth, t: 0.4 / t)
     cannot = {text: claim.measured for text, claim in found(rows).items() if claim.verdict == CANNOT}
     assert "AbsTopK keeps more of the model's loss (Loss Recovered)" not in cannot
     assert len(cannot) == 5
-    assert "needs labelled texts" in " ".join(cannot.values())
+    assert "needs all sets of the benchmark" in " ".join(cannot.values())
     section = claims.section(rows, "", packaged=False)
     assert "5 cannot be tested here" in section.findings[0]
     assert "said or asked by" in section.shown[0].headings

@@ -21,7 +21,7 @@ from proxsae.studies.machine import device_named
 
 # Options without sense for --sae.
 TRAINS = ("budget", "parts", "d_sae", "k", "train_steps", "train_depths", "seeds")
-LOOP = ("model", "module", "text", "at", "skip", "model_tokens")
+LOOP = ("model", "module", "text", "at", "skip", "model_tokens", "labels")
 
 
 def add(commands: Any) -> None:
@@ -62,6 +62,9 @@ def add(commands: Any) -> None:
     depth.add_argument("--at", choices=("output", "input"), help="with --model: of the module (default: output)")
     depth.add_argument("--skip", type=int, metavar="N", help="with --model: first tokens left alone (default: 1)")
     depth.add_argument("--model-tokens", type=int, metavar="N", help="with --model: tokens to run (default: 2000)")
+    depth.add_argument(
+        "--labels", metavar="DATA", help="with --model: labelled texts of two classes, as of lm probe, to probe SAEs on"
+    )
     depth.add_argument("--d-sae", type=int, metavar="P", help="number of latents (default: 3 d_in)")
     depth.add_argument(
         "--k",
@@ -86,9 +89,9 @@ def _depth(arguments: argparse.Namespace) -> int:
     from proxsae.studies.progress import Progress
 
     texts = arguments.text or ()
-    for name in ("data", "sae", "out", "model"):
+    for name in ("data", "sae", "out", "model", "labels"):
         check_path(f"--{name}", getattr(arguments, name))
-    for path in (arguments.data, arguments.model, *texts):
+    for path in (arguments.data, arguments.model, arguments.labels, *texts):
         check_there(path)
     check_sae_there(arguments.sae)
     check_seed(arguments.seed)
@@ -120,7 +123,7 @@ def _depth(arguments: argparse.Namespace) -> int:
             request = Request(
                 arguments.data, arguments.budget, parts, arguments.d_sae, arguments.k, arguments.train_steps, depths,
                 arguments.seeds, arguments.seed, device, arguments.outliers, arguments.model, arguments.module, texts,
-                arguments.at, arguments.skip, arguments.model_tokens,
+                arguments.at, arguments.skip, arguments.model_tokens, arguments.labels,
             )  # fmt: skip
             found = carry_out(request, out, progress, written)
     # The report begins with the answer, a terminal ends with it.

@@ -50,6 +50,7 @@ def depth(
     at: str | None = None,
     skip: int | None = None,
     model_tokens: int | None = None,
+    labels: Any = None,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Study:
@@ -77,6 +78,8 @@ def depth(
     at, skip, model_tokens
                   as `px.models.collect` has them: by default "output" and 1; and how many tokens are run, by default
                   2000
+    labels        labelled texts of two classes, on which SAEs are probed (`px.models.probe`): the path of a file for a
+                  model from a path, else batches of tokens and a label for each row, (batches, labels)
     out           a folder that keeps SAEs, journal and report: the same call resumes an interrupted study.  Without one
                   nothing is kept but what is returned
     progress      whether lines, and on a terminal a bar, are shown on stderr
@@ -94,7 +97,7 @@ def depth(
     """
     home = None if out is None else Path(check_path("out", out))
     loop: dict[str, Any] = {"model": model, "module": module, "text": text, "at": at, "skip": skip}
-    loop["model_tokens"] = model_tokens
+    loop |= {"model_tokens": model_tokens, "labels": labels}
     with Progress(progress) as bar:
         if isinstance(sae_or_rows, SAE):
             asked = Request(None, budget, parts, d_sae, k, train_steps, train_depths, seeds, seed, device, **loop)

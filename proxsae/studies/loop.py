@@ -16,12 +16,15 @@ from torch import Tensor, nn
 
 from proxsae.conventions import Error
 from proxsae.models.batches import Batch, each_of, evaluating
-from proxsae.models.collecting import about
+from proxsae.models.collecting import about, last_tokens
 from proxsae.models.losses import Comparison
 from proxsae.models.places import Place
+from proxsae.models.probing import split
 
 PASSES = 3.5  # forward passes of a comparison without SAEs: the mean needs those up to the module only
 TIMED = 64  # tokens of one sequence, by which a pass is timed
+LENGTH = 128  # tokens of a labelled text, the last ones
+ROWS = 8  # texts that are run together
 
 
 class States(NamedTuple):
@@ -45,6 +48,7 @@ class Loop:
     """A model, a place in it as `px.models` names it, and batches of tokens, `tokens` of them.
 
     seconds   that a forward pass of all of them takes on this machine
+    labels    batches of labelled texts, and a label for each of their rows, of two classes, where there are any
     """
 
     model: nn.Module
@@ -54,6 +58,7 @@ class Loop:
     skip: int
     tokens: int
     seconds: float
+    labels: tuple[list[Any], list[Any]] | None = None
 
     @cached_property
     def comparison(self) -> Comparison:
@@ -79,6 +84,13 @@ class Loop:
                 parts.append([a.cpu() for a in (x[which], under, batch.ids[which], after[which], row[which])])
         return States(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
+    @cached_property
+    def labelled(self) -> tuple[Tensor, Any]:
+        """The activations at the last token of labelled texts (n, d_in), measured once in a run, and the labels."""
+        assert self.labels is not None
+        batches, labels = self.labels
+        return last_tokens(self.model, self.module, batches, self.at, self.skip), labels
+
     def _below(self, run: Callable[[], Any], which: Tensor) -> Tensor:
         """The activations at the input of the module, (n, d'), and (n, 0) where it has none that differ."""
         with suppress(Error):  # an embedding takes whole numbers
@@ -92,19 +104,24 @@ class Loop:
         """The beginnings of the longest rows of one batch."""
         return Batch(_beginnings(self.batches, self.model, rows, length), self.model, 0)
 
+    def _digest(self, batches: list[Any], labels: Iterable[Any] = ()) -> str:
+        digest = hashlib.sha256(repr([str(label) for label in labels]).encode())
+        for batch in each_of(batches, self.model):
+            digest.update(batch.ids.cpu().numpy().tobytes() + batch.real.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     def what(self) -> dict[str, Any]:
         """What tells one loop from another, for a journal."""
-        digest = hashlib.sha256()
-        for batch in each_of(self.batches, self.model):
-            digest.update(batch.ids.cpu().numpy().tobytes() + batch.real.cpu().numpy().tobytes())
+        batches, labels = self.labels or ([], [])
         return {
-            "the model": about(self.model)["weights"], "the texts": digest.hexdigest()[:16],
+            "the model": about(self.model)["weights"], "the texts": self._digest(self.batches),
+            "the labelled texts": self._digest(batches, labels),
             "--module": self.module, "--at": self.at, "--skip": self.skip,
         }  # fmt: skip
 
 
 def opened(
-    model: Any, module: str, text: Iterable[Any], at: str, skip: int, tokens: int, device: str, d_in: int
+    model: Any, module: str, text: Iterable[Any], at: str, skip: int, tokens: int, device: str, d_in: int, labels: Any
 ) -> Loop:
     """The loop of a model and of about so many tokens of texts, both from files or both as torch knows them.
 
@@ -112,11 +129,21 @@ def opened(
     loss: all of this before anything is trained.
     """
     if isinstance(model, (str, os.PathLike)):
-        from proxsae.models.huggingface import open_model, texts, token_batches
+        from proxsae.models.huggingface import labelled_texts, open_model, texts, token_batches
 
         model, tokenizer = open_model(os.fspath(model))
         model.to(device)
-        text = token_batches(texts(map(os.fspath, text)), tokenizer, tokens=tokens)
+        text = list(token_batches(texts(map(os.fspath, text)), tokenizer, tokens=tokens))
+        if labels is not None:
+            found = labelled_texts(os.fspath(labels), tokenizer, LENGTH, ROWS, skip)
+            of_row = dict(zip(found.places, found.labels, strict=True))
+            labels = found.batches, [of_row[row] for row in range(len(of_row))]
+    if labels is not None:
+        split(labels[1])  # refuses what is not two classes, and texts too few
+        count = sum(len(batch.ids) for batch in each_of(labels[0], model))
+        if count != len(labels[1]):
+            msg = f"--labels has {len(labels[1])} labels for {count} rows of tokens, but needs one for each"
+            raise Error(msg)
     place = Place(model, module, at, skip)
     taken = list(_up_to(tokens, text, model))
     one = _beginnings(taken, model, 1, TIMED)
@@ -130,7 +157,7 @@ def opened(
     Comparison(model, [one], module, at, skip).of({})
     a_token = (time.perf_counter() - started) / PASSES / Batch(one, model, 0).ids.numel()
     count = sum(int(batch.real.sum()) for batch in each_of(taken, model))
-    return Loop(model, module, taken, at, skip, count, a_token * count)
+    return Loop(model, module, taken, at, skip, count, a_token * count, labels)
 
 
 def _up_to(tokens: int, batches: Iterable[Any], model: nn.Module) -> Iterator[Any]:

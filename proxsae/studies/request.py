@@ -52,6 +52,7 @@ class Request:
                   the place that the rows come from, as `px.models.collect` names it; "output" and 1 by default
     text          paths of texts, or batches of tokens
     model_tokens  how many tokens of them are run, 2000 by default
+    labels        labelled texts of two classes, where there are any: a path, or batches of tokens and a label a row
     """
 
     data: Any = None
@@ -71,6 +72,7 @@ class Request:
     at: str | None = None
     skip: int | None = None
     model_tokens: int | None = None
+    labels: Any = None
 
     @property
     def named(self) -> bool:
@@ -83,6 +85,7 @@ class Request:
         given = {"data": _as_word(self.data, "ROWS.npy")} | given | more
         if self.model is not None:
             given |= {"model": _as_word(self.model, "MODEL"), "module": self.module}
+            given |= {"labels": _as_word(self.labels, "LABELS")}
             given |= {name: value for name in LOOP if (value := getattr(self, name)) != LOOP[name]}
         words = ["proxsae", "depth"]
         for name, value in given.items():
@@ -124,7 +127,7 @@ class Request:
             raise Error(msg)
         given = {name: getattr(self, name) for name in ("module", *LOOP)}
         if self.model is None:
-            for name, value in [*given.items(), ("text", text or None)]:
+            for name, value in [*given.items(), ("text", text or None), ("labels", self.labels)]:
                 if value is not None:
                     msg = f"--{name.replace('_', '-')} is for a study on a language model: give --model too, or leave "
                     msg += "it out"
@@ -142,6 +145,10 @@ class Request:
         if any(isinstance(one, (str, os.PathLike)) != files for one in text):
             msg = "--text must be paths for a model from a path, and batches of tokens for a module of torch"
             raise Error(msg)
+        of_files = isinstance(self.labels, (str, os.PathLike))
+        if self.labels is not None and not (of_files if files else _is_pair(self.labels)):
+            msg = "--labels must be a path for a model from a path, and (batches, labels) for a module of torch"
+            raise Error(msg)
         given = {name: LOOP.get(name) if value is None else value for name, value in given.items()}
         given["model_tokens"] = check_count("--model-tokens", given["model_tokens"], 1)
         return given | {"text": tuple(text)}
@@ -151,7 +158,7 @@ class Request:
         if self.model is None:
             return None
         module, at, skip, tokens = (getattr(self, name) for name in ("module", *LOOP))
-        return opened(self.model, module, self.text, at, skip, tokens, self.device, d_in)
+        return opened(self.model, module, self.text, at, skip, tokens, self.device, d_in, self.labels)
 
     def about(self, loop: Loop) -> dict[str, str]:
         """What a report says of the model in the loop."""
@@ -160,6 +167,7 @@ class Request:
             "model": _as_word(self.model, type(loop.model).__name__) or "",
             "module": f"{loop.at} of {loop.module}, first tokens left alone: {loop.skip}",
             "texts": f"{loop.tokens} tokens of {', '.join(dict.fromkeys(texts))}",
+            **({"labelled texts": str(len(loop.labels[1]))} if loop.labels else {}),
         }
 
     def sizes(self, d_in: int) -> tuple[int, int]:
@@ -205,6 +213,10 @@ def about_rows(rows: Any, treated: str) -> dict[str, str]:
         if warning := seen.warning():
             note(warning)
     return {"norms": seen.told(), "outliers": treated}
+
+
+def _is_pair(labels: Any) -> bool:
+    return isinstance(labels, (list, tuple)) and len(labels) == 2
 
 
 def _as_word(value: Any, other: str) -> str | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from proxsae.studies.parts.claims.statistics import Found, Rows, longest
 from proxsae.studies.parts.model.section import costs, given_back, share
-from proxsae.studies.statistics import Interval, by_seed, over_seeds, pick, ratio_over_seeds
+from proxsae.studies.statistics import Interval, by_seed, mean_of, over_seeds, pick, ratio_over_seeds
 from proxsae.studies.words import densities
 
 
@@ -52,6 +52,21 @@ def predicts(penalty: str, rows: Rows) -> Found | None:
     if not ratio.n or ends[0] == ends[1]:
         return None
     return _fair(f"ratio of KL: {ratio}", ratio, rows, *ends)
+
+
+def probes(one: dict[str, Any], other: dict[str, Any], rows: Rows) -> Found | None:
+    """The F1 of k-sparse probes on one SAE less that on another, mean over k, paired by seed."""
+    rows = pick(rows, kind="probe")
+    named = longest(rows)
+    one, other = ({key: named.get(value, value) for key, value in which.items()} for which in (one, other))
+    seeds = dict.fromkeys(row["seed"] for row in rows)
+    pairs = [[mean_of(rows, "f1", seed=seed, **which).mean for which in (one, other)] for seed in seeds]
+    found = over_seeds(a - b for a, b in pairs if a == a and b == b)
+    if not found.n or one == other:
+        return None
+    means = " and ".join(f"{mean_of(rows, 'f1', **which).mean:.3f}" for which in (one, other))
+    sizes = ", ".join(str(k) for k in dict.fromkeys(row["k"] for row in rows))
+    return _fair(f"F1 with {sizes} latents {means}, difference {found}", found, rows, one, other)
 
 
 def _fair(measured: str, found: Interval, rows: Rows, *which: dict[str, Any]) -> Found:

@@ -146,6 +146,16 @@ IN_MODEL = (
           "trained with one", OURS, "model",
           partial(in_model.keeps_more, _used("abstopk", "most", "last"), _used("abstopk", steps="last")), above=0),
     *(
+        Claim(f"k-sparse probes on AbsTopK latents tell labelled texts apart better than on those of {NAMES[peer]}",
+              PAPER, "model", partial(in_model.probes, _used("abstopk"), _used(peer)), above=0)
+        for peer in ("topk", "jumprelu")
+    ),
+    *(
+        Claim(f"More steps of the same weights make k-sparse probes on {NAMES[penalty]} latents better", OURS, "model",
+              partial(in_model.probes, _used(penalty, steps="last"), _used(penalty)), above=0)
+        for penalty in ("abstopk", "topk")
+    ),
+    *(
         Claim(f"Most AbsTopK latents with contexts of both signs have contexts that {how} tells apart", source, "model",
               partial(statistics.mean, f"share told apart at an AUC of {TOLD:g}, {HALF} contexts of each sign to learn "
                       f"from and {HALF} to judge", value, None, kind="contexts", penalty="abstopk", steps=1), above=0.5)
@@ -164,7 +174,8 @@ UNTESTABLE = (
     ("AbsTopK keeps more of the model's loss (Loss Recovered)", PAPER, "needs the model's forward pass with x̂ for x",
      ""),
     ("AbsTopK does better at unlearning, absorption, SCR, TPP, RAVEL and sparse probing (SAEBench)", PAPER,
-     "needs the model, its tokens and the benchmark's data", "needs labelled texts, and here texts have no labels"),
+     "needs the model, its tokens and the benchmark's data",
+     "needs all sets of the benchmark: labelled texts of one are probed here where there are some (--labels)"),
     ("Clamped AbsTopK latents steer MMLU and HarmBench at least as well as the difference in means", PAPER,
      "needs generation; here rows are steered, not texts",
      "needs the questions and a judge of the answers; here the model's own likelihood judges"),

@@ -13,6 +13,7 @@ import torch
 
 from proxsae import metrics
 from proxsae.models.batches import evaluating
+from proxsae.models.probing import probe
 from proxsae.studies.density import sample
 from proxsae.studies.loop import Loop
 from proxsae.studies.parts.depth.measure import FURTHER, MEASURING, RULES, STEPS, at_density, name_of
@@ -21,6 +22,7 @@ from proxsae.studies.task import Row, Setting, Task
 
 PENALTIES = ("abstopk", "topk", "jumprelu", "relu")  # the published SAEs
 SIGNED = ("abstopk",)  # whose two signs are looked at
+PROBED = (1, 4, 16)  # latents of a probe
 BASELINES = 2.5  # passes that the first comparison takes beyond those of the others
 
 
@@ -52,6 +54,8 @@ def rows(setting: Setting, loop: Loop, penalty: str, depth: int, seed: int, sign
     excess          loss_spliced - loss: what the SAE costs
     unexplained     its nmse: the squared error on the texts over that of the mean
     l0, lam_factor  of the held-out rows: all steps at equal density
+
+    With labelled texts also rows of `px.models.probe`, for each number of steps and of latents: auc, accuracy, f1.
     """
     sae = setting.kept(name_of(penalty, depth, seed))
     found: list[Row] = []
@@ -65,6 +69,13 @@ def rows(setting: Setting, loop: Loop, penalty: str, depth: int, seed: int, sign
         about = {"kind": "loss", "steps": steps, "l0": metrics.l0(deep.encode(sample(setting.test)))}
         found.append({**same, **about, "lam_factor": factor, **kept, "unexplained": row["nmse"]})
         found[-1]["excess"] = row["loss_spliced"] - row["loss"]
+    if loop.labels is not None:
+        x, labels = loop.labelled
+        for steps, (deep, _) in deeper.items():
+            l0 = metrics.l0(deep.encode(sample(setting.test)))
+            for one in probe(deep, x, labels, ks=[k for k in PROBED if k <= deep.d_sae]):
+                told = {name: one[name] for name in ("k", "auc", "accuracy", "f1")}
+                found.append({**same, "kind": "probe", "steps": steps, "l0": l0, **told})
     if signs:
         with evaluating(loop.model):
             for steps in (min(STEPS), max(STEPS)):

@@ -73,7 +73,23 @@ def findings(rows: Sequence[Row]) -> list[str]:
                 )
         if parts:
             told.append(f"{title(penalty)}, loss beyond the model's own: {'; '.join(parts)}.")
-    return told + _about_signs(rows)
+    return told + _about_probes(rows) + _about_signs(rows)
+
+
+def _about_probes(rows: Sequence[Row]) -> list[str]:
+    told, probed = [], pick(rows, kind="probe")
+    first, last = (end((row["steps"] for row in probed), default=0) for end in (min, max))
+    for penalty, depth in dict.fromkeys((row["penalty"], row["train_depth"]) for row in probed):
+        same = pick(probed, penalty=penalty, train_depth=depth)
+        parts = [
+            f"{number}: {mean_of(same, 'f1', k=number, steps=first)} and {mean_of(same, 'f1', k=number, steps=last)}"
+            for number in dict.fromkeys(row["k"] for row in same)
+        ]
+        told.append(
+            f"{title(penalty)}, trained with {steps(depth)}: F1 of probes on labelled texts, after {steps(first)} and "
+            f"after {last}, by the number of latents {'; '.join(parts)}."
+        )
+    return told
 
 
 def _about_signs(rows: Sequence[Row]) -> list[str]:
