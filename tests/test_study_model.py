@@ -201,6 +201,7 @@ def test_prompts_are_the_beginnings_of_the_longest_rows(model, text):
     found = loop.prompts(2, 7)
     assert torch.equal(found.ids, ids[[1, 2], :7])
     assert found.real.sum(dim=1).tolist() == [7, 5]
+    assert opened(model, MODULE, text, "output", 1, 200, "cpu", D, None).tokens == 288, "until there are 200"
     assert torch.equal(replace(loop, batches=text).prompts(4, 8).ids, text[0][:4, :8])
 
 
