@@ -5,6 +5,7 @@ Only the command line needs this file: `px.models` takes any module and any toke
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -29,19 +30,19 @@ def open_model(path: str) -> tuple[nn.Module, Any]:
     Causal models come with their head, others without.  Raises `Error` where transformers is missing or refuses.
     """
     transformers = library("transformers", "lm")
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
     file = Path(path)
     more: dict[str, Any] = {"local_files_only": True}
     if file.suffix == ".gguf":
         library("gguf", "lm")
         path, more["gguf_file"] = str(file.parent), file.name
+    quiet = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
     try:
-        config = transformers.AutoConfig.from_pretrained(path, **more)
-        causal = any(name.endswith(("CausalLM", "LMHeadModel")) for name in config.architectures or ["CausalLM"])
-        kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, **more)
-        model = kind.from_pretrained(path, dtype="float32", **more)
+        with quiet:  # bars are for a terminal
+            config = transformers.AutoConfig.from_pretrained(path, **more)
+            causal = any(name.endswith(("CausalLM", "LMHeadModel")) for name in config.architectures or ["CausalLM"])
+            kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, **more)
+            model = kind.from_pretrained(path, dtype="float32", **more)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as problem:
         msg = f"transformers cannot read the model {file}: {sentence(problem)}"
         raise Error(msg) from None
