@@ -1,6 +1,7 @@
 """`proxsae lm` and `px.models` on models of transformers: tiny random ones, made here."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from proxsae.cli import main
 from proxsae.data import open_rows
 from proxsae.models import collect, loss_recovered, splice, steer
 from proxsae.models.contexts import AROUND, strongest
-from proxsae.models.huggingface import open_model, texts, token_batches
+from proxsae.models.huggingface import labelled_texts, open_model, texts, token_batches
 
 WORDS = [
     "the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "red", "blue", "and", "then", "it", "was",
@@ -361,6 +362,86 @@ def test_mistakes_are_one_sentence(folder, text, sae, tmp_path, capsys, monkeypa
     assert message in printed
     assert printed.startswith("proxsae: ")
     assert len(printed.splitlines()) == 1
+
+
+# the study
+
+
+STUDY = ("--parts", "model", "--seeds", "1", "--train-steps", "3", "--train-depths", "1", "--d-sae", "32", "--k", "4")
+LOOP = {"--module": "model.layers.1", "--model-tokens": "60", "--skip": "1"}
+
+
+def study(rows, model, text, out, **changes):
+    given = [part for name, value in (LOOP | changes).items() if value is not None for part in (name, value)]
+    return main(["depth", "--data", rows, *(("--model", str(model)) if model else ()), *given,
+                 *(("--text", *text) if text else ()), *STUDY, "--out", str(out)])  # fmt: skip
+
+
+@pytest.fixture
+def rows(llama, folder, text, tmp_path):
+    _, tokenizer = open_model(str(folder))
+    collect(llama, "model.layers.1", token_batches(texts(text), tokenizer, 16), tmp_path / "rows", skip=1)
+    return str(tmp_path / "rows")
+
+
+def test_a_study_takes_the_model_into_the_loop(folder, text, rows, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("proxsae.studies.parts.depth.measure.TRAINING", {"abstopk": 1.0})
+    monkeypatch.setattr("proxsae.studies.parts.model.measure.PENALTIES", ("abstopk",))
+    lines = ["label,text", *(f'{"ab"[i % 2]},"{story(3 + i % 5, i)} {WORDS[i % 2]}"' for i in range(110))]
+    labelled = str(tmp_path / "labelled.csv")
+    Path(labelled).write_text("\n".join(lines))
+    assert study(rows, folder, text, tmp_path / "out", **{"--labels": labelled}) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Does it help the model?" in printed
+    assert "The model's own loss is" in printed
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "output of model.layers.1, first tokens left alone: 1" in page
+    assert (
+        f"--model {folder} --module model.layers.1 --labels {labelled} --model-tokens 60 --text {' '.join(text)}"
+        in page
+    )
+    saved = json.loads((tmp_path / "out" / "rows.json").read_text())["rows"]
+    model, tokenizer = open_model(str(folder))
+    batches = list(token_batches(texts(text), tokenizer, tokens=60))
+    sae = px.load(tmp_path / "out" / "saes" / "abstopk-train1-seed0")
+    want = loss_recovered(model, batches, "model.layers.1", sae.unrolled(16, px.ExactStep()), skip=1)
+    probed = [row for row in saved if row.get("kind") == "probe"]
+    kept = labelled_texts(labelled, tokenizer, 128, 8, 1)
+    x = px.models.last_tokens(model, "model.layers.1", kept.batches, skip=1)[kept.places]
+    first = px.models.probe(sae, x, kept.labels, ks=(4,))[0]
+    (one,) = (row for row in probed if (row["steps"], row["k"]) == (1, 4))
+    assert (one["auc"], one["f1"]) == pytest.approx((first["auc"], first["f1"]), abs=0.02)
+    (row,) = (row for row in saved if row["part"] == "model" and row["kind"] == "loss" and row["steps"] == 16)
+    assert (row["loss_spliced"], row["kl"]) == pytest.approx((want["loss_spliced"], want["kl"]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--module": None}, "--model needs --module: the module that the rows come from"),
+        ({"text": ()}, "--model needs --text: texts to run it on"),
+        ({"model": None}, "--module is for a study on a language model: give --model too"),
+        ({"model": None, "--module": None, "text": ()}, "--skip is for a study on a language model: give --model too"),
+        ({"--module": "lm_head"}, "lm_head has activations of width 23, but the rows have 16: collect rows of that"),
+        ({"--model-tokens": "0"}, "--model-tokens=0 must be a whole number >= 1"),
+        ({"text": ("nowhere.txt",)}, "cannot read nowhere.txt: No such file"),
+        ({"model": "nowhere"}, "cannot read nowhere: No such file"),
+    ],
+)
+def test_mistakes_of_a_study_are_one_sentence(folder, text, rows, tmp_path, capsys, change, message):
+    given = {"model": folder, "text": text} | change
+    capsys.readouterr()
+    assert study(rows, out=tmp_path / "out", **given) == 2
+    printed = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]
+    assert len(printed) == 1
+    assert printed[0].startswith("proxsae: ")
+    assert message in printed[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_of_one_sae_points_to_lm_eval(folder, sae, tmp_path, capsys):
+    assert main(["depth", "--sae", str(tmp_path / "sae"), "--model", str(folder)]) == 2
+    assert "for one SAE use proxsae lm eval MODEL SAE TEXT --module NAME" in capsys.readouterr().err
 
 
 def test_lm_alone_says_what_there_is(capsys):

@@ -19,7 +19,9 @@ from proxsae.cli.common import (
 from proxsae.conventions import Error, check_seed
 from proxsae.studies.machine import device_named
 
-TRAINS = ("budget", "parts", "d_sae", "k", "train_steps", "train_depths", "seeds")  # options without sense for --sae
+# Options without sense for --sae.
+TRAINS = ("budget", "parts", "d_sae", "k", "train_steps", "train_depths", "seeds")
+LOOP = ("model", "module", "text", "at", "skip", "model_tokens", "labels")
 
 
 def add(commands: Any) -> None:
@@ -47,7 +49,21 @@ def add(commands: Any) -> None:
     depth.add_argument(
         "--parts",
         metavar="P,Q",
-        help="only these of depth, stability, apart, recovery, signs, bounds (default: what fits)",
+        help="only these of depth, stability, apart, recovery, signs, bounds, and with --model model (default: what "
+        "fits)",
+    )
+    depth.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="the language model that the rows come from: what the SAEs, and more steps of them, do to its loss",
+    )
+    depth.add_argument("--module", metavar="NAME", help="with --model: the module of the rows, such as model.layers.15")
+    depth.add_argument("--text", nargs="+", metavar="TEXT", help="with --model: texts to run it on, as of lm eval")
+    depth.add_argument("--at", choices=("output", "input"), help="with --model: of the module (default: output)")
+    depth.add_argument("--skip", type=int, metavar="N", help="with --model: first tokens left alone (default: 1)")
+    depth.add_argument("--model-tokens", type=int, metavar="N", help="with --model: tokens to run (default: 2000)")
+    depth.add_argument(
+        "--labels", metavar="DATA", help="with --model: labelled texts of two classes, as of lm probe, to probe SAEs on"
     )
     depth.add_argument("--d-sae", type=int, metavar="P", help="number of latents (default: 3 d_in)")
     depth.add_argument(
@@ -72,9 +88,11 @@ def add(commands: Any) -> None:
 def _depth(arguments: argparse.Namespace) -> int:
     from proxsae.studies.progress import Progress
 
-    for name in ("data", "sae", "out"):
+    texts = arguments.text or ()
+    for name in ("data", "sae", "out", "model", "labels"):
         check_path(f"--{name}", getattr(arguments, name))
-    check_there(arguments.data)
+    for path in (arguments.data, arguments.model, arguments.labels, *texts):
+        check_there(path)
     check_sae_there(arguments.sae)
     check_seed(arguments.seed)
     depths = tuple(sorted(set(numbers("--train-depths", arguments.train_depths))))
@@ -83,6 +101,9 @@ def _depth(arguments: argparse.Namespace) -> int:
             if getattr(arguments, name) is not None:
                 msg = f"--{name.replace('_', '-')} cannot go with --sae: nothing is trained, all that fits is measured"
                 raise Error(msg)
+        if any(getattr(arguments, name) is not None for name in LOOP):
+            msg = "--model is for a study that trains: for one SAE use proxsae lm eval MODEL SAE TEXT --module NAME"
+            raise Error(msg)
     with Progress() as progress:
         progress.doing("loading torch")
         device, written = device_named(arguments.device), "proxsae " + " ".join(sys.argv[1:])
@@ -101,7 +122,8 @@ def _depth(arguments: argparse.Namespace) -> int:
             parts = tuple(arguments.parts.split(",")) if arguments.parts is not None else ()
             request = Request(
                 arguments.data, arguments.budget, parts, arguments.d_sae, arguments.k, arguments.train_steps, depths,
-                arguments.seeds, arguments.seed, device, arguments.outliers,
+                arguments.seeds, arguments.seed, device, arguments.outliers, arguments.model, arguments.module, texts,
+                arguments.at, arguments.skip, arguments.model_tokens, arguments.labels,
             )  # fmt: skip
             found = carry_out(request, out, progress, written)
     # The report begins with the answer, a terminal ends with it.

@@ -72,7 +72,7 @@ def collect(
     shard_rows = check_count("shard_rows", shard_rows, 1)
     most = None if rows is None else check_count("rows", rows, 1)
     ids, dtype = sorted(check_counts("drop", drop, 0)), check_choice("dtype", dtype, DTYPES)
-    what = {"model": _about(model), "module": module, "at": at, "skip": int(skip), "drop": ids, "dtype": dtype}
+    what = {"model": about(model), "module": module, "at": at, "skip": int(skip), "drop": ids, "dtype": dtype}
     with held(folder), evaluating(model), disk_errors(folder):
         other = f"{folder} was collected from other batches: give those, or another folder"
         state = _resumed(folder, what)
@@ -157,7 +157,7 @@ class _Writer:
         return self.write(norms=norms, outliers=len(found.outliers), above=found.above)
 
 
-def _about(model: nn.Module) -> dict[str, Any]:
+def about(model: nn.Module) -> dict[str, Any]:
     """What tells a model from another: class, name, number of parameters, and a digest of 16 numbers of each."""
     digest = hashlib.sha256()
     for name, a in model.named_parameters():

@@ -63,16 +63,32 @@ def compare(
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """`loss_recovered` of several SAEs, such as one at several depths; the model's own passes are shared."""
-    place, data = Place(model, module, at, skip), _batches(batches, model)
-    warn_elsewhere([check_sae(sae) for sae in saes.values()], module, at)
-    check_seed(seed)
-    with evaluating(model):
-        mean, spread = _mean(place, data)
+    return Comparison(model, batches, module, at, skip).of(saes, seed)
+
+
+class Comparison:
+    """A model, a place in it and texts, on which SAEs are compared: what does not depend on them is measured once.
+
+    Arguments and errors are those of `loss_recovered`.
+    """
+
+    def __init__(
+        self, model: nn.Module, batches: Iterable[Any], module: str, at: str = "output", skip: int = 0
+    ) -> None:
+        self.place, self.data = Place(model, module, at, skip), _batches(batches, model)
+        self.spread = 0.0  # of the activations that count: the sum of squared distances to their mean
+        self.same: dict[Any, NDArray[np.float64]] = {}  # losses of the model (None), with zeros and with the mean
+
+    def of(self, saes: Mapping[str, SAE], seed: int = 0) -> dict[str, dict[str, Any]]:
+        """`loss_recovered` of each SAE, by its name."""
+        place, data = self.place, self.data
+        warn_elsewhere([check_sae(sae) for sae in saes.values()], place.module, place.at)
+        check_seed(seed)
         errors = dict.fromkeys(saes, 0.0)
 
         def reconstruct(name: str, sae: SAE) -> Change:
             def change(x: Tensor, which: Tensor | None) -> Tensor:
-                rows = fitting(x, sae, module)
+                rows = fitting(x, sae, place.module)
                 xhat = sae(rows)
                 missed = (rows - xhat).double().square().sum(dim=-1)
                 errors[name] += float((missed if which is None else missed[which]).sum())
@@ -80,25 +96,27 @@ def compare(
 
             return change
 
-        changes: dict[Any, Change] = {
-            "zero": lambda x, which: chosen(torch.zeros_like(x), x, which),
-            "mean": lambda x, which: chosen(mean.to(x.dtype).expand(x.shape), x, which),
-            **{("sae", name): reconstruct(name, sae) for name, sae in saes.items()},
-        }
-        sums, counts = _run(place, data, changes)
-    draws = _draws(len(counts), seed)
-    loss, zero, mean_loss = (Ratio(sums[name][0], counts) for name in (None, "zero", "mean"))
-    table = {}
-    for name in saes:
-        spliced, kl = (Ratio(part, counts) for part in sums["sae", name])
-        row: dict[str, Any] = {"loss": loss.value(), "loss_zero": zero.value(), "loss_mean": mean_loss.value()}
-        row |= spliced.interval("loss_spliced", draws)
-        for key, base in (("recovered_zero", zero), ("recovered_mean", mean_loss)):
-            row |= Ratio(base.top - spliced.top, base.top - loss.top).interval(key, draws)
-        row |= kl.interval("kl", draws)
-        row |= {"nmse": errors[name] / spread if spread else 0.0, "tokens": int(counts.sum()), "sequences": len(counts)}
-        table[name] = row
-    return table
+        changes: dict[Any, Change] = {("sae", name): reconstruct(name, sae) for name, sae in saes.items()}
+        with evaluating(place.model):
+            if not self.same:
+                mean, self.spread = _mean(place, data)
+                changes["zero"] = lambda x, which: chosen(torch.zeros_like(x), x, which)
+                changes["mean"] = lambda x, which: chosen(mean.to(x.dtype).expand(x.shape), x, which)
+            sums, counts = _run(place, data, changes)
+        self.same = self.same or {name: sums[name][0] for name in (None, "zero", "mean")}
+        draws = _draws(len(counts), seed)
+        loss, zero, mean_loss = (Ratio(self.same[name], counts) for name in (None, "zero", "mean"))
+        table = {}
+        for name in saes:
+            spliced, kl = (Ratio(part, counts) for part in sums["sae", name])
+            row: dict[str, Any] = {"loss": loss.value(), "loss_zero": zero.value(), "loss_mean": mean_loss.value()}
+            row |= spliced.interval("loss_spliced", draws)
+            for key, base in (("recovered_zero", zero), ("recovered_mean", mean_loss)):
+                row |= Ratio(base.top - spliced.top, base.top - loss.top).interval(key, draws)
+            row |= kl.interval("kl", draws)
+            nmse = errors[name] / self.spread if self.spread else 0.0
+            table[name] = row | {"nmse": nmse, "tokens": int(counts.sum()), "sequences": len(counts)}
+        return table
 
 
 def ablate(
@@ -201,12 +219,12 @@ def _run(
     for number, batch in enumerate(data):
         which = positions(batch.real, batch.ids[..., None], place.skip)
         valid = batch.real[:, 1:] & (batch.real if which is None else which)[:, :-1]
-        own = _log_probabilities(batch.run(place.model), batch, number)
+        own = log_probabilities(batch.run(place.model), batch, number)
         counts.append(valid.sum(dim=1))
         sums[None].append((_loss(own, batch, valid), torch.zeros(len(valid))))
         for name, change in changes.items():
             with place.changed(change):
-                other = _log_probabilities(batch.run(place.model), batch, number)
+                other = log_probabilities(batch.run(place.model), batch, number)
             kl = (own.exp() * (own - other)).sum(dim=-1).double()
             sums[name].append((_loss(other, batch, valid), (kl * valid).sum(dim=1)))
     kept = torch.cat(counts) > 0
@@ -220,7 +238,7 @@ def _run(
     return {name: (joined(a for a, _ in of), joined(b for _, b in of)) for name, of in sums.items()}, joined(counts)
 
 
-def _log_probabilities(output: Any, batch: Batch, number: int) -> Tensor:
+def log_probabilities(output: Any, batch: Batch, number: int) -> Tensor:
     """Log probabilities (batch, tokens - 1, vocabulary) of the next tokens, float32, from a model's output."""
     logits = getattr(output, "logits", output[0] if isinstance(output, (tuple, list)) and output else output)
     if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != batch.ids.shape:

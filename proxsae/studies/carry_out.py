@@ -36,16 +36,20 @@ def carry_out(request: Request, out: Path | None, progress: Progress, command: s
     request = request.checked()
     train, test, of_rows, notes = request.rows()
     d_sae, k = request.sizes(train.shape[1])
-    parts = study.parts_with_needs(request.parts)
+    if request.model is not None:
+        progress.doing("loading the model")
+    loop = request.loop(train.shape[1])
+    parts = study.parts_with_needs(request.parts, loop is not None)
     asked = {
         "the data": study.fingerprint(train, test), "--d-sae": d_sae, "--k": k,
         "--train-depths": list(request.train_depths or study.DEPTHS), "--parts": list(parts),
         "--seed": request.seed, "--budget": request.budget, "--seeds": request.seeds,
         "--train-steps": request.train_steps, "--device": request.device, "the version": __version__,
+        **({} if loop is None else loop.what()),
     }  # fmt: skip
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proxsae-")))
-        setting = Setting(train, test, d_sae, k, (), 1, (), folder, request.data is None, 0.0)
+        setting = Setting(train, test, d_sae, k, (), 1, (), folder, request.data is None, 0.0, loop)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", Note)  # of outliers, once more for each SAE that is trained
         stack.enter_context(torch.random.fork_rng([train.device] if train.is_cuda else []))  # the caller's stays
@@ -64,10 +68,11 @@ def carry_out(request: Request, out: Path | None, progress: Progress, command: s
         fixed: dict[str, Any] = {"seeds": made.seeds, "train_steps": made.train_steps}
         if made.train_depths != study.DEPTHS:
             fixed["train_depths"] = made.train_depths
-        if set(made.parts) != set(study.PARTS):
+        if set(made.parts) != set(study.parts_of(loop is not None)):
             fixed["parts"] = made.parts
         about = {
             **of_rows,
+            **({} if loop is None else request.about(loop)),
             "d_in": train.shape[1],
             "d_sae": d_sae,
             "k": k,
@@ -202,7 +207,8 @@ def _planned_before(request: Request, path: Path, there: dict[str, Any], asked: 
         seeds, steps, rows = (check_count(name, plan[name], 1) for name in ("seeds", "train_steps", "rows"))
         depths = tuple(check_count("train_depths", depth, 1) for depth in plan["train_depths"])
         float(plan["a training step"])
-        return Plan(seeds, steps, rows, float(plan["seconds"]), study.parts_with_needs(plan["parts"]), depths)
+        parts = study.parts_with_needs(plan["parts"], request.model is not None)
+        return Plan(seeds, steps, rows, float(plan["seconds"]), parts, depths)
     except (KeyError, TypeError, ValueError):
         raise foreign(path) from None
 
@@ -232,7 +238,8 @@ def _said(request: Request, setting: Setting, made: Plan, out: Path | None) -> t
         lines.append(f"{said} For the whole study: {command}")
     if not study.fits(made, request.budget):
         lines.append(f"There is no smaller study: this one takes longer than {request.budget or study.BUDGET:g} min")
-    left = [] if parts else [name for name in study.ANSWERS if name not in made.parts]
+    known = study.parts_of(setting.loop is not None)
+    left = [] if parts else [name for name in study.ANSWERS if name in known and name not in made.parts]
     if not depths and made.train_depths != study.DEPTHS:
         left.append(f"training with {study.DEPTHS[-1]} encoder steps")
     if left and request.budget is not None:

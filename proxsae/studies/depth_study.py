@@ -44,6 +44,13 @@ def depth(
     seeds: int | None = None,
     seed: int = 0,
     device: str = "cpu",
+    model: Any = None,
+    module: str | None = None,
+    text: Sequence[Any] = (),
+    at: str | None = None,
+    skip: int | None = None,
+    model_tokens: int | None = None,
+    labels: Any = None,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Study:
@@ -57,19 +64,30 @@ def depth(
     With rows only, or nothing for the packaged rows: the study that `proxsae depth` does, as much as fits into `budget`
     minutes (by default 2.5).  It trains SAEs of six penalties on four fifths of the rows, and measures on the rest.
 
-    parts         one or some of depth, stability, apart, recovery, signs, bounds; by default what fits, in the order of
-                  what they answer
+    parts         one or some of depth, stability, apart, recovery, signs, bounds, and with a model model; by default
+                  what fits, in the order of what they answer
     d_sae, k      latents, by default 3 d_in; non-zeros a row, by default 32, or d_sae / 4 if that is less
     train_steps, train_depths, seeds, seed
                   steps of training, numbers of encoder steps in training, how many seeds, and the first; by default
                   what fits
+    model, module, text
+                  the language model that the rows come from, a `torch.nn.Module` or the path of one that transformers
+                  reads; the dotted name of the module; and a list of batches of tokens, or of paths of texts.  Then the
+                  part model measures what the SAEs in that place, and more steps of them, do to the model's loss and
+                  predictions, and whether the two signs of a latent are two things
+    at, skip, model_tokens
+                  as `px.models.collect` has them: by default "output" and 1; and how many tokens are run, by default
+                  2000
+    labels        labelled texts of two classes, on which SAEs are probed (`px.models.probe`): the path of a file for a
+                  model from a path, else batches of tokens and a label for each row, (batches, labels)
     out           a folder that keeps SAEs, journal and report: the same call resumes an interrupted study.  Without one
                   nothing is kept but what is returned
     progress      whether lines, and on a terminal a bar, are shown on stderr
 
     Returns a `Study`: `.rows`, `.table()`, `.plot()` (a matplotlib figure), `.report(path)`.
     Raises `Error` for rows that are not finite or do not fit, numbers out of range, a device that is not there, an SAE
-    that never fires on the rows, and a folder of another study.
+    that never fires on the rows, a folder of another study, and a model without rows, a module or texts, or whose
+    activations there are not as wide as the rows.
 
     >>> import proxsae as px
     >>> sae, rows = px.topk_sae(8, 16, 4), px.data.planted(200, 8, 16, 4, seed=0).x
@@ -78,16 +96,18 @@ def depth(
     [('lipschitz', 1), ('lipschitz', 4), ('exact', 1), ('exact', 4), ('refit', 1), ('refit', 4)]
     """
     home = None if out is None else Path(check_path("out", out))
+    loop: dict[str, Any] = {"model": model, "module": module, "text": text, "at": at, "skip": skip}
+    loop |= {"model_tokens": model_tokens, "labels": labels}
     with Progress(progress) as bar:
         if isinstance(sae_or_rows, SAE):
-            asked = Request(None, budget, parts, d_sae, k, train_steps, train_depths, seeds, seed, device)
+            asked = Request(None, budget, parts, d_sae, k, train_steps, train_depths, seeds, seed, device, **loop)
             _refuse_training(asked)
             return of_one(sae_or_rows, activations, measure.STEPS if steps is None else steps, home, bar)
         if activations is not None or steps is not None:
             msg = f"{'steps' if activations is None else 'activations'} needs an SAE as the first argument, "
             msg += f"which is {type(sae_or_rows).__name__}"
             raise Error(msg)
-        request = Request(sae_or_rows, budget, parts, d_sae, k, train_steps, train_depths, seeds, seed, device)
+        request = Request(sae_or_rows, budget, parts, d_sae, k, train_steps, train_depths, seeds, seed, device, **loop)
         return carry_out(request, home, bar, "proxsae.studies.depth(...)")
 
 

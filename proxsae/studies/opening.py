@@ -9,6 +9,7 @@ from dataclasses import replace
 from proxsae.report.section import Picture, Section, Table
 from proxsae.studies.parts.apart.section import bottleneck
 from proxsae.studies.parts.depth.section import by_exact_steps, curve, curve_rows, error_ratio, points, taken
+from proxsae.studies.parts.model.section import answer as in_the_model
 from proxsae.studies.statistics import Interval, grouped, mean_of, pick
 from proxsae.studies.task import Row
 from proxsae.studies.words import (
@@ -46,7 +47,7 @@ def opening(
     Without rows of the part on depth the answer is the first finding of each section, and the first picture.
     """
     depth = pick(rows, part="depth")
-    answer = _answer(depth, pick(rows, part="apart")) if depth else None
+    answer = _answer(depth, pick(rows, part="model"), pick(rows, part="apart")) if depth else None
     if answer is None:
         answer, told = _first_of(told)
     notes = []
@@ -59,8 +60,8 @@ def opening(
     return replace(answer, notes=notes), *told
 
 
-def _answer(depth: Sequence[Row], apart: Sequence[Row]) -> Section | None:
-    """The gain, what it costs, and what holds back the rest; nothing while no SAE has been used with more steps."""
+def _answer(depth: Sequence[Row], model: Sequence[Row], apart: Sequence[Row]) -> Section | None:
+    """The gain, its cost, what it means to a model, what holds back the rest; nothing without more steps."""
     drawn = curve_rows(depth)
     trained, last = drawn[0]["train_depth"], max(row["steps"] for row in drawn)
     gains = {name: error_ratio(drawn, name, (trained, last), (trained, 1)) for name in penalties_of(drawn)}
@@ -76,7 +77,8 @@ def _answer(depth: Sequence[Row], apart: Sequence[Row]) -> Section | None:
         sae = f"the given {name} SAE"
     elif trained > 1:
         sae += f" trained with {steps(trained)}"
-    sentences = [_gain(hero, sae, many, gains, l0), _cost(drawn, hero, trained, last)]
+    helped = in_the_model(model, hero)
+    sentences = [_gain(hero, sae, many, gains, l0), _cost(drawn, hero, trained, last), *([helped] if helped else [])]
     sentences += _rest(depth, apart, hero, trained, last)
     lines = []
     for name, gain in gains.items():

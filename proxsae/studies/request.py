@@ -26,10 +26,12 @@ from proxsae.conventions import (
 )
 from proxsae.data.rows import KEPT
 from proxsae.studies import study
+from proxsae.studies.loop import Loop, opened
 from proxsae.studies.machine import device_named
 
 PACKAGED = "hidden states after layer 3 of all-MiniLM-L6-v2 on CPython's documentation topics (packaged)"
 K = 32
+LOOP = {"at": "output", "skip": 1, "model_tokens": 2000}  # what belongs to a model, where it is not given
 FEW = 30  # rows: of fewer a mean of errors that differ by as much as their size is off by a fifth or more
 
 
@@ -45,6 +47,12 @@ class Request:
     train_depths  numbers of encoder steps in training
     seeds, seed   how many seeds, and the first
     outliers      what becomes of rows that stand out, as `data.open_rows` has it
+    model         a language model in the loop: a path, or a module of torch
+    module, at, skip
+                  the place that the rows come from, as `px.models.collect` names it; "output" and 1 by default
+    text          paths of texts, or batches of tokens
+    model_tokens  how many tokens of them are run, 2000 by default
+    labels        labelled texts of two classes, where there are any: a path, or batches of tokens and a label a row
     """
 
     data: Any = None
@@ -58,21 +66,34 @@ class Request:
     seed: int = 0
     device: str = "cpu"
     outliers: str = "keep"
+    model: Any = None
+    module: str | None = None
+    text: Sequence[Any] = ()
+    at: str | None = None
+    skip: int | None = None
+    model_tokens: int | None = None
+    labels: Any = None
 
     @property
     def named(self) -> bool:
-        """Whether a command can name the rows: a path, or none for the packaged ones."""
-        return self.data is None or isinstance(self.data, (str, os.PathLike))
+        """Whether a command can name the rows, and a model: a path, or none for the packaged ones."""
+        return all(one is None or isinstance(one, (str, os.PathLike)) for one in (self.data, self.model))
 
     def command(self, **more: Any) -> str:
         """Return the command that asks for the same with `more` instead of some options."""
-        source = None if self.data is None else os.fspath(self.data) if self.named else "ROWS.npy"
         given = {name: getattr(self, name) for name in ("k", "d_sae", "train_depths", "seed", "device", "outliers")}
+        given = {"data": _as_word(self.data, "ROWS.npy")} | given | more
+        if self.model is not None:
+            given |= {"model": _as_word(self.model, "MODEL"), "module": self.module}
+            given |= {"labels": _as_word(self.labels, "LABELS")}
+            given |= {name: value for name in LOOP if (value := getattr(self, name)) != LOOP[name]}
         words = ["proxsae", "depth"]
-        for name, value in ({"data": source} | given | more).items():
+        for name, value in given.items():
             if value not in (None, ()) and value != Request.__dict__.get(name):
                 text = ",".join(map(str, value)) if isinstance(value, list | tuple) else f"{value}"
                 words += [f"--{name.replace('_', '-')}", text]
+        if self.text:
+            words += ["--text", *dict.fromkeys(_as_word(one, "TEXT") or "" for one in self.text)]
         return shlex.join(words)
 
     def checked(self) -> Request:
@@ -81,8 +102,8 @@ class Request:
         if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
             msg = f"--parts {shown(parts)} must be names such as ('depth', 'apart')"
             raise Error(msg)
-        parts = tuple(parts)
-        study.parts_with_needs(parts)
+        parts, loop = tuple(parts), self._loop_checked()
+        study.parts_with_needs(parts, self.model is not None)
         sizes: dict[str, Any] = {
             name: check_count(f"--{name.replace('_', '-')}", value, 1)
             for name in ("d_sae", "k", "train_steps", "seeds") if (value := getattr(self, name)) is not None
@@ -96,7 +117,58 @@ class Request:
                 msg = f"--budget {given} must be a number of minutes > 0"
                 raise Error(msg)
         device = device_named(str(self.device))
-        return replace(self, **sizes, parts=parts, train_depths=depths, seed=seed, budget=budget, device=device)
+        return replace(self, **sizes, **loop, parts=parts, train_depths=depths, seed=seed, budget=budget, device=device)
+
+    def _loop_checked(self) -> dict[str, Any]:
+        """The options of a model in the loop, with defaults; `Error` where some are missing, or without a model."""
+        text = (self.text,) if isinstance(self.text, (str, os.PathLike)) else self.text
+        if not isinstance(text, (list, tuple)):
+            msg = f"--text {shown(text)} must be a list of paths, or of batches of tokens"
+            raise Error(msg)
+        given = {name: getattr(self, name) for name in ("module", *LOOP)}
+        if self.model is None:
+            for name, value in [*given.items(), ("text", text or None), ("labels", self.labels)]:
+                if value is not None:
+                    msg = f"--{name.replace('_', '-')} is for a study on a language model: give --model too, or leave "
+                    msg += "it out"
+                    raise Error(msg)
+            return {}
+        for name, value, why in (
+            ("data", self.data, "the rows of one of its modules, which proxsae lm collect writes"),
+            ("module", self.module, "the module that the rows come from, such as model.layers.15"),
+            ("text", text or None, "texts to run it on, best others than those that the rows come from"),
+        ):
+            if value is None:
+                msg = f"--model needs --{name}: {why}"
+                raise Error(msg)
+        files = isinstance(self.model, (str, os.PathLike))
+        if any(isinstance(one, (str, os.PathLike)) != files for one in text):
+            msg = "--text must be paths for a model from a path, and batches of tokens for a module of torch"
+            raise Error(msg)
+        of_files = isinstance(self.labels, (str, os.PathLike))
+        if self.labels is not None and not (of_files if files else _is_pair(self.labels)):
+            msg = "--labels must be a path for a model from a path, and (batches, labels) for a module of torch"
+            raise Error(msg)
+        given = {name: LOOP.get(name) if value is None else value for name, value in given.items()}
+        given["model_tokens"] = check_count("--model-tokens", given["model_tokens"], 1)
+        return given | {"text": tuple(text)}
+
+    def loop(self, d_in: int) -> Loop | None:
+        """The model in the loop, for rows of that width, where one was asked for."""
+        if self.model is None:
+            return None
+        module, at, skip, tokens = (getattr(self, name) for name in ("module", *LOOP))
+        return opened(self.model, module, self.text, at, skip, tokens, self.device, d_in, self.labels)
+
+    def about(self, loop: Loop) -> dict[str, str]:
+        """What a report says of the model in the loop."""
+        texts = [_as_word(one, "batches of tokens") or "" for one in self.text]
+        return {
+            "model": _as_word(self.model, type(loop.model).__name__) or "",
+            "module": f"{loop.at} of {loop.module}, first tokens left alone: {loop.skip}",
+            "texts": f"{loop.tokens} tokens of {', '.join(dict.fromkeys(texts))}",
+            **({"labelled texts": str(len(loop.labels[1]))} if loop.labels else {}),
+        }
 
     def sizes(self, d_in: int) -> tuple[int, int]:
         """d_sae and k for rows of that width."""
@@ -141,6 +213,15 @@ def about_rows(rows: Any, treated: str) -> dict[str, str]:
         if warning := seen.warning():
             note(warning)
     return {"norms": seen.told(), "outliers": treated}
+
+
+def _is_pair(labels: Any) -> bool:
+    return isinstance(labels, (list, tuple)) and len(labels) == 2
+
+
+def _as_word(value: Any, other: str) -> str | None:
+    """How a command names a path, and by another word what is none."""
+    return None if value is None else os.fspath(value) if isinstance(value, (str, os.PathLike)) else other
 
 
 def of_few(rows: int) -> list[str]:

@@ -15,9 +15,9 @@ from proxsae.studies.task import Row
 RESAMPLES = 2000
 # Quantities that lie in [0, 1]: their intervals are cut to [0, 1].
 SHARES = frozenset((
-    "accuracy", "auc", "balance", "cosine", "dead", "f1", "fragmented", "iou", "negative_down", "negative_up",
-    "negative_zero", "often_two_sided", "opposite", "opposite_best", "positive_down", "positive_up", "positive_zero",
-    "reached", "share", "two_sided",
+    "accuracy", "auc", "balance", "by_probe", "by_tokens", "cosine", "dead", "f1", "fragmented", "iou",
+    "negative_down", "negative_up", "negative_zero", "often_two_sided", "opposite", "opposite_best", "positive_down",
+    "positive_up", "positive_zero", "reached", "share", "shared", "steered", "steered_other", "two_sided",
 ))  # fmt: skip
 
 

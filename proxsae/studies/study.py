@@ -19,6 +19,7 @@ from proxsae.studies.journal import Journal
 from proxsae.studies.parts.apart import measure as apart
 from proxsae.studies.parts.bounds import measure as bounds
 from proxsae.studies.parts.depth import measure as depth
+from proxsae.studies.parts.model import measure as model
 from proxsae.studies.parts.recovery import measure as recovery
 from proxsae.studies.parts.signs import measure as signs
 from proxsae.studies.parts.stability import measure as stability
@@ -33,8 +34,9 @@ PARTS: dict[str, Callable[[Setting], list[Task]]] = {
     "signs": signs.tasks,
     "bounds": bounds.tasks,
 }
-NEEDS_DEPTH = ("stability", "apart", "bounds")  # they measure the SAEs that it trains
-ANSWERS = ("depth", "apart", "stability", "signs", "recovery", "bounds")  # the part that answers most comes first
+NEEDS_DEPTH = ("stability", "apart", "bounds", "model")  # they measure the SAEs that it trains
+# The part that answers most comes first.
+ANSWERS = ("depth", "model", "apart", "stability", "signs", "recovery", "bounds")
 DEPTHS = (1, 4)  # encoder steps in training, of a whole study
 # Seeds, training steps and held-out rows, from the least that gives numbers to more than a night.
 LADDER = [
@@ -62,15 +64,24 @@ class Plan:
     train_depths: tuple[int, ...] = ()
 
 
-def parts_with_needs(names: Sequence[str]) -> tuple[str, ...]:
+def parts_of(loop: bool) -> dict[str, Callable[[Setting], list[Task]]]:
+    """The parts of a study, by name: one more where a language model is in the loop."""
+    return PARTS | ({"model": model.tasks} if loop else {})
+
+
+def parts_with_needs(names: Sequence[str], loop: bool = False) -> tuple[str, ...]:
     """The named parts, or all if none is named, with the parts that they depend on; `Error` for an unknown name."""
-    unknown = [name for name in names if name not in PARTS]
-    if unknown:
-        msg = f"--parts {unknown[0]!r} must be of {', '.join(PARTS)}, with commas between"
+    known = parts_of(loop)
+    unknown = [name for name in names if name not in known]
+    if unknown == ["model"]:
+        msg = "--parts model needs a language model in the loop: give --model, --module and --text too"
         raise Error(msg)
-    names = names or tuple(PARTS)
+    if unknown:
+        msg = f"--parts {unknown[0]!r} must be of {', '.join(known)}, with commas between"
+        raise Error(msg)
+    names = names or tuple(known)
     needed = {*names, *(["depth"] if set(names) & set(NEEDS_DEPTH) else [])}
-    return tuple(name for name in PARTS if name in needed)
+    return tuple(name for name in known if name in needed)
 
 
 def speed(x: Tensor, d_sae: int, k: int) -> tuple[float, int]:
@@ -109,17 +120,19 @@ def choose(
 
     What is given stays as it is.  The rest is made smaller: first parts are left out, those that answer least before
     others, and the depths of training beyond one, as long as `ENOUGH` seeds and training steps do not fit; then seeds
-    and training steps fall.  Where both are given, nothing is left out.
+    and training steps fall.  Where both are given, nothing is left out; a model that is given is a part that is.
     """
-    scopes = [(tuple(parts) or ANSWERS, tuple(depths) or DEPTHS)]
+    loop = setting.loop is not None
+    answers = tuple(name for name in ANSWERS if name in parts_of(loop))
+    scopes = [(tuple(parts) or answers, tuple(depths) or DEPTHS)]
     if not parts:
-        scopes += [(ANSWERS[:n], scopes[0][1]) for n in range(len(ANSWERS) - 1, 1, -1)]
+        scopes += [(answers[:n], scopes[0][1]) for n in range(len(answers) - 1, 1, -1)]
     if not depths:
         scopes.append((scopes[-1][0], DEPTHS[:1]))
-    if not parts:
-        scopes.append((ANSWERS[:1], scopes[-1][1]))
+    if not parts and not loop:
+        scopes.append((answers[:1], scopes[-1][1]))
     for names, trained in scopes:
-        needed = parts_with_needs(names)
+        needed = parts_with_needs(names, loop)
         made = plan(replace(setting, train_depths=trained), needed, minutes, seeds, train_steps)
         made = replace(made, parts=needed, train_depths=trained)
         enough = (seeds or made.seeds >= ENOUGH[0]) and (train_steps or made.train_steps >= ENOUGH[1])
@@ -138,9 +151,11 @@ def plan(
 ) -> Plan:
     """The largest plan, by estimated time, that fits; the smallest if none fits.
 
-    What is given stays as it is.  Where both are given the minutes (`BUDGET` by default) do not matter.
+    What is given stays as it is.  Where both are given the minutes (`BUDGET` by default) do not matter.  Beside the
+    passes of a model training costs little, so that SAEs of fewer than `ENOUGH` steps save nothing there.
     """
-    rungs = dict.fromkeys((seeds or most, train_steps or steps) for most, steps, _ in LADDER)
+    least = 0 if setting.loop is None else ENOUGH[1]
+    rungs = dict.fromkeys((seeds or most, train_steps or steps) for most, steps, _ in LADDER if steps >= least)
     plans = [sized(setting, parts, *rung) for rung in rungs]
     return max((made for made in plans if fits(made, minutes)), key=lambda made: made.seconds, default=plans[0])
 
@@ -162,13 +177,16 @@ def minutes_of_the_whole(
     What is given stays as it is; the rest is all parts, `DEPTHS` and `WHOLE`.
     """
     setting = replace(setting, train_depths=tuple(depths) or DEPTHS)
-    seconds = sized(setting, parts_with_needs(parts), seeds or WHOLE[0], train_steps or WHOLE[1]).seconds
+    seconds = sized(
+        setting, parts_with_needs(parts, setting.loop is not None), seeds or WHOLE[0], train_steps or WHOLE[1]
+    ).seconds
     return max(20, 10 * math.ceil(seconds / HEADROOM / 600))
 
 
 def all_tasks(setting: Setting, parts: Sequence[str]) -> list[Task]:
     """The tasks of these parts; those of the part that answers most come first."""
-    return [task for part in sorted(parts, key=ANSWERS.index) for task in PARTS[part](setting)]
+    known = parts_of(setting.loop is not None)
+    return [task for part in sorted(parts, key=ANSWERS.index) for task in known[part](setting)]
 
 
 def fingerprint(*rows: Tensor) -> str:

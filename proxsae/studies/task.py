@@ -14,6 +14,7 @@ from torch import Tensor
 
 from proxsae.report.rows import Row
 from proxsae.sae import SAE, load
+from proxsae.studies.loop import Loop
 
 __all__ = ["Row", "Setting", "Task"]
 
@@ -42,7 +43,6 @@ class Setting:
     train_depths   numbers of encoder steps with which SAEs are trained
     folder         holds the trained SAEs
     packaged       whether the rows are those of the packaged model, which its contrast pairs fit
-    seconds        that one training step of a one-step AbsTopK SAE takes on this machine: the unit of all estimates
     """
 
     train: Tensor
@@ -55,6 +55,7 @@ class Setting:
     folder: Path
     packaged: bool
     seconds: float
+    loop: Loop | None = None
 
     def keep(self, sae: SAE, name: str) -> None:
         """Save an SAE under a name, for later tasks."""

@@ -92,12 +92,21 @@ def errors(sae: SAE, x: Tensor, k: float, steps: Sequence[int]) -> Iterator[Row]
         yield from _unroll(sae, name, rule, x, k, steps)
 
 
+def at_density(
+    sae: SAE, rule: StepRule, x: Tensor, k: float, wanted: Sequence[int]
+) -> Iterator[tuple[int, SAE, float]]:
+    """Each number of steps, the same weights with them, at the lam that gives k non-zeros a row, and its factor."""
+    factor = 1.0
+    for steps in wanted:
+        deep, factor = matched(sae.unrolled(steps, rule), sample(x), k, factor)
+        yield steps, deep, factor
+
+
 @torch.no_grad()
 def _unroll(sae: SAE, name: str, rule: StepRule, x: Tensor, k: float, wanted: Sequence[int]) -> Iterator[Row]:
     """Measurements of one SAE under one rule, for every number of steps, each at its own lam."""
-    before, factor = None, 1.0
-    for steps in wanted:
-        deep, factor = matched(sae.unrolled(steps, rule), sample(x), k, factor)
+    before = None
+    for steps, deep, factor in at_density(sae, rule, x, k, wanted):
         started = time.perf_counter()
         for point in deep.walk(x):  # noqa: B007  (only the last is kept in memory)
             pass
