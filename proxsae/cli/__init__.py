@@ -31,7 +31,7 @@ GROUPS = {
         "inspect": "what the file of an SAE implies, or what rows are like",
         "convert": "write an SAE in another format",
     },
-    "language models": {"lm": "collect activations, loss recovered, contexts of latents, steering, probes"},
+    "language models": {"lm": "collect rows, loss recovered, top contexts, steering, probes"},
     "checks": {
         "laws": "check operators and statements; planted errors must be caught",
         "statements": "list the citable statements: claim, code, check, proof",
