@@ -22,7 +22,7 @@ from proxsae.disk import replace_file
 from proxsae.metrics import l0
 from proxsae.models.huggingface import open_model, texts, token_batches
 from proxsae.models.losses import compare
-from proxsae.studies.density import matched, sample
+from proxsae.studies.density import matched
 from proxsae.studies.statistics import over_seeds
 
 STEPS = (1, 2, 4, 8, 16)
@@ -61,7 +61,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     work, loop = Path(given.work), None
     work.mkdir(parents=True, exist_ok=True)
-    x = sample(torch.from_numpy(px.data.open_rows(given.rows, outliers="drop")[:512]))
+    x = torch.from_numpy(px.data.open_rows(given.rows, outliers="drop")[:512])
     for path in given.saes:
         file = work / f"{Path(path).name}.json"
         if file.exists():

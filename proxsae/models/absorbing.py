@@ -16,6 +16,7 @@ from proxsae.conventions import library
 from proxsae.models.concepts import (
     Concept,
     Parts,
+    atoms_of,
     check_parts,
     codes,
     divided,
@@ -65,7 +66,7 @@ def absorption(sae: SAE, rows: Any, labels: Any, parts: Parts | None = None, see
     train, test = divided(data.y, seed) if parts is None else check_parts(parts, data)
     x, z = data.rows.double().cpu().numpy(), codes(sae, data.rows, units="row")
     start = sae.normalized(data.rows).undo(sae.b_dec.detach()).double().cpu().numpy()
-    atoms = sae.W_dec.detach().double().cpu().numpy()
+    atoms = atoms_of(sae)
     norms = np.linalg.norm(atoms, axis=1)
     table = []
     for c, label in enumerate(data.classes):

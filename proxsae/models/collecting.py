@@ -93,9 +93,7 @@ def collect(
             if len(dropped):
                 of_kept = batch.ids.reshape(-1) if which is None else batch.ids[which]
                 kept = kept[~torch.isin(of_kept, dropped.to(of_kept.device))]
-            if not bool(kept.isfinite().all()):
-                msg = f"{module} gives NaN or infinite activations for batch {number}: run the model in float32"
-                raise Error(msg)
+            _check_finite(kept, module, number)
             writer.add(kept, batch, reader.hexdigest()[:16])
             progress(writer.ahead["rows"], most)
         if number + 1 < state["batches"]:
@@ -190,6 +188,12 @@ def _resumed(folder: Path, what: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
+def _check_finite(x: Tensor, module: str, number: int) -> None:
+    if not bool(x.isfinite().all()):
+        msg = f"{module} gives NaN or infinite activations for batch {number}: run the model in float32"
+        raise Error(msg)
+
+
 def last_tokens(model: nn.Module, module: str, batches: Iterable[Any], at: str = "output", skip: int = 0) -> Tensor:
     """The activation at the last token of each sequence: (sequences, d), float32, on the CPU.  Probes read it.
 
@@ -213,9 +217,7 @@ def last_tokens(model: nn.Module, module: str, batches: Iterable[Any], at: str =
                 raise Error(msg + ": leave out short texts")
             last = (batch.real * torch.arange(batch.ids.shape[1], device=batch.ids.device)).argmax(dim=1)
             part = x[torch.arange(len(x), device=x.device), last].float().cpu()
-            if not bool(part.isfinite().all()):
-                msg = f"{module} gives NaN or infinite activations for batch {number}: run the model in float32"
-                raise Error(msg)
+            _check_finite(part, module, number)
             rows.append(part)
     if not rows:
         msg = "batches is empty, but a probe needs rows: a list of token tensors (batch, tokens), for example"

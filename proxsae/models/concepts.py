@@ -110,6 +110,12 @@ def codes(sae: SAE, x: Tensor, units: str = "code") -> sparse.csr_matrix:
     return z
 
 
+def atoms_of(sae: SAE) -> NDArray[np.float64]:
+    """The atoms (P, d) in float64."""
+    atoms: NDArray[np.float64] = sae.W_dec.detach().double().cpu().numpy()
+    return atoms
+
+
 def fires_more(z: sparse.csr_matrix, y: NDArray[Any]) -> NDArray[np.bool_]:
     """Which latents have a larger mean |z| on the rows of y == 1 than on the others, (P,): whatever their sign."""
     size = abs(z)

@@ -19,6 +19,7 @@ from proxsae.conventions import Error, check_seed
 from proxsae.models.concepts import (
     Concept,
     Parts,
+    atoms_of,
     balanced_accuracy,
     check_parts,
     check_sizes,
@@ -64,7 +65,7 @@ def tpp(
     C = len(data.classes)
     ones = np.stack([data.y == c for c in range(C)], axis=1).astype(np.int64)
     probes = [Concept.of(x[train], ones[train, c], seed) for c in range(C)]
-    along = _atoms(sae) @ np.stack([probe.w for probe in probes], axis=1)  # (P, C)
+    along = atoms_of(sae) @ np.stack([probe.w for probe in probes], axis=1)  # (P, C)
     scores = np.stack([probe.scores(x[test]) for probe in probes], axis=1)
 
     def accuracies(moved: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -123,7 +124,7 @@ def scr(sae: SAE, rows: Any, wanted: Any, spurious: Any, ns: Any = NS, seed: int
     agree = train[a[train] == b[train]]
     biased = Concept.of(X[agree], a[agree], seed)
     bias, unbiased = (Concept.of(X[train], y[train], seed) for y in (b, a))
-    atoms, y = _atoms(sae), b[train]
+    atoms, y = atoms_of(sae), b[train]
     order = _largest(np.abs((mean(z[train][y == 1]) - mean(z[train][y == 0])) * (atoms @ bias.w)))
     along, scores = atoms @ biased.w, biased.scores(X[test])
     before, best = (balanced_accuracy(s, a[test]) for s in (scores, unbiased.scores(X[test])))
@@ -133,11 +134,6 @@ def scr(sae: SAE, rows: Any, wanted: Any, spurious: Any, ns: Any = NS, seed: int
         share = (after - before) / (best - before) if best > before else None
         table.append({"n": n, "scr": share, "biased": before, "ablated": after, "unbiased": best})
     return table
-
-
-def _atoms(sae: SAE) -> NDArray[np.float64]:
-    atoms: NDArray[np.float64] = sae.W_dec.detach().double().cpu().numpy()
-    return atoms
 
 
 def _largest(effect: NDArray[np.float64]) -> NDArray[np.int64]:

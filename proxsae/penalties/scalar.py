@@ -104,6 +104,11 @@ class Separable(Penalty):
         return tuple(getattr(self, name) for name in self.domain)
 
 
+def soft(o: Any, u: Any, t: Any) -> Any:
+    """u moved towards 0 by t, and 0 where |u| <= t: the operation of an arithmetic that has no faster one."""
+    return o.where(o.abs(u) <= t, 0, o.where(u > 0, u - t, u + t))
+
+
 def signed(o: Any, magnitude: Any, u: Any) -> Any:
     """`magnitude` with the sign of u."""
     return o.where(u > 0, magnitude, -magnitude)

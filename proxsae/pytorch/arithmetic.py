@@ -12,6 +12,7 @@ from torch import Tensor, library
 from torch.autograd import forward_ad
 
 from proxsae.conventions import Error, check_floats, may_look, plain
+from proxsae.penalties.scalar import soft
 
 
 def sqrt(a: Tensor) -> Tensor:
@@ -98,6 +99,7 @@ class TorchArithmetic:
     where = staticmethod(torch.where)
     abs = staticmethod(torch.abs)
     sqrt = staticmethod(sqrt)
+    soft = soft
 
     def __init__(self, like: Tensor) -> None:
         self.dtype, self.device = like.dtype, like.device
@@ -113,7 +115,3 @@ class TorchArithmetic:
     def rounded(self, t: Tensor) -> Tensor:
         """A threshold or an entry, rounded once to the dtype of u."""
         return t.to(self.dtype)
-
-    def soft(self, u: Tensor, t: Tensor) -> Tensor:
-        """u moved towards 0 by t, and 0 where |u| <= t."""
-        return torch.where(u.abs() <= t, 0, torch.where(u > 0, u - t, u + t))

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from proxsae.certificates import FAINT
 from proxsae.conventions import Error, check_count, check_floats, may_look
 from proxsae.pytorch.cost_model import has_kernels
 from proxsae.pytorch.topk import top_k
@@ -178,6 +179,11 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def squares(a: Tensor) -> Tensor:
     """||a||^2 of rows (n, s) in float64, where no square of float32 overflows or underflows; without gradient."""
     return a.detach().double().square().sum(dim=-1)
+
+
+def fulfils(lhs: Tensor, rhs: Tensor, moved: Tensor) -> Tensor:
+    """Whether  lhs = mu ||D dz||^2 <= ||dz||^2 = rhs,  as squares that over- or underflow cannot tell; by row."""
+    return (lhs <= rhs) & (lhs < torch.inf) & ((rhs > FAINT) | ~moved)
 
 
 def full_float32() -> bool:

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proxsae.certificates import FAINT, centred, certify, lengths, lipschitz, squared_norm
+from proxsae.certificates import centred, certify, lengths, lipschitz, squared_norm
 from proxsae.conventions import Error, check_count, check_problem, may_look
 from proxsae.penalties import L1, KSparse, Penalty
 from proxsae.penalties.base import runs
 from proxsae.pytorch import lasso_unpenalised
 from proxsae.pytorch.arithmetic import seeing
 from proxsae.pytorch.autocast import outside_autocast
-from proxsae.pytorch.codes import accumulator, sparse_decode, sparsify, squares
+from proxsae.pytorch.codes import accumulator, fulfils, sparse_decode, sparsify, squares
 from proxsae.pytorch.cost_model import gather_cost, kind_of
 from proxsae.pytorch.prox import has_kernel, in_kernel, prox, slope, value
 from proxsae.pytorch.refit import implicit, refit
@@ -310,8 +310,7 @@ def _safe_step(
         tried[rows] += (~same & ~floor).double()
         owed[rows] = (~same & floor).double()
         lhs, rhs = step * _over(R, squares(dr)), _over(R, squares(dz))
-        told = (lhs < torch.inf) & ((rhs > FAINT) | (_over(R, dz.any(dim=-1)) == 0))  # neither over- nor underflow
-        safe = same | floor | ((lhs <= rhs) & told)
+        safe = same | floor | fulfils(lhs, rhs, _over(R, dz.any(dim=-1)) != 0)
         new, move = new.index_copy(0, rows, trial), move.index_copy(0, rows, dr)
         rows = rows[~safe]
         mu = mu.index_copy(0, rows, (mu[rows] / 2).clamp(min=1 / L))

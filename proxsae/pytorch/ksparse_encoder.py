@@ -26,11 +26,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from proxsae.certificates import FAINT
 from proxsae.conventions import Error
 from proxsae.penalties import KSparse
 from proxsae.pytorch import held_supports
-from proxsae.pytorch.codes import BLOCK, Pages, accumulator, decode, decode_dense, dots, outer, squares
+from proxsae.pytorch.codes import BLOCK, Pages, accumulator, decode, decode_dense, dots, fulfils, outer, squares
 from proxsae.pytorch.cost_model import Plan
 from proxsae.pytorch.held_supports import carried
 from proxsae.pytorch.topk import largest, top_k_of_blocks
@@ -351,9 +350,7 @@ def _safe_step(
         if not bool(safe.all()):
             dz = trial - start[rows]
             lhs = step * squares(decode(candidates[rows], dz, D))
-            rhs = squares(dz)
-            told = (lhs < torch.inf) & ((rhs > FAINT) | ~(dz != 0).any(dim=-1))  # neither over- nor underflow
-            safe = safe | ((lhs <= rhs) & told)
+            safe = safe | fulfils(lhs, squares(dz), (dz != 0).any(dim=-1))
         new_at[rows], new_z[rows] = candidates[rows].gather(-1, kept), values
         rows = rows[~safe]
         mu[rows] = (mu[rows] / 2).clamp(min=1 / L)

@@ -10,6 +10,7 @@ shares no step with this file; `tests/rowwise.py` takes one row at a time, as th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -293,12 +294,23 @@ def fulfils(mu: Floats, dz: Floats, D: Floats) -> NDArray[np.bool_]:
 
 
 def shrink_until_safe(
-    z: Floats, g: Floats, D: Floats, R: Penalty, mu: Floats, L: float
+    z: Floats,
+    g: Floats,
+    D: Floats,
+    R: Penalty,
+    mu: Floats,
+    L: float,
+    known: Callable[[Floats, NDArray[np.int64]], NDArray[np.bool_]] | None = None,
 ) -> tuple[Floats, Floats, Floats]:
-    """Halve mu by row down to 1/L until  mu ||D dz||^2 <= ||dz||^2  (lem-backtracking): codes, mu, products tried."""
+    """Halve mu by row down to 1/L until  mu ||D dz||^2 <= ||dz||^2  (lem-backtracking): codes, mu, products tried.
+
+    `known(codes, rows)` says of which trials this needs no product.
+    """
     new, mu, tried, rows = np.empty_like(z), mu.copy(), np.zeros(len(z)), np.arange(len(z))
     while len(rows):
         new[rows] = R.prox(z[rows] - times(mu[rows], g[rows], L), mu[rows])
+        if known is not None:
+            rows = rows[~known(new[rows], rows)]
         rows = rows[mu[rows] > 1 / L]
         tried[rows] += 1
         rows = rows[~fulfils(mu[rows], new[rows] - z[rows], D)]
@@ -323,14 +335,11 @@ def exact_step(z: Floats, g: Floats, D: Floats, R: Penalty, largest: float, L: f
         known = (along > float(np.finfo(h.dtype).tiny) ** 2) & (along < np.inf)
         mu = np.where(known, np.maximum(squares(h) / along, 1 / L), largest)  # at least 1/L, but for rounding
     exact = known | ~h.any(axis=1)
-    new, tried, owed, rows = np.empty_like(z), np.ones(len(z)), np.zeros(len(z)), np.arange(len(z))
-    while len(rows):
-        new[rows] = R.prox(z[rows] - times(mu[rows], g[rows], L), mu[rows])
-        kept = np.sign(new[rows]) == np.sign(face[rows]) if R.convex else (new[rows] != 0) == (face[rows] != 0)
-        rows = rows[~(exact[rows] & kept.all(axis=1))]
-        owed[rows[mu[rows] <= 1 / L]] = 1.0
-        rows = rows[mu[rows] > 1 / L]
-        tried[rows] += 1
-        rows = rows[~fulfils(mu[rows], new[rows] - z[rows], D)]
-        mu[rows] = np.maximum(mu[rows] / 2, 1 / L)
-    return new, tried, owed
+
+    def held(codes: Floats, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        kept = np.sign(codes) == np.sign(face[rows]) if R.convex else (codes != 0) == (face[rows] != 0)
+        return np.asarray(exact[rows] & kept.all(axis=1))
+
+    new, mu, tried = shrink_until_safe(z, g, D, R, mu, L, held)
+    owed = (mu <= 1 / L) & ~held(new, np.arange(len(z)))
+    return new, tried + 1, owed.astype(float)

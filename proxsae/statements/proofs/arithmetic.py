@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from proxsae.conventions import library
-from proxsae.penalties.scalar import FloatArithmetic
+from proxsae.penalties.scalar import FloatArithmetic, soft
 
 EFFORT = 20_000_000  # z3's own count of work per query, the same on every machine
 PRUNING = 200_000  # the same for questions that are put only to save work
@@ -79,9 +79,7 @@ class RealArithmetic:
         """|x|."""
         return self.where(x >= 0, x, -x)
 
-    def soft(self, u: Any, t: Any) -> Any:
-        """u moved towards 0 by t, and 0 where |u| <= t."""
-        return self.where(self.abs(u) <= t, 0, self.where(u > 0, u - t, u + t))
+    soft = soft
 
     def sqrt(self, x: Any) -> Any:
         """A fresh s >= 0 with s^2 = x where x >= 0."""
