@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import proxsae as px
 from proxsae.cli import main
+from proxsae.pytorch import cost_model
 from proxsae.sae import evaluation, inspection
 from proxsae.sae.evaluation import encode_rows, evaluate_depths
 from proxsae.sae.inspection import compare, inspect
@@ -104,6 +105,23 @@ def test_it_measures_what_evaluate_measures(name):
         want = px.evaluate(sae.unrolled(row["steps"], rule), x)
         del want["sign_balance"]
         close({key: row[key] for key in want}, want, 1e-6)
+
+
+@pytest.mark.parametrize("depths", [False, True])
+def test_k_sparse_codes_are_never_dense(depths, monkeypatch):
+    """Nothing that is made while rows are measured has an entry for each latent and each row of a batch."""
+    sae, x, sizes = px.SAE(8, 2048, px.KSparse(3)), rows_of(200), []
+
+    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, given=(), named=None):
+            out = function(*given, **(named or {}))
+            sizes.extend(a.numel() for a in torch.utils._pytree.tree_leaves(out) if isinstance(a, torch.Tensor))
+            return out
+
+    monkeypatch.setitem(cost_model.AREA, "cpu", 1)  # blocks of 384 latents
+    with Sizes():
+        evaluate_depths(sae, x, STEPS, batch_size=100) if depths else px.evaluate(sae, x, batch_size=100)
+    assert max(sizes) <= 100 * 384
 
 
 @pytest.mark.parametrize("analysis", ["dictionary", "encoder"])

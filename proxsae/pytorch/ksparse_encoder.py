@@ -21,6 +21,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -43,7 +44,8 @@ class Steps:
     """What the encoder does: `steps` k-sparse steps by `rule`, L an upper bound on ||D||^2, carried out as `plan` says.
 
     It decodes as well if `decode`, and keeps what the backward pass needs if `keep`; `pages` is where that writes large
-    gradients.  `shards` stands for the other ranks where each holds some of the latents; L is then that of all of them.
+    gradients.  `gram` is D^T D where the plan asks for it and earlier rows have made it (`gram_blocks`).
+    `shards` stands for the other ranks where each holds some of the latents; L is then that of all of them.
     """
 
     penalty: KSparse
@@ -55,6 +57,7 @@ class Steps:
     keep: bool
     pages: Pages | None = None
     shards: Shards | None = None
+    gram: Gram | None = None
 
 
 class Shards(Protocol):
@@ -68,10 +71,15 @@ class Shards(Protocol):
 
 
 def free_bytes(device: torch.device) -> float:
-    """Memory that is free on the device, with what torch holds in reserve; 0 where the system does not report it."""
+    """Memory that can be had on the device, with what a cache would give back; 0 where no system says."""
     if device.type == "cuda":
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + reserve)
+    try:
+        told = Path("/proc/meminfo").read_text(encoding="ascii")
+        return 1024.0 * int(told.split("MemAvailable:")[1].split()[0])
+    except (OSError, ValueError, IndexError):
+        pass  # not Linux
     try:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, OSError, ValueError):
@@ -93,12 +101,12 @@ class Encode(torch.autograd.Function):
         mu = torch.empty(kept, n, dtype=torch.float64, device=x.device)
         xhat = torch.empty_like(x) if how.decode else None
         area = x.new_empty(min(n, how.plan.rows) * how.plan.columns)
-        gram = gram_blocks(W_dec, how.plan.columns) if how.plan.product == "gram" else None
+        by_gram = how.plan.product == "gram"
+        gram = gram_blocks(W_dec, how.plan.columns) if by_gram and how.gram is None else how.gram
         for start in range(0, n, max(1, how.plan.rows)):
             piece = slice(start, start + how.plan.rows)
             c = x[piece] - b_dec
-            walk = _walk(c, W_enc, b_enc, W_dec, how, area, gram)
-            for t, (at, z, step) in enumerate(walk):
+            for t, (at, z, step, _) in enumerate(_walk(c, W_enc, b_enc, W_dec, how, area, gram)):
                 here = t if how.keep else 0
                 indices[here, piece], values[here, piece], mu[here, piece] = at, z, step
             if xhat is not None:
@@ -189,14 +197,28 @@ def check_first(shards: object) -> None:
         raise Error(msg)
 
 
+def walk(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, how: Steps
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield (indices, values, products spent so far) of z_1 ... z_T for as many rows x (n, d) as are taken together."""
+    area = x.new_empty(len(x) * how.plan.columns)
+    for at, z, _, spent in _walk(x - b_dec, W_enc, b_enc, W_dec, how, area, None):
+        yield at, z, spent
+
+
 def _walk(
     c: Tensor, W_enc: Tensor, b_enc: Tensor, D: Tensor, how: Steps, area: Tensor, gram: Gram | None
-) -> Iterator[tuple[Tensor, Tensor, float | Tensor]]:
-    """Yield (indices, values, mu) of z_1 ... z_T for centred rows c (n, d), pre-activations in `area`."""
+) -> Iterator[tuple[Tensor, Tensor, float | Tensor, Tensor]]:
+    """Yield (indices, values, mu, products spent) of z_1 ... z_T for centred rows c (n, d), pre-activations in `area`.
+
+    A row's products are counted as in `iteration.iterate`, whatever is gathered in their place.
+    """
     R, rule, L, times, columns = how.penalty, how.rule, how.L, _decoder(how), how.plan.columns
     at, z = _pick((u for _, u in _product(c, W_enc.T, area, columns, b_enc)), len(D), R, how.shards)
     mu: float | Tensor = rule.size(0, L) if isinstance(rule, GivenStep) else 1 / L
-    yield at, z, mu
+    spent = torch.ones(len(c), dtype=torch.float64, device=c.device)
+    owed = (z != 0).any(dim=-1).double()
+    yield at, z, mu, spent
     if how.steps == 1:
         return
     if isinstance(rule, GivenStep):  # one mu for all steps
@@ -209,7 +231,8 @@ def _walk(
             else:
                 blocks = _gram_product(at, mu * z, base, gram, area)
             at, z = _pick(_plus_codes(blocks, at, z), len(D), R, how.shards)
-            yield at, z, mu
+            spent, owed = spent + owed + 1, torch.ones_like(owed)
+            yield at, z, mu, spent
         return
     parts = D.split(max(1, BLOCK // D.shape[1]))  # so that no float64 copy of D is made
     norms = torch.stack([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64).amax() for part in parts])
@@ -217,8 +240,9 @@ def _walk(
     mu = torch.full((len(c),), top, dtype=torch.float64, device=c.device)
     for _ in range(how.steps - 1):
         down = _product((c - times(at, z, D)).to(c.dtype), D, area, columns)  # -g
-        at, z, mu = _safe_step(at, z, down, D, R, rule, mu, top, L)
-        yield at, z, mu
+        at, z, mu, tried, left = _safe_step(at, z, down, D, R, rule, mu, top, L)
+        spent, owed = spent + owed + 1 + tried, left
+        yield at, z, mu, spent
 
 
 Blocks = Iterator[tuple[int, Tensor]]  # columns of (n, P) from left to right: the first one's index, and they
@@ -305,8 +329,10 @@ def _value(u: Tensor, R: KSparse) -> Tensor:
 
 def _safe_step(
     at: Tensor, z: Tensor, down: Blocks, D: Tensor, R: KSparse, rule: StepRule, mu: Tensor, top: float, L: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """A `Backtracking` or `ExactStep` step from codes (at, z) along the blocks of -g, `down`, which are overwritten.
+
+    Returns the codes, mu, and by row the products that trials stand for and those owed for the next residual.
 
     Off the support every step leaves the order of |g| as it is, so that the k largest there and the support itself are
     all that any trial can keep: 2k candidates a row, and a halved step costs no further look at the gradient
@@ -336,6 +362,7 @@ def _safe_step(
         exact = known | (size == 0)
         mu = torch.where(known, size / moved, top).clamp(min=1 / L)  # at least 1/L, but for rounding
     mu = mu.clone()
+    tried, owed = torch.full_like(mu, float(exact is not None)), torch.zeros_like(mu)
     new_at, new_z = torch.empty_like(at), torch.empty_like(z)
     rows, wide = torch.arange(len(z), device=z.device), step_dtype(L, z)
     while len(rows):
@@ -344,9 +371,13 @@ def _safe_step(
         kept = largest(torch.where(again[rows], -1, torch.relu(u) if R.nonneg else u.abs()), k)
         values = _value(u.gather(-1, kept), R)
         trial = torch.zeros_like(u).scatter_(-1, kept, values)
-        safe = step <= 1 / L
+        floor = safe = step <= 1 / L
+        same = torch.zeros_like(floor)
         if exact is not None:
-            safe = safe | (exact[rows] & ((trial != 0) == face[rows]).all(dim=-1))
+            same = exact[rows] & ((trial != 0) == face[rows]).all(dim=-1)
+            safe = floor | same
+        tried[rows] += (~same & ~floor).double()
+        owed[rows] = (~same & floor).double()
         if not bool(safe.all()):
             dz = trial - start[rows]
             lhs = step * squares(decode(candidates[rows], dz, D))
@@ -354,4 +385,4 @@ def _safe_step(
         new_at[rows], new_z[rows] = candidates[rows].gather(-1, kept), values
         rows = rows[~safe]
         mu[rows] = (mu[rows] / 2).clamp(min=1 / L)
-    return new_at, new_z, mu
+    return new_at, new_z, mu, tried, owed

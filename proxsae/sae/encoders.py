@@ -22,7 +22,7 @@ from proxsae.pytorch.codes import SparseCodes, accumulator
 from proxsae.pytorch.cost_model import Plan
 from proxsae.pytorch.iteration import Point, iterate
 from proxsae.sae import walks
-from proxsae.sae.encoding import Common, Encoding
+from proxsae.sae.encoding import Common, Encoding, Stream
 from proxsae.sae.team import squared_norm_of_all
 from proxsae.steps import StepRule, check_rule
 
@@ -44,9 +44,30 @@ def has_supports(R: Any, encoding: Encoding) -> bool:
 
 
 def on_supports(
-    x: Tensor, weights: Weights, encoding: Encoding, common: Common, plan: Plan, keep: bool, decode: bool
-) -> tuple[SparseCodes, Tensor | None]:
+    x: Tensor, weights: Weights, encoding: Encoding, common: Common, plan: Plan, keep: bool, decode: bool,
+    stream: Stream | None = None,
+) -> tuple[SparseCodes, Tensor | None]:  # fmt: skip
     """Codes of a k-sparse SAE and, if asked to decode, D z + b_dec: nothing of size B x d_sae is made."""
+    how = replace(_supports(x, weights, encoding, common, plan), decode=decode, keep=keep)
+    if stream is not None and how.plan.product == "gram":
+        how = replace(how, gram=_gram(weights.W_dec, common, how.plan, stream))
+    indices, values, xhat = ksparse_encoder.Encode.apply(x.reshape(-1, x.shape[-1]), *weights, how)
+    shape = (*x.shape[:-1], values.shape[-1])
+    codes = SparseCodes(indices.reshape(shape), values.reshape(shape), len(weights.W_dec))
+    return codes, xhat if xhat is None or x.ndim == 2 else xhat.reshape(x.shape)  # FSDP wants no view
+
+
+def walk_on_supports(
+    x: Tensor, weights: Weights, encoding: Encoding, common: Common, plan: Plan
+) -> Iterator[tuple[SparseCodes, Tensor]]:
+    """Yield the codes z_1 ... z_T of rows x (n, d_in) and the products spent so far, by row; without gradients."""
+    how = _supports(x, weights, encoding, common, replace(plan, product="residual"))
+    for at, z, spent in ksparse_encoder.walk(x, *weights, how):
+        yield SparseCodes(at, z, len(weights.W_dec)), spent
+
+
+def _supports(x: Tensor, weights: Weights, encoding: Encoding, common: Common, plan: Plan) -> ksparse_encoder.Steps:
+    """The steps of a k-sparse SAE, for codes alone, once its rule and its penalty were checked."""
     R, rule, L = cast(KSparse, common.penalty), cast(StepRule, encoding.step), 1.0
     if encoding.steps > 1:
         least, L = squared_norm_of(weights.W_dec, common)
@@ -54,11 +75,16 @@ def on_supports(
     lone = common.team is None and ksparse_encoder.has_room(L, x.dtype)  # on a team, Gram rows are on all ranks
     if plan.product == "gram" and not lone:
         plan = replace(plan, product="residual")
-    how = ksparse_encoder.Steps(R, encoding.steps, rule, L, plan, decode, keep, common.pages, common.team)
-    indices, values, xhat = ksparse_encoder.Encode.apply(x.reshape(-1, x.shape[-1]), *weights, how)
-    shape = (*x.shape[:-1], values.shape[-1])
-    codes = SparseCodes(indices.reshape(shape), values.reshape(shape), len(weights.W_dec))
-    return codes, xhat if xhat is None or x.ndim == 2 else xhat.reshape(x.shape)  # FSDP wants no view
+    return ksparse_encoder.Steps(R, encoding.steps, rule, L, plan, False, False, common.pages, common.team)
+
+
+def _gram(W_dec: Tensor, common: Common, plan: Plan, stream: Stream) -> ksparse_encoder.Gram:
+    """D^T D, made for the first batch of a stream and again where W_dec has changed (`squared_norm_of` looks)."""
+    mark = cast(Any, common.norm)[1]
+    if stream.gram is None or stream.gram[0] is not mark:
+        stream.gram = None  # first free what a new one is to replace
+        stream.gram = mark, ksparse_encoder.gram_blocks(W_dec.detach(), plan.columns)
+    return stream.gram[1]
 
 
 def points(

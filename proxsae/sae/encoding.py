@@ -10,6 +10,8 @@ from proxsae.certificates import squared_norm
 from proxsae.conventions import Error, check_choice, check_count, shown
 from proxsae.penalties import Penalty
 from proxsae.pytorch.codes import Pages
+from proxsae.pytorch.cost_model import Plan
+from proxsae.pytorch.ksparse_encoder import Gram
 from proxsae.sae.team import Team
 from proxsae.steps import FixedStep, LearnedSteps, Lipschitz, Refit, StepRule, check_rule
 
@@ -79,3 +81,11 @@ class Common:
     team: Team | None = None
     pages: Pages = field(default_factory=Pages)
     norm: tuple[int | None, Tensor, tuple[float, float]] | None = None
+
+
+@dataclass
+class Stream:
+    """What `frozen` decided for all batches of a stream, and D^T D with the marks of the W_dec that it was made of."""
+
+    plan: Plan
+    gram: tuple[Tensor, Gram] | None = None

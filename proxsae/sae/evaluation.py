@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,9 +22,11 @@ from proxsae.data.rows import KEPT
 from proxsae.data.survey import summed_up
 from proxsae.disk import memory
 from proxsae.metrics import cosines, power_of_two, ratio, support_change
+from proxsae.pytorch.codes import SparseCodes, squares
 from proxsae.sae.model import SAE, check_sae
 from proxsae.steps import ExactStep, LearnedSteps, Lipschitz, StepRule
 
+Codes = Tensor | SparseCodes
 STEPS = (1, 2, 4, 8, 16)
 LARGEST = 4096  # rows of a batch, by default
 ENTRIES = 2**23  # of the codes of one batch, by default: 32 MiB in float32, and a walk holds a few such arrays
@@ -51,10 +54,10 @@ def evaluate(sae: SAE, activations: Any, batch_size: int | None = None) -> dict[
     >>> px.evaluate(px.topk_sae(d_in=4, d_sae=8, k=2), np.eye(4))["l0"] <= 2
     True
     """
-    spread, sums = Spread(check_sae(sae).d_in), _Sums(sae)
-    rows = _opened(sae, activations)
+    spread, rows = Spread(check_sae(sae).d_in), _opened(sae, activations)
+    sae, sums = _frozen(sae, len(rows)), _Sums(sae)
     for x in batches(sae, rows, LARGEST if batch_size is None and not sae.penalty.rowwise else batch_size):
-        z = sae.encode(x)
+        z = sae.encode_sparse(x) if sae.on_supports else sae.encode(x)
         spread.add(x)
         sums.add(x, sae.decode(z, like=x), z, None, spread.unit)
     spread.warn(rows)
@@ -106,19 +109,40 @@ def evaluate_depths(
         deep = sae
     else:
         deep = unrolled(sae, wanted[-1], step, analysis, b_enc)
-    R, spread, sums = deep.penalty, Spread(sae.d_in), {t: _Sums(sae) for t in wanted}
+    spread, sums = Spread(sae.d_in), {t: _Sums(sae) for t in wanted}
     rows = _opened(sae, rows)
     for x in batches(sae, rows, batch_size, progress):
         spread.add(x)
         before = None
-        for t, point in enumerate(itertools.islice(deep.walk(x), wanted[-1]), start=1):
+        for t, (z, objective, spent) in enumerate(itertools.islice(_walk(deep, x), wanted[-1]), start=1):
             if t in sums:
-                sums[t].add(x, sae.decode(point.z, like=x), point.z, before, spread.unit)
-                sums[t].objective += float(point.objective(R).double().sum())
-                sums[t].cost += float(point.spent.sum())
-                before = point.z
+                sums[t].add(x, sae.decode(z, like=x), z, before, spread.unit)
+                sums[t].objective += float(objective().double().sum())
+                sums[t].cost += float(spent.sum())
+                before = z
     spread.warn(rows)
     return [{"steps": t, **sums[t].measures(spread, compared=t != wanted[0])} for t in wanted]
+
+
+def _frozen(sae: SAE, rows: int) -> SAE:
+    """The same SAE, with what further steps share made once for all rows where it can be."""
+    return sae.frozen(rows) if sae.on_supports and sae.common.team is None else sae
+
+
+def _walk(sae: SAE, x: Tensor) -> Iterator[tuple[Codes, Callable[[], Tensor], Tensor]]:
+    """Yield z_1 ... z_T of rows x, how to work out their objectives, and the products spent: on supports if it can."""
+    if not sae.on_supports:
+        R = sae.penalty
+        for point in sae.walk(x):
+            yield point.z, partial(point.objective, R), point.spent
+        return
+    rows = sae.normalized(x).rows
+
+    def objective(codes: SparseCodes) -> Tensor:
+        return 0.5 * squares(sae.decode(codes) - rows)  # R is 0 there
+
+    for codes, spent in sae._walk_on_supports(rows):
+        yield codes, partial(objective, codes), spent
 
 
 def unrolled(sae: SAE, steps: int, step: StepRule | None, analysis: str, b_enc: str = "first") -> SAE:
@@ -130,7 +154,7 @@ def unrolled(sae: SAE, steps: int, step: StepRule | None, analysis: str, b_enc: 
 
 def default_batch(sae: SAE) -> int:
     """How many rows are encoded together by default."""
-    return min(LARGEST, max(1, ENTRIES // sae.d_sae))
+    return sae.plan(LARGEST).rows if sae.on_supports else min(LARGEST, max(1, ENTRIES // sae.d_sae))
 
 
 def batches(
@@ -179,6 +203,7 @@ def encode_rows(
     codes are held in memory, and an `Error` says so as soon as they will not fit.
     """
     rows = _opened(sae, rows)
+    sae = _frozen(sae, len(rows))
     parts: list[tuple[NDArray[Any], NDArray[Any]]] = []
     done, held, there = 0, 0, memory()
     for x in batches(sae, rows, batch_size, progress):
@@ -261,15 +286,20 @@ class _Sums:
         self.error = self.cosine = self.change = self.objective = self.cost = 0.0
         self.up, self.down = torch.zeros(2, sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)  # firings by sign
 
-    def add(self, x: Tensor, xhat: Tensor, z: Tensor, before: Tensor | None, unit: float) -> None:
+    def add(self, x: Tensor, xhat: Tensor, z: Codes, before: Codes | None, unit: float) -> None:
         """Add rows; `before` are their codes at the next smaller number of steps, `unit` that of errors."""
         x, xhat = x.double(), xhat.double()
         self.n += len(x)
         self.error += float(((x - xhat) / unit).square().sum())
         self.cosine += float(cosines(x, xhat).sum())
-        self.change += 0.0 if before is None else len(x) * support_change(before, z)
-        self.up += (z > 0).sum(dim=0, dtype=torch.int32)  # one batch at a time in 32 bits: twice as fast
-        self.down += (z < 0).sum(dim=0, dtype=torch.int32)
+        self.change += 0.0 if before is None else len(x) * _support_change(before, z)
+        if isinstance(z, SparseCodes):
+            at = z.indices.flatten()
+            self.up.index_add_(0, at, (z.values > 0).flatten().long())
+            self.down.index_add_(0, at, (z.values < 0).flatten().long())
+        else:
+            self.up += (z > 0).sum(dim=0, dtype=torch.int32)  # one batch at a time in 32 bits: twice as fast
+            self.down += (z < 0).sum(dim=0, dtype=torch.int32)
 
     def sign_balance(self) -> float:
         """The mean over latents that fire of min(p, q) / max(p, q)."""
@@ -289,6 +319,17 @@ class _Sums:
             "objective": self.objective / self.n,
             "cost": self.cost / self.n,
         }
+
+
+def _support_change(before: Codes, after: Codes) -> float:
+    """`metrics.support_change`, also of codes on supports."""
+    if not (isinstance(before, SparseCodes) and isinstance(after, SparseCodes)):
+        return support_change(cast(Tensor, before), cast(Tensor, after))
+    place = torch.searchsorted(before.indices, after.indices).clamp(max=before.indices.shape[-1] - 1)
+    same = (before.indices.gather(-1, place) == after.indices) & (before.values.gather(-1, place) != 0)
+    shared = (same & (after.values != 0)).sum(dim=-1)
+    union = (before.values != 0).sum(dim=-1) + (after.values != 0).sum(dim=-1) - shared
+    return float((1 - torch.where(union > 0, shared / union.clamp(min=1), 1.0)).mean())
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from proxsae import formats
-from proxsae.conventions import Error, check_finite, check_floats, check_path, may_look, shown
+from proxsae.conventions import Error, check_count, check_finite, check_floats, check_path, may_look, shown
 from proxsae.data.opening import in_memory
 from proxsae.formats import own
 from proxsae.penalties import L0, KSparse
@@ -32,6 +32,7 @@ from proxsae.pytorch.cost_model import Plan, kind_of, plan
 from proxsae.pytorch.iteration import Point
 from proxsae.pytorch.prox import has_kernel, in_kernel, prox
 from proxsae.sae import encoders
+from proxsae.sae.encoding import Stream
 from proxsae.sae.files import describe
 from proxsae.sae.normalize import Normalized, normalize
 from proxsae.sae.parameters import Parameters
@@ -209,6 +210,28 @@ class SAE(Parameters):
         """The reconstruction of x (..., d_in), in its units: decode(encode(x), like=x)."""
         return self.reconstruct(x)[0] if self.on_supports else self.decode(self.encode(x), like=x)
 
+    def frozen(self, rows: int) -> SAE:
+        """The same k-sparse SAE for a stream of about `rows` rows by weights that stay, in batches of any size.
+
+            deep = sae.unrolled(16).frozen(rows=1_000_000)
+            for batch in stream: codes = deep.encode_sparse(batch)
+
+        The products are planned once, for all rows.  Constant steps of many rows read rows of D^T D, which the first
+        batch makes and the others share (prop-gram-step); `plan(1).reasons` says what it costs and what it spares.
+        It is kept as long as this twin is, and made again where W_dec has changed.  Codes have no gradient.
+        Raises `Error` for rows < 1, and for codes that are not worked out on supports.
+        """
+        self._whole("frozen")
+        if not self.on_supports:
+            msg = f"frozen is for k-sparse steps by the dictionary, not {self.common.penalty!r} with {self.step!r}: "
+            msg += "torch.no_grad() is all that other codes need"
+            raise Error(msg)
+        with torch.no_grad():
+            planned = self.plan(check_count("rows", rows, 1))
+        twin = self.twin()
+        twin.stream = Stream(planned)
+        return twin
+
     @property
     def on_supports(self) -> bool:
         """Whether codes are worked out on their supports: k-sparse ones, by the dictionary, without a refit.
@@ -222,6 +245,8 @@ class SAE(Parameters):
 
         `frozen` says that no gradient is asked for.  The guide *What a step costs* derives the costs.
         """
+        if self.stream is not None:
+            return self.stream.plan
         W, R = self.W_dec, self.common.penalty
         k = min(R.k, self.d_sae) if isinstance(R, KSparse) else self.d_sae
         wants_gram = self.steps > 1 and frozen  # only a Gram matrix asks how much memory is free
@@ -239,7 +264,15 @@ class SAE(Parameters):
         weights = self._weights()
         keep = torch.is_grad_enabled() and any(a.requires_grad for a in (x, *weights))
         how = self.plan(x.shape[:-1].numel(), frozen=not keep)
-        return encoders.on_supports(x, weights, self.encoding, self.common, how, keep, decode)
+        if self.stream is None:
+            return encoders.on_supports(x, weights, self.encoding, self.common, how, keep, decode)
+        with torch.no_grad():
+            return encoders.on_supports(x, weights, self.encoding, self.common, how, False, decode, self.stream)
+
+    def _walk_on_supports(self, x: Tensor) -> Iterator[tuple[SparseCodes, Tensor]]:
+        """Yield the codes z_1 ... z_T of normalised rows (n, d_in), and the products spent so far; no gradients."""
+        x, weights = x.detach(), encoders.Weights(*(weight.detach() for weight in self._weights()))
+        return encoders.walk_on_supports(x, weights, self.encoding, self.common, self.plan(len(x)))
 
     def _dense(self, x: Any) -> tuple[Tensor, Tensor | None]:
         """Codes (..., d_sae) and, where some have gradients though they are 0, which."""

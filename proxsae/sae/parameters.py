@@ -16,7 +16,7 @@ from proxsae.certificates import lipschitz
 from proxsae.conventions import Error, check_count, shown
 from proxsae.penalties import L0, BatchKSparse, Penalty
 from proxsae.penalties.base import with_lam
-from proxsae.sae.encoding import Common, Encoding
+from proxsae.sae.encoding import Common, Encoding, Stream
 from proxsae.sae.normalize import check_kind
 from proxsae.sae.sharing import shared
 from proxsae.sae.team import Team
@@ -33,6 +33,7 @@ class Parameters(nn.Module):
     metadata: dict[str, Any]
     encoding: Encoding
     common: Common
+    stream: Stream | None  # of an SAE that `frozen` made
     batch_threshold: Tensor
 
     def __init__(
@@ -57,7 +58,7 @@ class Parameters(nn.Module):
         self.W_enc = nn.Parameter(atoms.T.clone(memory_format=torch.contiguous_format))  # as torch's tools want it
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(self.d_in))
-        self.common = Common(penalty)
+        self.common, self.stream = Common(penalty), None
         self._take_penalty(penalty)
         self._encode_by(Encoding(steps, step, analysis, b_enc))
 
@@ -221,6 +222,7 @@ class Parameters(nn.Module):
         if encoding is not None:
             without |= {"log_step", "log_lam_factor"}
         twin = shared(self, without)
+        twin.stream = None
         if given or penalty is not None or team is not None:
             twin.common = replace(self.common, team=team or self.common.team)
         if penalty is not None:

@@ -94,7 +94,7 @@ def test_step_sizes_are_halved_in_these_problems():
         rows() - sae.b_dec.detach(), sae.W_enc.detach(), sae.b_enc.detach(), sae.W_dec.detach(), how,
         torch.empty(30 * 96, dtype=torch.float64), None,
     )  # fmt: skip
-    first, *later = [mu for _, _, mu in walk]
+    first, *later = [mu for _, _, mu, _ in walk]
     assert first == 1 / L
     assert len({round(float(m), 9) for mu in later for m in mu}) >= 2
 
@@ -168,6 +168,49 @@ def test_gram_rows_take_the_same_steps(P, width, rule, nonneg, device, monkeypat
     assert gathered.count((P, width)) >= 5  # rows of D^T D, in five further steps
     assert_same(gram.indices, residual.indices)
     assert_close(gram.values, residual.values, 1e-11)
+
+
+@pytest.mark.parametrize("nonneg", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+def test_the_walk_on_supports_counts_products_as_the_dense_one_does(rule, nonneg, device):
+    sae, x = make(5, nonneg, device=device), rows(device=device)
+    deep = sae.unrolled(6, RULES[rule](px.lipschitz(sae.W_dec)))
+    for (codes, spent), point in zip(deep._walk_on_supports(x), deep.walk(x), strict=True):
+        assert_close(codes.to_dense(), point.z.detach(), 1e-10)
+        assert_same(spent, point.spent)
+
+
+@pytest.mark.parametrize("rule", ["Lipschitz", "FixedStep"])
+def test_a_frozen_stream_makes_its_gram_matrix_once_and_again_for_other_weights(rule, device, monkeypatch):
+    monkeypatch.setattr(ksparse_encoder, "free_bytes", lambda device: 1e9)
+    for kind in cost_model.RHO_S:
+        monkeypatch.setitem(cost_model.RHO_S, kind, 10.0)
+    made, blocks = [], ksparse_encoder.gram_blocks
+    monkeypatch.setattr(ksparse_encoder, "gram_blocks", lambda D, width: made.append(width) or blocks(D, width))
+    sae = make(2, d=200, device=device)
+    sae = sae.unrolled(6, RULES[rule](px.lipschitz(sae.W_dec)))
+    x = rows(40, 200, device=device)
+    deep = sae.frozen(rows=10_000)
+    assert deep.plan(7).product == deep.plan(10_000).product == "gram" != sae.plan(15).product
+    for change in (1.0, 0.9):
+        sae.W_dec.data *= change  # by a road that no counter of changes sees
+        for batch in x.split(15):
+            got, want = deep.encode_sparse(batch), sae.encode_sparse(batch)
+            assert not got.values.requires_grad
+            assert_same(got.indices, want.indices)
+            assert_close(got.values, want.values.detach(), 1e-11)
+    assert len(made) == 2, "once for each dictionary"
+    xhat, codes = deep.reconstruct(x)
+    assert_close(xhat, deep.decode(codes).detach(), 1e-12)
+    assert len(made) == 2
+    assert deep.unrolled(2).stream is None, "another number of steps is another plan"
+
+
+def test_what_cannot_be_frozen_says_so():
+    with pytest.raises(px.Error, match=r"frozen is for k-sparse steps by the dictionary, not L1\(lam=0.1"):
+        px.SAE(4, 8, px.L1(0.1)).frozen(10)
+    with pytest.raises(px.Error, match="rows=0"):
+        make(2).frozen(0)
 
 
 def test_codes_under_gradients_do_not_hang_on_memory(device, monkeypatch):
