@@ -32,6 +32,7 @@ class L1(Separable):
 
     convex = True
     affine = True
+    many_passes = False
     statement = "thm-prox-l1"
     domain: ClassVar = {"lam": ">= 0 per latent"}
 

@@ -8,7 +8,7 @@ few operations below.  `FloatArithmetic` carries them out in NumPy, `proxsae.pyt
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -37,7 +37,8 @@ class FloatArithmetic:
 
     def soft(self, u: Any, t: Any) -> Any:
         """u moved towards 0 by t, and 0 where |u| <= t."""
-        moved = u - np.clip(u, -t, t)  # three times as fast as a choice
+        inner = np.clip(u, -t, t)
+        moved = np.subtract(u, inner, out=inner if inner.dtype == u.dtype else None)  # a third of a choice's time
         return moved if np.isfinite(t).all() else np.where(np.abs(u) <= t, 0, moved)
 
 
@@ -70,6 +71,7 @@ class Separable(Penalty):
     """
 
     separable = True
+    many_passes: ClassVar[bool] = True  # over u, so that pieces which stay in a cache pay
 
     @staticmethod
     @abstractmethod
@@ -89,7 +91,7 @@ class Separable(Penalty):
     def _prox(self, u: Floats, step: float | Floats) -> Floats:
         o, parameters, mu = FloatArithmetic(u.dtype), self.parameters(), np.asarray(step, np.float64)
         with np.errstate(all="ignore"):  # in branches not taken
-            if u.size <= CACHED:
+            if u.size <= CACHED or not self.many_passes:
                 return self.entry_prox(o, u, mu, *parameters)
             rows = u.reshape(-1, u.shape[-1])
             of_rows = np.broadcast_to(mu, (*u.shape[:-1], 1)).reshape(-1, 1) if mu.ndim else None
