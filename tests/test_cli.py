@@ -247,7 +247,7 @@ def test_bench_prints_ratios_beside_the_model(capsys, device):
 
 def test_bench_shows_what_a_stream_shares(capsys):
     """Where the model says that a million rows repay D^T D."""
-    sizes = ["--d-in", "128", "--d-sae", "256", "--k", "1", "--rows", "20", "--steps", "3"]
+    sizes = ["--d-in", "512", "--d-sae", "512", "--k", "1", "--rows", "20", "--steps", "4"]
     assert main(["bench", *sizes]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("a further step, D^T D made for a stream")
 
