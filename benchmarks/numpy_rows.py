@@ -7,6 +7,7 @@ All peers run interleaved in one process on the same rows; printed are ratios to
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -81,7 +82,13 @@ def main() -> None:
 
     for name, (R, in_numpy, in_torch) in operators.items():
         np.testing.assert_allclose(R.prox(u), in_numpy())
-        show(f"{name}.prox of 10^6 float32, NumPy", ratios({"shortest": in_numpy, "px": lambda R=R: R.prox(u)}, given))
+        calls = {"shortest": in_numpy, "px": lambda R=R: R.prox(u)}
+        if name in ("L1", "L0") and importlib.util.find_spec("fastprox"):
+            import fastprox  # type: ignore[import-not-found]
+
+            other = fastprox.soft_threshold if name == "L1" else fastprox.hard_threshold
+            calls["fastprox"] = lambda other=other: other(u, 0.5, threads=given.threads)
+        show(f"{name}.prox of 10^6 float32, NumPy", ratios(calls, given))
         show(f"{name}.prox of 10^6 float32, torch", ratios({"shortest": in_torch, "px": lambda R=R: R.prox(U)}, given))
 
 

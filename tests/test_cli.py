@@ -231,10 +231,11 @@ def test_bench_explains_its_choices_and_times_nothing(capsys, monkeypatch):
 def test_bench_prints_ratios_beside_the_model(capsys, device):
     sizes = ["--d-in", "16", "--d-sae", "256", "--k", "2", "--rows", "20", "--steps", "3"]
     assert main(["bench", *sizes, "--device", device]) == 0
-    rows = capsys.readouterr().out.splitlines()[-4:]
+    rows = capsys.readouterr().out.splitlines()[-5:]
     assert [row.split("  ")[0].split(":")[0] for row in rows] == [
         "encode",
         "training step",
+        "evaluate",
         "a further step",
         "a further step, ExactStep",
     ]
@@ -242,6 +243,13 @@ def test_bench_prints_ratios_beside_the_model(capsys, device):
         median, low, _, high, model = row[50:].split()
         assert float(low) <= float(median) <= float(high)
         assert float(model) >= 1
+
+
+def test_bench_shows_what_a_stream_shares(capsys):
+    """Where the model says that a million rows repay D^T D."""
+    sizes = ["--d-in", "512", "--d-sae", "512", "--k", "1", "--rows", "20", "--steps", "4"]
+    assert main(["bench", *sizes]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("a further step, D^T D made for a stream")
 
 
 @pytest.mark.parametrize("size", ["--d-in", "--d-sae", "--k", "--rows", "--steps"])

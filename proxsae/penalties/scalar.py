@@ -38,7 +38,7 @@ class FloatArithmetic:
     def soft(self, u: Any, t: Any) -> Any:
         """u moved towards 0 by t, and 0 where |u| <= t."""
         inner = np.clip(u, -t, t)
-        moved = np.subtract(u, inner, out=inner if inner.dtype == u.dtype else None)  # a third of a choice's time
+        moved = np.subtract(u, inner, out=inner if np.ndim(inner) else None)  # a third of a choice's time
         return moved if np.isfinite(t).all() else np.where(np.abs(u) <= t, 0, moved)
 
 

@@ -17,8 +17,11 @@ import torch
 from proxsae.penalties import KSparse
 from proxsae.pytorch.cost_model import RHO_S, gather_cost, kind_of
 from proxsae.sae import SAE
+from proxsae.sae.evaluation import evaluate
 from proxsae.steps import ExactStep
 from proxsae.training.state import latents_in_rows
+
+STREAM = 10**6  # rows that share one Gram matrix
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,13 @@ class Cost:
 def cost(
     d_in: int, d_sae: int, k: int, rows: int, steps: int, device: str = "cpu", rounds: int = 9, seed: int = 0
 ) -> Iterator[Cost]:
-    """Encoding, a further step and a training step of an AbsTopK SAE in float32, timed over `rounds` rounds."""
+    """Encoding, a training step, evaluation and further steps of an AbsTopK SAE in float32, over `rounds` rounds."""
     torch.manual_seed(seed)
     x = torch.randn(rows, d_in, device=device)
     sae = SAE(d_in, d_sae, KSparse(k)).to(device)
     deep = {"": sae.unrolled(steps), ", ExactStep": sae.unrolled(steps, ExactStep())}
+    if steps > 1 and (frozen := deep[""].frozen(STREAM)).plan(rows).product == "gram":
+        deep[", D^T D made for a stream"] = frozen
 
     def train() -> None:
         sae.zero_grad()
@@ -52,7 +57,7 @@ def cost(
 
     with latents_in_rows(sae):  # as `train` holds them
         W = sae.W_enc.detach()
-        calls: list[Callable[[], object]] = [lambda: x @ W, lambda: encode(sae), train]
+        calls: list[Callable[[], object]] = [lambda: x @ W, lambda: encode(sae), train, lambda: evaluate(sae, x)]
         if steps > 1:
             calls += [partial(encode, each) for each in deep.values()]
         for call in calls:
@@ -66,9 +71,13 @@ def cost(
     yield _row("encode: product and top-k", ratios[:, 1], encoding)
     gathers = 4 * gather + 2 * write  # decode, its transpose, two gradients
     yield _row("training step: forward, backward, four gradients", ratios[:, 2], encoding + gathers)
+    yield _row("evaluate: encode, decode, and every measure", ratios[:, 3], encoding + gather)
     for i, name in enumerate(deep if steps > 1 else ()):
-        further = (ratios[:, 3 + i] - ratios[:, 1]) / (steps - 1)
-        yield _row(f"a further step{name}", further, 1 + look + (5 if name else 1) * gather)
+        further = (ratios[:, 4 + i] - ratios[:, 1]) / (steps - 1)
+        stream = 1 / (steps - 1) + RHO_S[kind] * (k + 3) / d_in  # D^T x once, then Gram rows
+        yield _row(
+            f"a further step{name}", further, stream if "stream" in name else 1 + look + (5 if name else 1) * gather
+        )
 
 
 def _row(name: str, ratios: np.ndarray, model: float) -> Cost:
