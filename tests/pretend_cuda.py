@@ -16,7 +16,6 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 import proxsae
 from proxsae.pytorch import arithmetic, certified_topk, codes, prox, topk
@@ -84,12 +83,15 @@ class Pretend(Tensor):
         if func in OWN:
             return OWN[func]._init_fn(*args)
         name, kwargs = func._schema.name.partition("::")[2], kwargs or {}
-        given = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        given = tensors((*args, *kwargs.values()))
         if times := WAITS.get(name, 0) + crossings(func, name, args, given):
             cls.waits.log(name, times)
-        made = func(*held(args), **held(kwargs))
+        made = func(*held(args), **{key: held(a) for key, a in kwargs.items()})
         same = {id(a.held): a for a in given if isinstance(a, Pretend)}  # what is written in place is what comes back
-        return tree_map_only(Tensor, lambda a: same[id(a)] if id(a) in same else Pretend(a), made)
+        there = lambda a: same[id(a)] if id(a) in same else Pretend(a)  # noqa: E731
+        if isinstance(made, (tuple, list)):
+            return type(made)(there(a) for a in made)
+        return there(made) if isinstance(made, Tensor) else made
 
     # What torch answers in C++, where this tensor is one of the CPU's
 
@@ -97,7 +99,7 @@ class Pretend(Tensor):
         return f"pretend {self.held!r}"
 
     def numpy(self, *_, **__):
-        msg = "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+        msg = "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory."
         raise TypeError(msg)
 
     __array__ = numpy
@@ -125,9 +127,18 @@ class Pretend(Tensor):
         self.held = other.held
 
 
-def held(tree):
-    """The CPU data of all pretend tensors in lists, tuples and dicts."""
-    return tree_map_only(Pretend, lambda a: a.held, tree)
+def held(a):
+    """An argument with CPU data in place of pretend tensors, in lists and tuples too."""
+    if isinstance(a, (list, tuple)):
+        return type(a)(held(one) for one in a)
+    return a.held if isinstance(a, Pretend) else a
+
+
+def tensors(a):
+    """All tensors of an argument."""
+    if isinstance(a, (list, tuple)):
+        return [found for one in a for found in tensors(one)]
+    return [a] if isinstance(a, Tensor) else []
 
 
 def crossings(func, name, args, given):
@@ -253,8 +264,7 @@ def launch(run):
     """The launch of a kernel in Triton's interpreter, on the data that is held."""
 
     def launched(self, *args, **kwargs):
-        given = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
-        together("a Triton kernel", [a for a in given if not isinstance(a, Pretend)])
-        return run(self, *held(args), **held(kwargs))
+        together("a Triton kernel", [a for a in tensors(args) if not isinstance(a, Pretend)])
+        return run(self, *held(args), **kwargs)
 
     return launched
