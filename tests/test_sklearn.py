@@ -84,7 +84,8 @@ def test_the_lasso_is_theirs_with_the_same_number(algorithm, lam, nonneg):
     ).transform(DATA.x)
     ours = SparseCoder(DATA.D, px.L1(lam, nonneg=nonneg), tol=1e-10).transform(DATA.x)
     assert np.abs(ours).max() > 1
-    assert np.abs(ours - theirs).max() < 1e-6  # theirs ends at a gap of 1e-8
+    apart = {"lasso_lars": 1e-6, "lasso_cd": 2e-3}[algorithm]  # in scikit-learn 1.6 descent ends at a gap of 1e-4
+    assert np.abs(ours - theirs).max() < apart
     assert (objective(ours, lam) <= objective(theirs, lam) + 1e-12).all()
 
 
