@@ -11,12 +11,14 @@ import re
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 TYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
-STACK = {"top_k bf16 4096 8 False": 8, "top_k fp16 4096 8 False": 8}  # bytes that Triton 3.4 spills, and 3.6 does not
+# bytes that Triton 3.4 spills, and 3.6 does not
+STACK = {"top_k bf16 4096 8 False": 8, "top_k fp16 4096 8 False": 8} if version("triton") < "3.6" else {}
 
 
 def kernels():
