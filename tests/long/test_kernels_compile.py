@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 
 TYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
-# bytes that Triton 3.4 spills, and 3.6 does not
-STACK = {"top_k bf16 4096 8 False": 8, "top_k fp16 4096 8 False": 8} if version("triton") < "3.6" else {}
+STACK = {"top_k bf16 4096 8 False": 8, "top_k fp16 4096 8 False": 8}  # bytes that Triton 3.4 spills, and 3.6 does not
 
 
 def kernels():
@@ -115,8 +114,9 @@ def made(tmp_path_factory):
 
 def test_no_configuration_spills(made):
     assert len(made) > 50
+    spilled = STACK if version("triton") < "3.6" else {}
     for one in made:
-        assert one["stack"] <= STACK.get(one["label"], 0), one
+        assert one["stack"] <= spilled.get(one["label"], 0), one
         assert one["local"] == 0, one
 
 
