@@ -60,7 +60,9 @@ def may_look(a: object) -> bool:
     if not is_torch(a):
         return True
     torch = sys.modules["torch"]
-    return not (torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active())
+    # torch.compile, which sees numbers, says in torch 2.8 to 2.11 that it exports
+    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    return not (exporting or torch._C._are_functorch_transforms_active())
 
 
 def namespace(a: object) -> ModuleType:

@@ -72,7 +72,7 @@ SAES = [
 ]
 COPIED = {"rows"}  # in another dtype
 NO_TENSORS = {"plan", "save", "export", "weights", "set_weight", "scale_lam", "rescale", "twin", "unrolled"}
-NO_TENSORS |= {"thresholded", "extra_repr", "parts", "trained"}
+NO_TENSORS |= {"frozen", "thresholded", "extra_repr", "parts", "trained"}
 
 
 def test_no_method_of_an_sae_is_left_out():

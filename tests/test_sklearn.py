@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import sklearn
 import torch
 from sklearn.base import clone
 from sklearn.decomposition import SparseCoder as Theirs
@@ -84,7 +85,8 @@ def test_the_lasso_is_theirs_with_the_same_number(algorithm, lam, nonneg):
     ).transform(DATA.x)
     ours = SparseCoder(DATA.D, px.L1(lam, nonneg=nonneg), tol=1e-10).transform(DATA.x)
     assert np.abs(ours).max() > 1
-    assert np.abs(ours - theirs).max() < 1e-6  # theirs ends at a gap of 1e-8
+    coarse = algorithm == "lasso_cd" and sklearn.__version__[:3] == "1.6"  # ends at a gap of 1e-4, 1.9 at 1e-8
+    assert np.abs(ours - theirs).max() < (2e-3 if coarse else 1e-6)
     assert (objective(ours, lam) <= objective(theirs, lam) + 1e-12).all()
 
 

