@@ -204,15 +204,21 @@ def maker(make, of_numbers):
     return made
 
 
+def parse_to(parse):
+    """What the arguments of `to` ask for, of a tensor or of a module."""
+
+    def parsed(*args, **kwargs):
+        device, dtype, *rest = parse(*args, **kwargs)
+        return next((a.device for a in tensors((*args, *kwargs.values()))), device), dtype, *rest
+
+    return parsed
+
+
 def to(convert):
     """`Tensor.to` that knows the pretend device."""
 
     def converted(self, *args, copy=False, **kwargs):
-        other = args[0] if args else kwargs.get("other")
-        if isinstance(other, Tensor):
-            device, dtype = other.device, other.dtype
-        else:
-            device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         a = self if device is None else transferred(self, device_of(device))
         return convert(a, dtype or a.dtype, copy=copy and a is self)
 
@@ -230,12 +236,15 @@ def pretend_cuda(kernels=False):
         "mem_get_info": lambda *_: (2**34, 2**34),
         "memory_reserved": lambda *_: 0,
         "memory_allocated": lambda *_: 0,
+        "max_memory_allocated": lambda *_: 0,
+        "reset_peak_memory_stats": lambda *_: None,
+        "get_device_name": lambda *_: "a pretend device",
     }
     changes = [(torch.cuda, name, value) for name, value in there.items()]
     changes += [(torch, name, maker(getattr(torch, name), False)) for name in MAKERS]
     changes += [(torch, name, maker(getattr(torch, name), True)) for name in OF_NUMBERS]
     changes += [(Tensor, "to", to(Tensor.to)), (Tensor, "cuda", lambda a: transferred(a, CUDA))]
-    changes += [(torch, "mm", mm(torch.mm))]
+    changes += [(torch._C._nn, "_parse_to", parse_to(torch._C._nn._parse_to)), (torch, "mm", mm(torch.mm))]
     kind = lambda device: kernels and device == "cuda"  # noqa: E731
     changes += [(module, "has_kernels", kind) for module in (certified_topk, codes, topk)]
     if kernels:
