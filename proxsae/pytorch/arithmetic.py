@@ -106,6 +106,8 @@ class TorchArithmetic:
 
     def number(self, a: Any) -> Tensor:
         """A number, array or tensor in float64 on the device."""
+        if isinstance(a, (int, float)):  # made on the device: a copy would be waited for
+            return torch.full((), a, dtype=torch.float64, device=self.device)
         return (a if isinstance(a, Tensor) else torch.tensor(a, dtype=torch.float64)).to(self.device, torch.float64)
 
     def wide(self, a: Tensor) -> Tensor:

@@ -231,7 +231,9 @@ def iterate(
     A row's count of products starts at `spent` and follows the reference: 1 for each gradient, 1 for the residual
     before it unless z = 0 or a trial has already paid for it, and 1 for each trial.
     """
-    largest = FIRST_TRIAL / float(D.detach().double().square().sum(dim=1).max())  # as in the reference
+    largest = 1 / L
+    if not isinstance(rule, GivenStep):
+        largest = FIRST_TRIAL / float(D.detach().double().square().sum(dim=1).max())  # as in the reference
     products = torch.full((len(c),), spent, dtype=torch.float64, device=c.device)
     width = R.k if runs(R, KSparse) else None
     zero = may_look(z) and not bool(z.any())

@@ -306,13 +306,16 @@ def _plus_codes(blocks: Blocks, at: Tensor, z: Tensor) -> Iterator[Tensor]:
         yield block.scatter_add_(-1, column, torch.where(here, z, 0))
 
 
-def _off_support(blocks: Blocks, at: Tensor, on: Tensor) -> Iterator[Tensor]:
+def _off_support(blocks: Blocks, at: Tensor, on: Tensor, P: int) -> Iterator[Tensor]:
     """The blocks, with 0 at the support; what was there goes to `on` (n, k)."""
     for start, block in blocks:
         here, column = _here(at, start, block)
         on.copy_(torch.where(here, block.gather(-1, column), on))
-        row, slot = here.nonzero(as_tuple=True)
-        block[row, column[row, slot]] = 0
+        if block.shape[1] == P:  # all are here, so that nothing has to be looked for
+            block.scatter_(-1, at, 0)
+        else:
+            row, slot = here.nonzero(as_tuple=True)
+            block[row, column[row, slot]] = 0
         yield block
 
 
@@ -340,7 +343,7 @@ def _safe_step(
     """
     k = z.shape[1]
     on = torch.empty_like(z)
-    off_at, off = _pick(_off_support(down, at, on), len(D), R)
+    off_at, off = _pick(_off_support(down, at, on, len(D)), len(D), R)
     face = torch.cat([z != 0, torch.zeros_like(off, dtype=torch.bool)], dim=-1)
     candidates, order = torch.cat([at, off_at], dim=-1).sort(dim=-1, stable=True)
     along, start, face = (
@@ -378,11 +381,12 @@ def _safe_step(
             safe = floor | same
         tried[rows] += (~same & ~floor).double()
         owed[rows] = (~same & floor).double()
-        if not bool(safe.all()):
-            dz = trial - start[rows]
-            lhs = step * squares(decode(candidates[rows], dz, D))
-            safe = safe | fulfils(lhs, squares(dz), (dz != 0).any(dim=-1))
         new_at[rows], new_z[rows] = candidates[rows].gather(-1, kept), values
-        rows = rows[~safe]
+        doubtful = (~safe).nonzero()[:, 0]
+        if not len(doubtful):
+            break
+        rows, dz = rows[doubtful], (trial - start[rows])[doubtful]
+        lhs = step[doubtful] * squares(decode(candidates[rows], dz, D))
+        rows = rows[~fulfils(lhs, squares(dz), (dz != 0).any(dim=-1))]
         mu[rows] = (mu[rows] / 2).clamp(min=1 / L)
     return new_at, new_z, mu, tried, owed

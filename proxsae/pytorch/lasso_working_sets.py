@@ -74,7 +74,8 @@ class Rows:
     proved: Tensor  # (n,), whether it is <= tol * objective
 
     def __getitem__(self, keep: Tensor) -> Rows:
-        return Rows(*(getattr(self, f.name)[keep] for f in fields(self)))
+        at = keep.nonzero()[:, 0] if keep.dtype == torch.bool else keep  # once for all fields
+        return Rows(*(getattr(self, f.name)[at] for f in fields(self)))
 
 
 def solve(

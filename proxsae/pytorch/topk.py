@@ -147,8 +147,9 @@ def largest(size: Tensor, k: int) -> Tensor:
     best, next_one, indices = best[:, :k], best[:, k], indices[:, :k]
     boundary = best[:, -1]
     tied = (boundary == next_one) | next_one.isnan()  # NaN sorts first, so a NaN at k+1 means NaN at k too
-    if bool(tied.any()):
-        indices[tied] = _lowest_first(size[tied], best[tied], indices[tied])
+    rows = tied.nonzero()[:, 0]
+    if len(rows):
+        indices[rows] = _lowest_first(size[rows], best[rows], indices[rows])
     return indices.sort(dim=-1).values
 
 
@@ -161,7 +162,7 @@ def _lowest_first(size: Tensor, best: Tensor, indices: Tensor) -> Tensor:
     row, column = at.nonzero(as_tuple=True)  # in the order of rows, and of columns within a row
     count, need = at.sum(dim=-1), wanted.sum(dim=-1)
     rank = place_in_row(row, count)
-    first = rank < need[row]
+    first = (rank < need[row]).nonzero()[:, 0]
     row, column, rank = row[first], column[first], rank[first]
     indices[row, indices.shape[1] - need[row] + rank] = column
     return indices

@@ -123,7 +123,7 @@ class SAE(Parameters):
     @outside_autocast
     def pre_activations(self, x: Any) -> Tensor:
         """u = (x' - b_dec) W_enc + b_enc: (..., d_in) -> (..., d_sae), x' the normalised x."""
-        return linear(self.normalized(x).rows - self.b_dec, self.W_enc.T, self.b_enc)
+        return self._pre_activations(self.normalized(x).rows)
 
     @outside_autocast
     def encode(self, x: Any) -> Tensor:
@@ -165,12 +165,13 @@ class SAE(Parameters):
     @outside_autocast
     def refine(self, x: Any, z: Tensor) -> Tensor:
         """Steps 2 ... T from the first code z (..., d_sae) of x (..., d_in), all of them dense."""
-        return self._refined(x, z, None)[0]
+        return z if self.steps == 1 else self._refined(self.normalized(x).rows, z, None)[0]
 
     @outside_autocast
     def walk(self, x: Any) -> Iterator[Point]:
         """Yield the points z_1, z_2, ... z_T of x, rows flattened: codes, residuals, and products spent so far."""
-        return self._points(x, prox(self.penalty, self.pre_activations(x)))
+        rows = self.normalized(x).rows
+        return self._points(rows, prox(self.penalty, self._pre_activations(rows)))
 
     @outside_autocast
     def decode(self, z: Tensor | SparseCodes, like: Any = None) -> Tensor:
@@ -276,20 +277,23 @@ class SAE(Parameters):
 
     def _dense(self, x: Any) -> tuple[Tensor, Tensor | None]:
         """Codes (..., d_sae) and, where some have gradients though they are 0, which."""
-        R, u = self.penalty, self.pre_activations(x)
-        return self._refined(x, prox(R, u), in_kernel(R, u) if has_kernel(R) else None)
+        rows = self.normalized(x).rows
+        R, u = self.penalty, self._pre_activations(rows)
+        return self._refined(rows, prox(R, u), in_kernel(R, u) if has_kernel(R) else None)
 
-    def _refined(self, x: Any, z: Tensor, felt: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _pre_activations(self, rows: Tensor) -> Tensor:
+        return linear(rows - self.b_dec, self.W_enc.T, self.b_enc)
+
+    def _refined(self, rows: Tensor, z: Tensor, felt: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.steps == 1:
             return z, felt
         with seeing(f"an encoder of {self.steps} steps", z):
-            for last in self._points(x, z, felt):  # noqa: B007  (only the last is kept in memory)
+            for last in self._points(rows, z, felt):  # noqa: B007  (only the last is kept in memory)
                 pass
         return last.z.reshape(z.shape), None if last.felt is None else last.felt.reshape(z.shape)
 
-    def _points(self, x: Any, z: Tensor, felt: Tensor | None = None) -> Iterator[Point]:
+    def _points(self, rows: Tensor, z: Tensor, felt: Tensor | None = None) -> Iterator[Point]:
         learned = (getattr(self, name, None) for name in ("log_step", "log_lam_factor"))
-        rows = self.normalized(x).rows
         return encoders.points(rows, z, felt, self._weights(), self.penalty, self.encoding, self.common, *learned)
 
     # Files

@@ -270,10 +270,10 @@ def _step(state: State, run: _Run, rows: Tensor) -> dict[str, float]:
     density = firings / recipe.batch_size
     if recipe.l0 is not None:
         state.lam = _adjust(sae, state.lam, density / recipe.l0)
-    if isinstance(sae.penalty, BatchKSparse) and float(got.least) > 0:
-        least = got.least.to(sae.dtype)
-        known = torch.where(sae.batch_threshold.isnan(), least, sae.batch_threshold)
-        sae.set_weight("batch_threshold", known.lerp(least, max(THRESHOLD_GAIN, 1 / (t + 1))))
+    if isinstance(sae.common.penalty, BatchKSparse):
+        before, least = sae.batch_threshold, got.least.to(sae.dtype)
+        known = torch.where(before.isnan(), least, before).lerp(least, max(THRESHOLD_GAIN, 1 / (t + 1)))
+        sae.set_weight("batch_threshold", torch.where(least < torch.inf, known, before))
     state.step = t + 1
     row = [loss, error / energy if energy else 0.0, density, dead_count / (sae.d_sae * (team.shards if team else 1))]
     if state.step > recipe.steps - max(1, recipe.steps // 10):

@@ -29,7 +29,9 @@ AUX_SHARE = 1 / 32
 
 @dataclass(frozen=True)
 class Outcome:
-    """The loss; and without gradient the error xhat - x (n, d), firings a latent (P,), and the smallest |z| kept."""
+    """The loss; and without gradient the error xhat - x (n, d), firings a latent (P,), and for a `BatchKSparse` the
+    smallest |z| kept, inf if none is.
+    """
 
     loss: Tensor
     error: Tensor
@@ -59,7 +61,8 @@ def outcome(
             xhat, codes = sae.reconstruct(x)
             decoded = [xhat]
         live = codes.values.detach()
-        fired = torch.bincount(codes.indices[live != 0], minlength=sae.d_sae)
+        fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=x.device)
+        fired.index_add_(0, codes.indices.reshape(-1), (live != 0).long().reshape(-1))
     else:
         u = sae.pre_activations(x)
         z = sae.refine(x, prox(R, u))
@@ -75,7 +78,8 @@ def outcome(
     error = errors[0].detach()
     loss = fit + AUX_SHARE * _revival(sae, x, error, dead, team) + penalty
     sizes = live.abs()
-    least = sizes[sizes > 0].amin() if isinstance(R, BatchKSparse) and bool((sizes > 0).any()) else sizes.new_zeros(())
+    couples = isinstance(R, BatchKSparse)
+    least = torch.where(sizes > 0, sizes, torch.inf).amin() if couples else sizes.new_zeros(())
     return Outcome(loss, error, fired, least)
 
 
@@ -100,7 +104,7 @@ def _revival(sae: SAE, x: Tensor, error: Tensor, dead: Tensor, team: Team | None
         return error.new_zeros(())
     k = max(1, sae.d_in // 2)
     u = (x - sae.b_dec.detach()) @ sae.W_enc[:, latents] + sae.b_enc[latents]
-    u = torch.relu(u) if sae.penalty.nonneg else u
+    u = torch.relu(u) if sae.common.penalty.nonneg else u
     if team is None or team.shards == 1:
         ehat = k_sparse(u, k) @ sae.W_dec[latents]
     else:  # as many candidates from every shard, in the order of their latents
