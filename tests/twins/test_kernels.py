@@ -19,8 +19,6 @@ from proxsae.pytorch import codes as sparse_codes  # noqa: E402
 from proxsae.pytorch import topk as selection  # noqa: E402
 from proxsae.pytorch.kernels import decode, gradients, scores, topk  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")  # Triton 3.4
-
 HALF = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, *HALF)
 
