@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,7 +156,8 @@ def _run(part: Part, results: Results, limit: float) -> str:
             process.send_signal(signal.SIGINT)
 
         def kill() -> None:
-            os.killpg(process.pid, signal.SIGKILL)  # the compilers that it started, too
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # the compilers that it started, too
 
         timers = threading.Timer(limit, ask), threading.Timer(limit + GRACE, kill)
         for timer in timers:

@@ -251,6 +251,7 @@ def pretend_cuda(kernels=False):
         from triton.runtime.interpreter import GridExecutor
 
         changes += [(GridExecutor, "__call__", launch(GridExecutor.__call__))]
+    torch.utils._device._device_constructors()  # kept by torch from now on: the true ones
     swapping = torch.__future__.get_swap_module_params_on_conversion()
     with ExitStack() as stack:
         for change in changes:
