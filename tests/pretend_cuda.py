@@ -16,6 +16,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils import _device
 
 import proxsae
 from proxsae.pytorch import arithmetic, certified_topk, codes, prox, topk
@@ -179,7 +180,7 @@ class Transfer(torch.autograd.Function):
 
 def transferred(a, device):
     """`a` on a device; the host waits where it is not there."""
-    if a.device == device:
+    if a.device == device or a.is_meta:
         return a
     Pretend.waits.log(f"to {device.type}")
     return Transfer.apply(a)
@@ -194,11 +195,12 @@ def maker(make, of_numbers):
     """A function that makes tensors, such as torch.zeros, and knows the pretend device."""
 
     def made(*args, device=None, **kwargs):
+        if device is None or torch.device(device).type != "cuda":
+            a = make(*args, device=device, **kwargs)
+            return a if device is None else transferred(a, torch.device(device))
         a = make(*args, **kwargs)
-        if device is None or a.device == device_of(device):
-            return a
         if of_numbers or isinstance(a, Pretend):
-            return transferred(a, device_of(device))
+            return transferred(a, CUDA)
         return Pretend(a).requires_grad_(a.requires_grad)
 
     return made
@@ -225,6 +227,20 @@ def to(convert):
     return converted
 
 
+def keeping_parameters(move):
+    """`Module.to` that keeps the module's parameters, as it does for all devices of torch."""
+
+    def moved(self, *args, **kwargs):
+        before = torch.__future__.get_swap_module_params_on_conversion()
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        try:
+            return move(self, *args, **kwargs)
+        finally:
+            torch.__future__.set_swap_module_params_on_conversion(before)
+
+    return moved
+
+
 @contextmanager
 def pretend_cuda(kernels=False):
     """The pretend device is there; yields the count of waits.  `kernels`: with Triton, whose interpreter must be on."""
@@ -243,7 +259,8 @@ def pretend_cuda(kernels=False):
     changes = [(torch.cuda, name, value) for name, value in there.items()]
     changes += [(torch, name, maker(getattr(torch, name), False)) for name in MAKERS]
     changes += [(torch, name, maker(getattr(torch, name), True)) for name in OF_NUMBERS]
-    changes += [(Tensor, "to", to(Tensor.to)), (Tensor, "cuda", lambda a: transferred(a, CUDA))]
+    changes += [(torch.nn.Module, "to", keeping_parameters(torch.nn.Module.to)), (Tensor, "to", to(Tensor.to))]
+    changes += [(Tensor, "cuda", lambda a: transferred(a, CUDA))]
     changes += [(torch._C._nn, "_parse_to", parse_to(torch._C._nn._parse_to)), (torch, "mm", mm(torch.mm))]
     kind = lambda device: kernels and device == "cuda"  # noqa: E731
     changes += [(module, "has_kernels", kind) for module in (certified_topk, codes, topk)]
@@ -251,13 +268,10 @@ def pretend_cuda(kernels=False):
         from triton.runtime.interpreter import GridExecutor
 
         changes += [(GridExecutor, "__call__", launch(GridExecutor.__call__))]
-    torch.utils._device._device_constructors()  # kept by torch from now on: the true ones
-    swapping = torch.__future__.get_swap_module_params_on_conversion()
+    _device._device_constructors()  # kept by torch from now on: the true ones
     with ExitStack() as stack:
         for change in changes:
             stack.enter_context(mock.patch.object(*change))
-        torch.__future__.set_swap_module_params_on_conversion(True)  # a module keeps its parameters when it is moved
-        stack.callback(torch.__future__.set_swap_module_params_on_conversion, swapping)
         yield Pretend.waits
 
 

@@ -263,12 +263,12 @@ def runs_alike(name, deeper, x, kernels, P=128, dtype=torch.float32, tol=1e-6):
         with pretend_cuda(kernels):
             sae = sae_of(name, P).to("cuda" if there else "cpu", dtype)
             deep = sae.unrolled(**deeper)
-            rows = (moved(x) if there else x).to(dtype)
+            rows = (moved(x) if there else x.clone()).to(dtype).requires_grad_()
             with torch.no_grad():
                 codes, sparse = deep.encode(rows), deep.encode_sparse(rows)
                 found.append([codes, sparse.indices, sparse.values, deep.decode(sparse)])
             (deep(rows).float() - rows.float()).square().sum().backward()
-            found[-1] += [p.grad for p in deep.parameters()]
+            found[-1] += [p.grad for p in (rows, *deep.parameters())]
     for want, got in zip(*found, strict=True):
         assert (want is None) == (got is None)
         if want is not None:
