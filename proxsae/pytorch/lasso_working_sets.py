@@ -157,7 +157,8 @@ def _in_threads(work: Callable[[Tensor], None], rows: Tensor, most: int) -> None
 
 def _atoms(D: Tensor, R: L1, rows: int) -> Atoms:
     P, d = D.shape
-    whole = min(GRAM_ATOMS, FIRST * math.sqrt(2 * rows)) >= P  # it costs less than one per row
+    # P^2 numbers of one product cost less than FIRST^2 a row, twice, that are gathered at a quarter of its speed
+    whole = min(GRAM_ATOMS, 2 * FIRST * math.sqrt(2 * rows)) >= P
     exact = whole or not full_float32()
     kind = torch.float64 if exact else torch.float32
     norm, unit = D.new_ones(P + 1), torch.zeros(P + 1, d, dtype=kind, device=D.device)
