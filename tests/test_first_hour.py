@@ -34,7 +34,7 @@ def test_a_part_that_hangs_or_fails_takes_nothing_from_the_others(tmp_path, monk
     hang = "import signal, subprocess; signal.signal(signal.SIGINT, signal.SIG_IGN); print('  first   1.00')"
     hang += "; subprocess.run(['sleep', '99'])"
     chosen = [
-        first_hour.Part("hangs", python(hang), 2),
+        first_hour.Part("hangs", python(hang), 1),
         first_hour.Part("fails", python("print('  second  2.00  (1.00 to 3.00)'); raise SystemExit(3)"), 20),
         first_hour.Part("works", python("print('a title'); print('  third   3.00')"), 20),
     ]
@@ -42,7 +42,7 @@ def test_a_part_that_hangs_or_fails_takes_nothing_from_the_others(tmp_path, monk
     first_hour.run(chosen[2:], first_hour.Results(tmp_path / "late"), 0)
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     ends = {line["part"]: line["ended"] for line in lines if "ended" in line}
-    assert ends == {"hangs": "stopped at its limit of 2 s", "fails": "failed with exit status 3", "works": "done"}
+    assert ends == {"hangs": "stopped at its limit of 1 s", "fails": "failed with exit status 3", "works": "done"}
     assert [line["line"].split()[0] for line in lines if "line" in line] == ["first", "second", "a", "third"]
     page = (tmp_path / "results.md").read_text()
     assert "| second | 2.00  (1.00 to 3.00) |" in page

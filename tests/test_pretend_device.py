@@ -233,6 +233,7 @@ SAES = {
     "abstopk": lambda P: px.abstopk_sae(16, P, k=3),
     "soft": lambda P: px.SAE(16, P, px.L1(0.3)),
     "two-sided jumprelu": lambda P: px.SAE(16, P, px.L0(0.1)),
+    "nothing": lambda P: px.SAE(16, P, px.KSparse(0)),
     "batch": lambda P: px.SAE(16, P, px.BatchKSparse(3)),
     "group": lambda P: px.SAE(16, P, px.GroupL2(0.3, 4)),
 }
@@ -315,7 +316,9 @@ def test_steps_by_gram_rows():
 
 @KERNELS
 @pytest.mark.parametrize("nonneg", [False, True])
-def test_certified_codes(nonneg, kernels):
+@pytest.mark.parametrize("half", [False, True])  # whether float16 products are summed in float32, and may be used
+def test_certified_codes(nonneg, half, kernels, monkeypatch):
+    monkeypatch.setattr("proxsae.pytorch.certified_topk._sums_in_float32", lambda x: half)
     torch.manual_seed(0)
     sae, x = px.SAE(16, 256, px.KSparse(2, nonneg)), torch.randn(3, 16)
     x[0] = 0  # all scores tie

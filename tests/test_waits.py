@@ -10,11 +10,11 @@ import proxsae as px
 from tests.pretend_cuda import pretend_cuda
 
 SAES = {
-    "abstopk": lambda: px.abstopk_sae(16, 64, k=3),
-    "topk": lambda: px.topk_sae(16, 64, k=3),
-    "relu": lambda: px.relu_sae(16, 64, lam=0.3),
-    "jumprelu": lambda: px.jumprelu_sae(16, 64, threshold=0.3),
-    "batch": lambda: px.SAE(16, 64, px.BatchKSparse(3)),
+    "abstopk": lambda: px.abstopk_sae(8, 32, k=3),
+    "topk": lambda: px.topk_sae(8, 32, k=3),
+    "relu": lambda: px.relu_sae(8, 32, lam=0.3),
+    "jumprelu": lambda: px.jumprelu_sae(8, 32, threshold=0.3),
+    "batch": lambda: px.SAE(8, 32, px.BatchKSparse(3)),
 }
 
 
@@ -74,7 +74,7 @@ def waits_by_function(counted):
 )
 def test_waits_of_an_encoder(name, deeper, kernels, waits):
     with torch.no_grad(), pretend_cuda(kernels) as counted:
-        x, sae = torch.randn(4, 16).to("cuda"), SAES[name]().to("cuda").unrolled(**deeper)
+        x, sae = torch.randn(4, 8).to("cuda"), SAES[name]().to("cuda").unrolled(**deeper)
         sae.encode(x)  # ||D||^2 is worked out and kept
         counted.clear()
         sae.encode(x)
@@ -84,7 +84,7 @@ def test_waits_of_an_encoder(name, deeper, kernels, waits):
 @pytest.mark.parametrize(("name", "steps"), [("abstopk", 1), ("abstopk", 3), ("jumprelu", 1), ("relu", 3)])
 def test_a_backward_pass_waits_for_nothing(name, steps):
     with pretend_cuda(kernels=True) as counted:
-        x, sae = torch.randn(4, 16).to("cuda"), SAES[name]().to("cuda").unrolled(steps)
+        x, sae = torch.randn(4, 8).to("cuda"), SAES[name]().to("cuda").unrolled(steps)
         loss = (sae(x) - x).square().sum()
         counted.clear()
         loss.backward()
@@ -107,7 +107,7 @@ BATCH = {"Source.at": 1, "check_finite": 2, "_revival": 1, "_step": 1}  # checke
 )
 def test_waits_of_a_training_step(name, steps, dead, waits, monkeypatch):
     monkeypatch.setattr("proxsae.training.loop.DEAD_AFTER", -1 if dead else 1)
-    x, runs = torch.randn(12, 16), []
+    x, runs = torch.randn(12, 8), []
     for length in (2, 3):
         with pretend_cuda(kernels=True) as counted:
             sae = SAES[name]().to("cuda")
