@@ -64,7 +64,7 @@ WRONG_INPUTS: dict[str, Callable[[Any, Any], Any]] = {
     "W_dec in place of W_enc": lambda sae, x: (x - sae.b_dec) @ sae.W_dec.T + sae.b_enc,
 }
 for mistake, wrong in WRONG_INPUTS.items():
-    plant(mistake, "prop-one-step-is-an-sae", SAE=planted_sae(pre_activations=wrong))
+    plant(mistake, "prop-one-step-is-an-sae", SAE=planted_sae(_pre_activations=wrong))
 plant(
     "the step is 1/L, not 1",
     "prop-one-step-is-an-sae",
