@@ -21,7 +21,8 @@ from proxsae.penalties import Penalty
 # The first trial step is this much of 1/max_j ||d_j||^2: for a move along that one atom the descent inequality is an
 # equality there, and must not hang on rounding.
 FIRST_TRIAL = 1 - 2.0**-12
-WINDOW = 5  # plain steps of `solve` on a non-convex penalty between extrapolations
+WINDOW = 5  # plain steps of `solve` on a non-convex penalty between leaps
+REACHES = tuple(4.0**n for n in range(1, 8))  # the multiples of the last move that a leap tries
 RIDGE = 1e-10  # of their Gram matrix, of trace 1
 REFIT_RTOL = 1000  # eigenvalues of a support's Gram matrix below this many eps of the largest count as zero
 

@@ -20,6 +20,7 @@ from proxsae.penalties import Penalty
 from proxsae.penalties.base import Floats
 from proxsae.steps import (
     FIRST_TRIAL,
+    REACHES,
     REFIT_RTOL,
     RIDGE,
     WINDOW,
@@ -101,10 +102,10 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
 def _codes(c: Floats, D: Floats, R: Penalty, L: float) -> Iterator[Floats]:
     """Yield the codes from 0 on by which `solve` goes, for one row.
 
-    Where R is not convex, and no least squares end the work, each `WINDOW` of plain steps is extrapolated: to that
-    combination of their codes which would move least, were the step an affine map (Anderson acceleration, as Bertrand
-    and Massias 2021 have it).  It is taken where it lowers F, so that F never rises, and changes no sign, as a leap
-    that does may end in a worse minimum.
+    Where R is not convex, and no least squares end the work, each `WINDOW` of plain steps ends with a leap to the
+    lowest F among: that combination of their codes which would move least, were the step an affine map (Anderson
+    acceleration, as Bertrand and Massias 2021 have it), if it changes no sign; and the last move, `REACHES` times on,
+    at most to the first change of sign.
     """
     rule, momentum = how_to_solve(R)
     z: Floats = np.zeros(len(D))
@@ -121,8 +122,13 @@ def _codes(c: Floats, D: Floats, R: Penalty, L: float) -> Iterator[Floats]:
         gram = gram / max(np.trace(gram), np.finfo(float).tiny) + RIDGE * np.eye(WINDOW)
         weights, z = np.linalg.solve(gram, np.ones(WINDOW)), path[-1]
         guess = np.where(z != 0, weights / weights.sum() @ np.array(path[1:]), 0)
-        now, then = (0.5 * np.sum((c - code @ D) ** 2) + R.value(code) for code in (z, guess))
-        z = guess if then < now and np.array_equal(np.sign(guess), np.sign(z)) else z
+        trials = [z, guess] if np.array_equal(np.sign(guess), np.sign(z)) else [z]
+        move = np.where(z != 0, z - path[-2], 0)
+        ends = [-code / by if code * by < 0 else np.inf for code, by in zip(z, move, strict=True)]
+        for reach in REACHES:
+            far = min(reach, *ends)
+            trials.append(np.where(far < np.array(ends), z + far * move, 0))
+        z = min(trials, key=lambda code: 0.5 * np.sum((c - code @ D) ** 2) + R.value(code))
 
 
 def iterate(

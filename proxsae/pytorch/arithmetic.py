@@ -31,23 +31,33 @@ def differentiated(*tensors: Tensor) -> bool:
     return asked or forward_ad._current_level >= 0 or not may_look(tensors[0])
 
 
-@library.custom_op("proxsae::sqrt", mutates_args=())
 def _root(a: Tensor) -> Tensor:
-    """An operator of its own, because torch.compile would read np.sqrt as torch's."""
+    # the first call of an operator of one's own makes torch import its compiler, which takes seconds
+    root: Tensor = _operator(a) if torch.compiler.is_compiling() or not may_look(a) else _rounded_root(a)
+    return root
+
+
+def _rounded_root(a: Tensor) -> Tensor:
     if a.device.type != "cpu":
         return a.sqrt()
     wide = a.detach().float() if a.dtype == torch.bfloat16 else a.detach()  # NumPy has no bfloat16
     return torch.as_tensor(np.sqrt(wide.numpy())).to(a.dtype)
 
 
-@_root.register_fake
+@library.custom_op("proxsae::sqrt", mutates_args=())
+def _operator(a: Tensor) -> Tensor:
+    """An operator of its own, because torch.compile would read np.sqrt as torch's."""
+    return _rounded_root(a)
+
+
+@_operator.register_fake
 def _(a: Tensor) -> Tensor:
     return torch.empty_like(a)
 
 
-@_root.register_vmap
+@_operator.register_vmap
 def _(info: Any, in_dims: tuple[int], a: Tensor) -> tuple[Tensor, int]:
-    return _root(a), in_dims[0]
+    return _operator(a), in_dims[0]
 
 
 class _Sqrt(torch.autograd.Function):

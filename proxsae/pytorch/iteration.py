@@ -29,6 +29,7 @@ from proxsae.pytorch.prox import has_kernel, in_kernel, prox, slope, value
 from proxsae.pytorch.refit import implicit, refit
 from proxsae.steps import (
     FIRST_TRIAL,
+    REACHES,
     RIDGE,
     WINDOW,
     Backtracking,
@@ -147,27 +148,39 @@ def _iterate_to_certificate(
 
 
 def _codes(c: Tensor, D: Tensor, R: Penalty, L: float) -> Iterator[Tensor]:
-    """Yield the codes from 0 on by which `solve` goes; extrapolated as in the reference where R is not convex."""
+    """Yield the codes from 0 on by which `solve` goes; with leaps as in the reference where R is not convex."""
     rule, momentum = how_to_solve(R)
     z, window = c.new_zeros(len(c), len(D)), None if R.convex or R.affine else WINDOW + 1
     yield z
     while True:
         path = [z]
         for point in islice(iterate(c, D, R, rule, momentum, z, L), 1, window):
-            z = point.z
-            yield z
+            yield point.z
             if window:
-                path.append(z)
-        moves = torch.stack(path).diff(dim=0).transpose(0, 1)
-        gram = moves @ moves.mT
-        trace = gram.diagonal(dim1=1, dim2=2).sum(dim=1).clamp(min=torch.finfo(gram.dtype).tiny)
-        ridge = RIDGE * torch.eye(WINDOW).to(gram)
-        weights = torch.linalg.solve(gram / trace[:, None, None] + ridge, gram.new_ones(len(c), WINDOW))
-        weights = weights / weights.sum(dim=1, keepdim=True)
-        guess = torch.where(z != 0, torch.einsum("nk,knp->np", weights, torch.stack(path[1:])), 0)
-        now, then = (0.5 * _square(c - code @ D) + value(R, code) for code in (z, guess))
-        taken = (then < now) & (guess.sign() == z.sign()).all(dim=1)
-        z = torch.where(taken[:, None], guess, z)
+                path.append(point.z)
+        z = _leap(path, point, R)
+
+
+def _leap(path: list[Tensor], point: Point, R: Penalty) -> Tensor:
+    """The code of lowest F: the last of the path, where Anderson acceleration leads, or further along the last move."""
+    z, D, r = point.z, point.D, point.residual()
+    codes = torch.stack(path)
+    moves = codes.diff(dim=0).transpose(0, 1)
+    gram = moves @ moves.mT
+    gram = gram / gram.diagonal(dim1=1, dim2=2).sum(dim=1).clamp(min=torch.finfo(gram.dtype).tiny)[:, None, None]
+    gram.diagonal(dim1=1, dim2=2).add_(RIDGE)
+    weights = torch.linalg.solve(gram, gram.new_ones(len(z), WINDOW))
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    guess = torch.where(z != 0, torch.einsum("nk,knp->np", weights, codes[1:]), 0)
+    guess = torch.where((guess.sign() == z.sign()).all(dim=1, keepdim=True), guess, z)
+    move = torch.where(z != 0, z - path[-2], 0)
+    ends = torch.where(z * move < 0, -z / torch.where(move != 0, move, 1), torch.inf)
+    first = ends.amin(dim=1, keepdim=True)
+    far = torch.stack([first.clamp(max=reach) for reach in REACHES])
+    trials = torch.cat([torch.stack([z, guess]), torch.where(far < ends, z + far * move, 0)])
+    residuals = torch.cat([torch.stack([r, guess @ D - point.c]), r + far * (move @ D)])
+    objective = 0.5 * residuals.square().sum(dim=-1) + value(R, trials)
+    return trials.gather(0, objective.argmin(dim=0)[None, :, None].expand(1, *z.shape))[0]
 
 
 class Point:

@@ -24,6 +24,7 @@ from proxsae.penalties.base import Floats
 from proxsae.reference.refit import refit
 from proxsae.steps import (
     FIRST_TRIAL,
+    REACHES,
     RIDGE,
     WINDOW,
     Backtracking,
@@ -113,7 +114,7 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
 
     A convex R is solved by FISTA with restarts, and L1 in torch by working sets, many rows at once, where `steps`
     counts products with D^T and a row leaves when it is certified.  L0 and KSparse take `Refit` steps from z = 0 until
-    the code stays, other non-convex R plain steps of 1/L, extrapolated where that lowers F; their limit depends on that
+    the code stays, other non-convex R plain steps of 1/L, with leaps where these lower F; their limit depends on that
     start (the best k-sparse code is NP-hard to find).
     Iterates are in float64, codes are returned in the dtype of x.  The certificate is that of the codes as returned and
     allows for rounding (lem-sure-gap); a row that did not reach it has converged = False.  Rounding codes to float32
@@ -159,10 +160,11 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
 class _Path:
     """The codes from 0 on by which `solve` goes.
 
-    Where R is not convex, and no least squares end the work, each `WINDOW` of plain steps is extrapolated: to that
-    combination of their codes which would move least, were the step an affine map (Anderson acceleration, as Bertrand
-    and Massias 2021 have it).  It is taken where it lowers F, so that F never rises, and changes no sign, as a leap
-    that does may end in a worse minimum.
+    Where R is not convex, and no least squares end the work, each `WINDOW` of plain steps ends with a leap to the
+    lowest F among: that combination of the window's codes which would move least, were the step an affine map (Anderson
+    acceleration, as Bertrand and Massias 2021 have it), and the last move `REACHES` times on, at most to the first
+    change of sign.  The first goes where steps contract to, the others away from a saddle, near which steps grow
+    slowly.  F never rises, and no sign changes, as a leap that does may end in a worse minimum.
     """
 
     def __init__(self, c: Floats, D: Floats, R: Penalty, L: float) -> None:
@@ -189,18 +191,34 @@ class _Path:
             self.iteration.advance()
 
     def _leap(self) -> Floats:
-        codes = np.stack(self.window, axis=1)
-        moves = np.diff(codes, axis=1)
-        gram = moves @ moves.mT
-        trace = np.trace(gram, axis1=1, axis2=2).clip(min=np.finfo(float).tiny)
-        weights = np.linalg.solve(gram / trace[:, None, None] + RIDGE * np.eye(WINDOW), np.ones((len(gram), WINDOW, 1)))
-        weights = weights / weights.sum(axis=1, keepdims=True)
-        z = codes[:, -1]
-        guess = np.where(z != 0, (weights * codes[:, 1:]).sum(axis=1), 0)
-        it = self.iteration
-        now, then = (0.5 * ((code @ it.D - it.c) ** 2).sum(axis=1) + it.R.value(code) for code in (z, guess))
-        taken = (then < now) & (np.sign(guess) == np.sign(z)).all(axis=1)
-        return np.where(taken[:, None], guess, z)
+        it, z = self.iteration, self.iteration.z
+        guess = np.where(z != 0, _anderson(np.stack(self.window, axis=1)), 0)
+        held = (np.sign(guess) == np.sign(z)).all(axis=1, keepdims=True)
+        best, least = _lower(z, it.objective(), guess, guess @ it.D - it.c, it.R, held)
+        move = np.where(z != 0, z - self.window[-2], 0)
+        ends = np.where(z * move < 0, -z / np.where(move != 0, move, 1), np.inf)
+        first, along = ends.min(axis=1, keepdims=True), move @ it.D
+        for reach in REACHES:
+            far = np.minimum(reach, first)
+            code = np.where(far < ends, z + far * move, 0)
+            best, least = _lower(best, least, code, it.r + far * along, it.R)
+        return best
+
+
+def _lower(best: Floats, least: Floats, code: Floats, r: Floats, R: Penalty, may: Any = True) -> tuple[Floats, Floats]:
+    """Of `best`, of objective `least`, and `code`, of residual r, the lower by row, and its F; `code` where it `may`."""
+    F = 0.5 * np.einsum("bd,bd->b", r, r) + R.value(code)
+    lower = (least > F)[:, None] & may
+    return np.where(lower, code, best), np.where(lower[:, 0], F, least)
+
+
+def _anderson(path: Floats) -> Floats:
+    """The combination of codes 1, 2, ... of each path (B, WINDOW + 1, P) whose moves cancel best, weights of sum 1."""
+    moves = np.diff(path, axis=1)
+    gram = moves @ moves.mT
+    trace = np.trace(gram, axis1=1, axis2=2).clip(min=np.finfo(float).tiny)
+    weights = np.linalg.solve(gram / trace[:, None, None] + RIDGE * np.eye(WINDOW), np.ones((len(gram), WINDOW, 1)))
+    return np.asarray((weights / weights.sum(axis=1, keepdims=True) * path[:, 1:]).sum(axis=1))
 
 
 class Iteration:
