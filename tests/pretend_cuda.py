@@ -44,7 +44,7 @@ WAITS = {
 # Operations that take CPU numbers without axes, beside those of single entries.
 TAKE_NUMBERS = ("where", "fill_", "masked_fill", "masked_fill_", "linalg_pinv")
 # Operators of the library, which ask for the device themselves.
-OWN = {torch.ops.proxsae.sqrt.default: arithmetic._root, torch.ops.proxsae.pools.default: prox._pools}
+OWN = {torch.ops.proxsae.sqrt.default: arithmetic._operator, torch.ops.proxsae.pools.default: prox._pools}
 # What makes tensors of no others: the last of numbers that the host has.
 MAKERS = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm", "zeros")
 OF_NUMBERS = ("as_tensor", "asarray", "tensor")
