@@ -206,7 +206,7 @@ class _Path:
 
 
 def _lower(best: Floats, least: Floats, code: Floats, r: Floats, R: Penalty, may: Any = True) -> tuple[Floats, Floats]:
-    """By row the lower of `best`, of objective `least`, and `code`, of residual r, where it `may`; and its objective."""
+    """By row the lower of `best`, of objective `least`, and of `code`, of residual r, where it `may`; and its F."""
     F = 0.5 * np.einsum("bd,bd->b", r, r) + R.value(code)
     lower = (least > F)[:, None] & may
     return np.where(lower, code, best), np.where(lower[:, 0], F, least)
