@@ -6,6 +6,7 @@ import pytest
 import proxsae as px
 from proxsae import testing as pt
 from proxsae.reference import iteration as reference
+from proxsae.reference import lasso_path
 
 f16, f32 = np.float16, np.float32
 
@@ -233,3 +234,32 @@ def test_flags_are_what_is_proved():
         "SortedL1": [True, False, False, False, True],
         "BatchKSparse": [False, False, True, True, False],
     }
+
+
+@pytest.mark.parametrize("lam", [0.3, 1e-5, np.geomspace(0.01, 1, 24)], ids=["one", "small", "per latent"])
+@pytest.mark.parametrize("nonneg", [False, True])
+def test_the_l1_path_ends_at_the_solution(nonneg, lam):
+    """The conditions of thm-l1-optimality, by which a solution is known, whatever led to it."""
+    rng = np.random.default_rng(0)
+    x, D = rng.normal(size=(30, 10)), rng.normal(size=(24, 10))
+    D[3] = 0
+    codes, steps = lasso_path.follow(x, D, px.L1(lam, nonneg), 10_000)
+    slopes = (x - codes @ D) @ D.T
+    bar = np.broadcast_to(lam, 24) + 1e-9
+    assert ((slopes if nonneg else np.abs(slopes)) <= bar).all()
+    on = codes != 0
+    assert np.abs(slopes - lam * np.sign(codes))[on].max() < 1e-9
+    assert not nonneg or (codes >= 0).all()
+    assert 0 < steps.min() <= steps.max() < 80
+    few, taken = lasso_path.follow(x, D, px.L1(lam, nonneg), 3)
+    assert taken.max() == 3
+    assert np.count_nonzero(few, axis=1).max() <= 3
+
+
+@pytest.mark.parametrize("lam", [0.01, 1e-5])
+def test_float32_rows_at_small_lam_end_where_only_rounding_is_left(lam):
+    rng = np.random.default_rng(0)
+    x, D = (rng.normal(size=size).astype(np.float32) for size in ((6, 8), (12, 8)))
+    found = px.solve(x, D, px.L1(lam))
+    assert (found.converged | found.at_rounding).all()
+    assert found.steps.max() < 100  # FISTA from 0 takes 1000 and 10,000

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from proxsae.certificates import FAINT, centred, certify, lengths, lipschitz, squared_norm
 from proxsae.conventions import check_count, check_problem, torch_twin
-from proxsae.penalties import Penalty
-from proxsae.penalties.base import Floats
+from proxsae.penalties import L1, Penalty
+from proxsae.penalties.base import Floats, runs
+from proxsae.reference import lasso_path
 from proxsae.reference.refit import refit
 from proxsae.steps import (
     FIRST_TRIAL,
@@ -112,10 +113,11 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
     Atoms are rows of D in code, so D z is `z @ D`: x (..., d), D (P, d), bias b (d,).  The codes of the `Solution` that
     is returned are `.codes`.  The certificate is a duality gap <= tol * F for L1, else ||z - T(z)|| <= tol ||z||.
 
-    A convex R is solved by FISTA with restarts, and L1 in torch by working sets, many rows at once, where `steps`
-    counts products with D^T and a row leaves when it is certified.  L0 and KSparse take `Refit` steps from z = 0 until
-    the code stays, other non-convex R plain steps of 1/L, with leaps where these lower F; their limit depends on that
-    start (the best k-sparse code is NP-hard to find).
+    A convex R is solved by FISTA with restarts.  L1 first follows its path down from the least lam whose solution is 0,
+    where a step is a change of support; in torch it is solved by working sets, many rows at once, where `steps` counts
+    products with D^T and a row leaves when it is certified.  L0 and KSparse take `Refit` steps from z = 0 until the
+    code stays, other non-convex R plain steps of 1/L, with leaps where these lower F; their limit depends on that start
+    (the best k-sparse code is NP-hard to find).
     Iterates are in float64, codes are returned in the dtype of x.  The certificate is that of the codes as returned and
     allows for rounding (lem-sure-gap); a row that did not reach it has converged = False.  Rounding codes to float32
     alone can cost a gap of some 1e-7 of the objective, and far more where lam is tiny: such rows have at_rounding =
@@ -133,19 +135,20 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
     tol, max_steps, dtype = check_tol(tol), check_count("max_steps", max_steps, 0), c.dtype
     rows, D = centred(x, bias).reshape(-1, c.shape[-1]), D.astype(np.float64)
     L, norm = lipschitz(D), lengths(D)
-    codes, taken = np.full((len(rows), len(D)), np.inf), np.zeros(len(rows), dtype=int)
+    codes, taken = np.full((len(rows), len(D)), np.inf), np.zeros(len(rows), dtype=np.int64)
     enough, left = np.zeros(len(rows), dtype=bool), np.arange(len(rows))
-    path = _Path(rows, D, R, L)
+    start, used = lasso_path.follow(rows, D, R, max_steps) if runs(R, L1) else (np.zeros_like(codes), 0 * taken)
+    path = _Path(rows, D, R, L, start)
     for t in count():
         z = path.iteration.z
         rounded = z.astype(dtype).astype(np.float64)  # the certificate is that of the code as returned
         _, good, settled = certify(rows[left], D, rounded, codes[left], R, tol, L, norm)
         if dtype != np.float64:
             settled = certify(rows[left], D, z, codes[left], R, tol, L, norm)[2]
-        codes[left], taken[left] = z, t
+        codes[left], taken[left] = z, used[left] + t
         enough[left] = good | settled
-        on = ~enough[left]
-        if t == max_steps or not on.any():
+        on = ~enough[left] & (taken[left] < max_steps)
+        if not on.any():
             break
         if not on.all():
             left = left[on]
@@ -158,7 +161,7 @@ def solve(x: Any, D: Any, R: Penalty, tol: float = 1e-6, max_steps: int = 10_000
 
 
 class _Path:
-    """The codes from 0 on by which `solve` goes.
+    """The codes from `start` on by which `solve` goes.
 
     Where R is not convex, and no least squares end the work, each `WINDOW` of plain steps ends with a leap to the
     lowest F among: that combination of the window's codes which would move least, were the step an affine map (Anderson
@@ -167,9 +170,9 @@ class _Path:
     slowly.  F never rises, and no sign changes, as a leap that does may end in a worse minimum.
     """
 
-    def __init__(self, c: Floats, D: Floats, R: Penalty, L: float) -> None:
+    def __init__(self, c: Floats, D: Floats, R: Penalty, L: float, start: Floats) -> None:
         rule, momentum = how_to_solve(R)
-        self.iteration = Iteration(c, D, R, rule, momentum, np.zeros((len(c), len(D))), L)
+        self.iteration = Iteration(c, D, R, rule, momentum, start, L)
         self.leaps = not (R.convex or R.affine)
         self.window = [self.iteration.z]
 
