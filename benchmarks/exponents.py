@@ -18,7 +18,7 @@ import torch
 from timing import begin, parser, seconds
 
 import proxsae as px
-from proxsae.pytorch.cost_model import RHO_S, gather_cost, kind_of
+from proxsae.pytorch.cost_model import gather_cost, kind_of, look_cost
 from proxsae.report.style import band, canvas, house, image, legend, look
 
 BASE = {"B": 512, "P": 16384, "k": 32, "T": 4}
@@ -71,8 +71,7 @@ def model(point: tuple[int, ...], given: argparse.Namespace) -> float:
     """Multiply-adds that the cost model counts: T products, T - 1 decoders, and on a GPU looks at u."""
     B, P, k, T = point
     kind = kind_of(torch.device(given.device).type, 4)
-    look = RHO_S[kind] / given.d_in if kind != "cpu" else 0.0
-    return B * P * given.d_in * (T * (1 + look) + (T - 1) * min(1.0, gather_cost(k, P, kind)))
+    return B * P * given.d_in * (T * (1 + look_cost(given.d_in, kind)) + (T - 1) * min(1.0, gather_cost(k, P, kind)))
 
 
 def slope(sizes: Sequence[float], times: Any) -> float:

@@ -92,8 +92,11 @@ def support_change(before: Tensor, after: Tensor) -> float:
     """The mean Jaccard distance 1 - |S and S'| / |S or S'| of the supports of two codes (..., P); 0 for empty ones."""
     before, after = _pair(False, before=before, after=after)
     one, other = before != 0, after != 0
-    union = (one | other).sum(dim=-1)
-    shared = (one & other).sum(dim=-1)
+    return mean_jaccard((one & other).sum(dim=-1), (one | other).sum(dim=-1))
+
+
+def mean_jaccard(shared: Tensor, union: Tensor) -> float:
+    """The mean of 1 - shared / union over rows of counts (...), 0 for an empty union."""
     return float((1 - torch.where(union > 0, shared / union.clamp(min=1), 1.0)).mean())
 
 

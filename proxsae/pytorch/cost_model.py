@@ -64,6 +64,11 @@ def gather_cost(k: int, d_sae: int, kind: str) -> float:
     return RHO_S[kind] * k / d_sae
 
 
+def look_cost(d_in: int, kind: str) -> float:
+    """What one pass over the pre-activations costs, in products: none on a CPU, which looks at blocks in its cache."""
+    return RHO_S[kind] / d_in if kind != "cpu" else 0.0
+
+
 def plan(
     rows: int,
     d_in: int,

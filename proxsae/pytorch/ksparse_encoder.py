@@ -101,8 +101,9 @@ class Encode(torch.autograd.Function):
         mu = torch.empty(kept, n, dtype=torch.float64, device=x.device)
         xhat = torch.empty_like(x) if how.decode else None
         area = x.new_empty(min(n, how.plan.rows) * how.plan.columns)
-        by_gram = how.plan.product == "gram"
-        gram = gram_blocks(W_dec, how.plan.columns) if by_gram and how.gram is None else how.gram
+        gram = how.gram
+        if gram is None and how.plan.product == "gram":
+            gram = gram_blocks(W_dec, how.plan.columns)
         for start in range(0, n, max(1, how.plan.rows)):
             piece = slice(start, start + how.plan.rows)
             c = x[piece] - b_dec

@@ -21,7 +21,7 @@ from proxsae.data import open_rows
 from proxsae.data.rows import KEPT
 from proxsae.data.survey import summed_up
 from proxsae.disk import memory
-from proxsae.metrics import cosines, power_of_two, ratio, support_change
+from proxsae.metrics import cosines, mean_jaccard, power_of_two, ratio, support_change
 from proxsae.pytorch.codes import SparseCodes, squares
 from proxsae.sae.model import SAE, check_sae
 from proxsae.steps import ExactStep, LearnedSteps, Lipschitz, StepRule
@@ -329,7 +329,7 @@ def _support_change(before: Codes, after: Codes) -> float:
     same = (before.indices.gather(-1, place) == after.indices) & (before.values.gather(-1, place) != 0)
     shared = (same & (after.values != 0)).sum(dim=-1)
     union = (before.values != 0).sum(dim=-1) + (after.values != 0).sum(dim=-1) - shared
-    return float((1 - torch.where(union > 0, shared / union.clamp(min=1), 1.0)).mean())
+    return mean_jaccard(shared, union)
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -219,7 +219,8 @@ class SAE(Parameters):
 
         The products are planned once, for all rows.  Constant steps of many rows read rows of D^T D, which the first
         batch makes and the others share (prop-gram-step); `plan(1).reasons` says what it costs and what it spares.
-        It is kept as long as this twin is, and made again where W_dec has changed.  Codes have no gradient.
+        It is kept as long as this twin is, and made again where W_dec has changed.  The plan is for the dtype and the
+        device of now: `to` comes before `frozen`.  Codes have no gradient.
         Raises `Error` for rows < 1, and for codes that are not worked out on supports.
         """
         self._whole("frozen")

@@ -33,7 +33,7 @@ class Parameters(nn.Module):
     metadata: dict[str, Any]
     encoding: Encoding
     common: Common
-    stream: Stream | None  # of an SAE that `frozen` made
+    stream: Stream | None = None  # of an SAE that `frozen` made
     batch_threshold: Tensor
 
     def __init__(
@@ -58,7 +58,7 @@ class Parameters(nn.Module):
         self.W_enc = nn.Parameter(atoms.T.clone(memory_format=torch.contiguous_format))  # as torch's tools want it
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(self.d_in))
-        self.common, self.stream = Common(penalty), None
+        self.common = Common(penalty)
         self._take_penalty(penalty)
         self._encode_by(Encoding(steps, step, analysis, b_enc))
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from proxsae.penalties import KSparse
-from proxsae.pytorch.cost_model import RHO_S, gather_cost, kind_of
+from proxsae.pytorch.cost_model import RHO_S, gather_cost, kind_of, look_cost
 from proxsae.sae import SAE
 from proxsae.sae.evaluation import evaluate
 from proxsae.steps import ExactStep
@@ -66,7 +66,7 @@ def cost(
     ratios = times / times[:, :1]
     kind = kind_of(x.device.type, x.element_size())
     gather, write = gather_cost(k, d_sae, kind), RHO_S[kind] / rows
-    look = RHO_S[kind] / d_in if kind != "cpu" else 0.0  # a CPU looks at blocks of columns, in its cache
+    look = look_cost(d_in, kind)
     encoding = 1 + look
     yield _row("encode: product and top-k", ratios[:, 1], encoding)
     gathers = 4 * gather + 2 * write  # decode, its transpose, two gradients
