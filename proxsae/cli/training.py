@@ -51,8 +51,9 @@ def add(commands: Any) -> None:
     what.add_argument(
         "--encoder-rule",
         choices=("lipschitz", "exact", *NAMED),
-        help="rule of steps 2 to T: lipschitz, exact; steps that are trained, from learned (their sizes) to alista; or "
-        "pursuit, mp and omp, of T atoms (default: lipschitz)",
+        metavar="RULE",
+        help="rule of steps 2 to T: lipschitz, exact; with weights that are trained: learned (sizes), slista, lista, "
+        "lista-zero, lista-cp, tilista, alista, accumulated; or pursuit of T atoms: mp, omp (default: lipschitz)",
     )
     what.add_argument(
         "--normalize",
