@@ -16,7 +16,7 @@ PACKAGE = Path(px.__file__).parent
 
 # A room may import the rooms above it in this list, and nothing below.
 ROOMS = [
-    "conventions", "disk", "hub", "theory", "penalties", "steps", "learned", "certificates", "minimal_coherence",
+    "conventions", "disk", "hub", "theory", "penalties", "steps", "learned", "certificates", "minimal_coherence", "pruning",
     "reference", "pytorch", "metrics", "testing", "formats", "data", "sae", "training", "sklearn", "models", "report",
     "studies", "statements", "cli", "__main__",
 ]  # fmt: skip
@@ -29,6 +29,8 @@ NUMPY_FLOOR = {
     "steps",
     "learned",
     "certificates",
+    "minimal_coherence",
+    "pruning",
     "reference",
     "data",
 }
