@@ -31,6 +31,7 @@ from proxsae.testing.compare import assert_close
 
 statement = page("learned", on_paper="matrices of any size")
 TINY = 1e-9
+H = 1e-6  # of finite differences
 
 
 def network(kit: Kit, D: Array, R: Any, layers: int, rule: Any, **weights: Any) -> Any:
@@ -151,7 +152,7 @@ def off_identity(S: Array, W: Array, D: Array) -> float:
 
 @statement(
     "thm-coupling-is-necessary",
-    "A net z+ = soft(S_t z + W_t x, theta_t) that finds all 2-sparse z* in the limit has S_t - (I - W_t D), theta_t -> 0.",
+    "Layers z+ = soft(S_t z + W_t x, theta_t) that find all 2-sparse z* in the limit: S_t - (I - W_t D), theta_t -> 0.",
     source="Chen, Liu, Wang and Yin 2018, Theorem 1 (number not verified) for the limit; the bounds are our own",
     code=("theory.coupling_defect", "LISTA", "LISTACP"),
 )
@@ -328,7 +329,7 @@ plant("the mean over the rows", "prop-generalised-coherence", minimal_coherence=
     code=("theory.alista_rate", "theory.alista_threshold", "ALISTA"),
 )
 def alista_rate(kit: Kit, rng: np.random.Generator) -> None:
-    """Networks with computed and with other weights, on codes as large as allowed; and codes on which it is attained."""
+    """Networks with computed and with other weights, on codes as large as allowed; codes on which it is attained."""
 
     def run(D: Array, W: Array | None, m: float, true: Array, k: int, step: float, nonneg: bool) -> None:
         B, T, m = float(np.abs(true).max()), 12, m * (1 + TINY)  # so that rounding passes no threshold
@@ -382,10 +383,9 @@ def alista_rate(kit: Kit, rng: np.random.Generator) -> None:
             insist(falls == want, f"k = {k}, m = {m}, mu = {step}: the bound falls {falls}, but should be {want}")
 
 
-def _at_other(name: str, change: Callable[..., tuple[float, ...]]) -> Callable[..., float]:
+def _rate(change: Callable[..., tuple[float, int, float]]) -> Callable[..., float]:
     def bound(coherence: float, k: int, step: float, largest: float, t: int) -> float:
-        right: Callable[..., float] = getattr(theory, name)
-        return right(*change(coherence, k, step, largest), t)
+        return theory.alista_rate(*change(coherence, k, step), largest, t)
 
     return bound
 
@@ -400,17 +400,20 @@ def _theta(change: Callable[..., float]) -> Callable[..., float]:
 plant("the threshold without the coherence", "thm-alista-rate", alista_threshold=_theta(lambda h, m, k, t: h / m))
 plant("half the threshold", "thm-alista-rate", alista_threshold=_theta(lambda h, m, k, t: h / 2))
 plant("the threshold does not count the entries", "thm-alista-rate", alista_threshold=_theta(lambda h, m, k, t: h / k))
-plant("the threshold of the layer before", "thm-alista-rate", alista_threshold=lambda *given: theory.alista_threshold(
-    *given[:-1], max(1, given[-1] - 1)))  # fmt: skip
+plant(
+    "the threshold of the layer before",
+    "thm-alista-rate",
+    alista_threshold=lambda m, k, step, B, t: theory.alista_threshold(m, k, step, B, max(1, t - 1)),
+)
 plant(
     "the rate for k - 1 entries",
     "thm-alista-rate",
-    alista_rate=_at_other("alista_rate", lambda m, k, step, B: (m, max(1, k - 1), step, B)),
+    alista_rate=_rate(lambda m, k, step: (m, max(1, k - 1), step)),
 )
 plant(
     "mu beyond 1 does no harm",
     "thm-alista-rate",
-    alista_rate=_at_other("alista_rate", lambda m, k, step, B: (m, k, min(step, 1.0), B)),
+    alista_rate=_rate(lambda m, k, step: (m, k, min(step, 1.0))),
 )
 plant("the coherence of other weights", "thm-alista-rate", minimal_coherence=_with_upper(lambda u: 0.5 * u))
 
@@ -483,20 +486,21 @@ plant(
 
 @statement(
     "prop-gradient-at-infinity",
-    "At steps = inf an L1 SAE has the gradients of the mean F*, -r z*^T and -r; at a gap G that in b is off by sqrt(2G).",
+    "At steps = inf an L1 SAE has the gradients -r z*^T in D and -r in b; at a gap G the latter is off by sqrt(2G).",
     source="own, from Danskin's theorem",
     code=("sae.encoding.Encoding",),
     on_paper="matrices of any size; a limit",
 )
 def gradient_at_infinity(kit: Kit, rng: np.random.Generator) -> None:
-    """The gradients of an SAE against differences of the exact least value; of codes with a gap, how far they are off."""
+    """Gradients of an SAE against differences of the exact least value; of codes with a gap, how far they are off."""
     import torch
 
+    lam, n = 0.3, 3
     for nonneg in (False, True):
-        lam, n, H = 0.3, 3, 1e-6
         D, b, x = rng.normal(size=(5, 3)), rng.normal(size=3), 2 * rng.normal(size=(n, 3))
 
-        def least(D: Array, b: Array, x: Array = x, lam: float = lam, nonneg: bool = nonneg) -> float:
+        def least(move: Array, x: Array = x, D: Array = D, b: Array = b, nonneg: bool = nonneg) -> float:
+            D, b = (D + move, b) if move.ndim == 2 else (D, b + move)
             best = [l1_objective(row - b, D, l1_optimum(row - b, D, lam, nonneg), lam) for row in x]
             return float(np.mean(best))
 
@@ -513,11 +517,10 @@ def gradient_at_infinity(kit: Kit, rng: np.random.Generator) -> None:
         assert_close(found[0], -best.T @ r / n, 2e-3, f"nonneg = {nonneg}: the gradient in D is not -r z^T")
         assert_close(found[1], -r.mean(axis=0), 2e-3, f"nonneg = {nonneg}: the gradient in b is not -r")
         insist(sae.W_enc.grad is None or not sae.W_enc.grad.any(), "the encoder has a gradient")
-        for i in range(2):
-            move, at = rng.normal(size=found[i].shape), [D, b]
-            ends = [least(*(a + sign * H * move if i == j else a for j, a in enumerate(at))) for sign in (1, -1)]
-            slope = (ends[0] - ends[1]) / (2 * H)
-            assert_close(np.float64((found[i] * move).sum()), np.float64(slope), 5e-3, "against differences")
+        for slope_of in found:
+            move = rng.normal(size=slope_of.shape)
+            slope = (least(H * move) - least(-H * move)) / (2 * H)
+            assert_close(float((slope_of * move).sum()), slope, 5e-3, "against differences of the least value")
         for row, star, true in zip(x, best, r, strict=True):
             for scale, t in itertools.product((0.01, 0.3), range(4)):
                 other = star * (1 + scale) if not t else clipped(star + scale * rng.normal(size=5), nonneg)
@@ -549,5 +552,5 @@ plant(
 plant(
     "a quarter of the gap",
     "prop-gradient-at-infinity",
-    duality_gap=lambda *given, bias: 0.25 * certificates.duality_gap(*given, bias=bias),
+    duality_gap=lambda x, D, z, R, bias: 0.25 * certificates.duality_gap(x, D, z, R, bias),
 )

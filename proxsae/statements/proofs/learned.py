@@ -23,7 +23,7 @@ def alista_entry(o: Any, wrong: bool = False) -> Goal:
 
 
 def alista_falls(o: Any, wrong: bool = False) -> Goal:
-    """q = |1 - mu| + mu m (2k - 1) < 1 iff m (2k - 1) < 1 and mu (1 + m (2k - 1)) < 2, and then q is least at mu = 1."""
+    """With s = m (2k - 1), q = |1 - mu| + mu s < 1 iff s < 1 and mu (1 + s) < 2, and then q is least at mu = 1."""
     mu, m, k = o.reals("mu m k")
     spread = m * (2 * k - (0 if wrong else 1))
     q = o.abs(1 - mu) + mu * m * (2 * k - 1)
