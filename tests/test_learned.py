@@ -168,6 +168,7 @@ def test_each_is_trained_and_comes_back_from_files(R, rule, tmp_path):
     sae.save(tmp_path / "sae")
     again = px.load(tmp_path / "sae")
     assert again.step == rule
+    assert {name for name in names if getattr(again, name).requires_grad} == names - set(rule.fixed)
     assert_same(again.encode(torch.from_numpy(data)).detach(), sae.encode(torch.from_numpy(data)).detach())
 
 

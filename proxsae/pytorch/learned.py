@@ -62,7 +62,9 @@ def start(rule: LearnedRule, layers: int, D: Tensor, R: Any, encoder: bool = Tru
     elif isinstance(rule, Accumulated):
         mu = rule.eta
     values = {"log_step": wide.new_tensor(math.log(mu)), "log_lam_factor": wide.new_zeros(()), "W_step": W, "S_step": S}
-    return {name: values[name].to(D.dtype).expand(shape).clone() for name, shape in shapes.items()}
+    return {
+        name: torch.empty(shape, dtype=D.dtype, device=D.device).copy_(values[name]) for name, shape in shapes.items()
+    }
 
 
 def walk(
