@@ -15,6 +15,7 @@ from proxsae.learned import ALISTA, LISTA, LISTACP, OMP, Accumulated, LearnedSte
 from proxsae.minimal_coherence import minimal_coherence
 from proxsae.penalties import L0, L1, MCP, SCAD, BatchKSparse, ElasticNet, GroupL2, KSparse, Penalty, SortedL1
 from proxsae.penalties.published import PUBLISHED
+from proxsae.pruning import leave_one_out
 from proxsae.reference.iteration import ista, solve
 from proxsae.steps import Backtracking, ExactStep, FixedStep, Lipschitz, Refit, Solution, Trace
 
@@ -47,6 +48,7 @@ __all__ = [  # noqa: RUF022  (grouped by what they are)
     "LearnedSteps", "LISTA", "LISTACP", "TiLISTA", "ALISTA", "Accumulated", "MatchingPursuit", "OMP", "Unrolled",
     # certificates
     "duality_gap", "fixed_point_residual", "lambda_max", "lipschitz", "coherence", "minimal_coherence",
+    "leave_one_out",
     # sparse autoencoders
     "SAE", "relu_sae", "jumprelu_sae", "topk_sae", "abstopk_sae", "SparseCodes", "load", "train", "evaluate",
     "learn_dictionary",

@@ -149,3 +149,37 @@ def one_step_sparsity(coherence: float, dynamic_range: float) -> float:
     Statement: thm-one-step-support (Tropp 2004; Donoho and Elad 2003).
     """
     return 0.5 * (1 + 1 / (coherence * dynamic_range)) if coherence else math.inf
+
+
+@_of_numbers
+def alista_rate(coherence: float, k: int, step: float, largest: float, t: int) -> float:
+    """Upper bound on ||z_t - z*||_1 for layers of ALISTA:  k B q^t,  q = |1 - mu| + mu m (2 k - 1).
+
+    x - b = D z*, at most k entries z*_j != 0, |z*_j| <= B = `largest`; m = `coherence` is max_{j != i} |w_i^T d_j| of
+    the weights W, and the thresholds are those of `alista_threshold`.  It falls if k < (1 + 1/m) / 2 and
+    mu < 2 / (1 + m (2 k - 1)), fastest at mu = 1; for mu <= 1 it is attained.
+    Statement: thm-alista-rate (Liu, Chen, Wang and Yin 2019).
+    """
+    return k * largest * (abs(1 - step) + step * coherence * (2 * k - 1)) ** t
+
+
+@_of_numbers
+def alista_threshold(coherence: float, k: int, step: float, largest: float, t: int) -> float:
+    """The threshold of layer t = 1, 2, ... of ALISTA with no false support:  mu m k B q^(t - 1),  as in `alista_rate`.
+
+    Statement: thm-alista-rate.
+    """
+    bound = k * largest if t == 1 else alista_rate(coherence, k, step, largest, t - 1)
+    return step * coherence * bound
+
+
+@_of_numbers
+def coupling_defect(before: float, after: float, norm: float, largest: float) -> float:
+    """Upper bound on |S + W D - I|, entry by entry, in a layer z+ = soft(S z + W x, theta):  4 eta / B.
+
+    eta = after + norm * before, where `before` and `after` are the largest errors |z_j - z*_j| ahead of the layer and
+    behind it, over the codes z* with one or two entries that are B = `largest` or B/2, and norm = max_i sum_j |S_ij|.
+    It is infinite where after >= B/2: a layer that is so wrong can have any weights.  Then theta <= 3 eta as well.
+    Statement: thm-coupling-is-necessary (the limit: Chen, Liu, Wang and Yin 2018).
+    """
+    return 4 * (after + norm * before) / largest if after < largest / 2 else math.inf

@@ -17,8 +17,8 @@ PACKAGE = Path(px.__file__).parent
 # A room may import the rooms above it in this list, and nothing below.
 ROOMS = [
     "conventions", "disk", "hub", "theory", "penalties", "steps", "learned", "certificates", "minimal_coherence",
-    "reference", "pytorch", "metrics", "testing", "formats", "data", "sae", "training", "sklearn", "models", "report",
-    "studies", "statements", "cli", "__main__",
+    "pruning", "reference", "pytorch", "metrics", "testing", "formats", "data", "sae", "training", "sklearn", "models",
+    "report", "studies", "statements", "cli", "__main__",
 ]  # fmt: skip
 NUMPY_FLOOR = {
     "conventions",
@@ -29,6 +29,8 @@ NUMPY_FLOOR = {
     "steps",
     "learned",
     "certificates",
+    "minimal_coherence",
+    "pruning",
     "reference",
     "data",
 }

@@ -23,7 +23,8 @@ from proxsae.steps import FixedStep, Lipschitz, Refit, Rule, check_rule, how_to_
 class Encoding:
     """T encoder steps.  The first is the learned encoder; the others are chosen here.
 
-    steps     T >= 1; or math.inf, where the code is that of `solve`, and the encoder's weights are not used
+    steps     T >= 1; or math.inf, where the code is that of `solve`, and the encoder's weights are not used and have no
+              gradient (prop-gradient-at-infinity)
     rule      of steps 2 ... T by the dictionary, None standing for `Lipschitz()`, that is mu = 1/L; a `LearnedRule`; or
               a `Greedy` one, which takes all T steps and does not use the encoder's weights
     analysis  "dictionary": steps 2 ... T use W_dec; "encoder": W_enc in place of W_dec^T, with mu = 1 and no rule

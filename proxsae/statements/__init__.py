@@ -5,7 +5,7 @@ The checks share the formulas of plain.py and the k-sparse encoder of dense_enco
 
 from proxsae.statements import (  # noqa: F401, I001  (in the order of the docs; each registers its statements)
     proximal, one_step, signs, descent, certificates, hard, steps, gradients, sparse_steps, mixed_precision, more_steps,
-    false,
+    learned, false,
 )  # fmt: skip
 from proxsae.statements.registry import PLANTED, STATEMENTS, Kit, Planted, Statement, problem, run
 from proxsae.statements.table import box, caught, checked_by, details, machine, markdown, proof_status, proved_whole

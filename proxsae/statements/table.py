@@ -25,6 +25,7 @@ TITLES = {
     "sparse_steps": "Sparse steps",
     "mixed_precision": "Certified mixed precision",
     "more_steps": "More steps",
+    "learned": "Learned layers",
     "false": "False statements",
 }
 

@@ -11,6 +11,7 @@ and the numbers it finds are worked out again in floats, without z3.
     inequalities.py what holds of every scalar prox: monotone, odd, shrinking, firmly nonexpansive, Moreau
     sparse.py       keeping the k largest magnitudes, for P <= 3
     identities.py   descent, step sizes, certificates and fixed points, with one latent
+    learned.py      ALISTA, coupled weights, leave-one-out: one entry or one latent
     arithmetic.py   the symbols, and how z3 is asked; solver.py: what a proof is
 
 Needs `pip install 'proxsae[test]'`; without z3 the package imports, and `prove` raises `Error`.
@@ -25,6 +26,7 @@ from proxsae.statements.proofs import (  # noqa: F401, I001  (each registers its
     inequalities,
     sparse,
     identities,
+    learned,
 )
 from proxsae.statements.proofs.arithmetic import RealArithmetic
 from proxsae.statements.proofs.solver import PROOFS, WHOLE, Goal, Proof, prove, refute, violated
