@@ -32,7 +32,8 @@ def minimal_coherence(D: Any, tol: float = 1e-3) -> tuple[Any, Any, Any]:
     tol: how far apart the bounds may be.
 
     Returns (W, upper, lower): upper (P,) is what W reaches, in float64 and raised by its rounding, and no weights have
-    less than lower (P,).  They are `tol` apart or less: a certificate.  The largest of `upper` is the mu of
+    less than lower (P,), for a D whose singular values are 0 or above 1e-12 of the largest.  They are `tol` apart or
+    less: a certificate.  The largest of `upper` is the mu of
     thm-alista-rate.  The last dictionaries' weights are kept, by content.  Statement: prop-generalised-coherence.
     Raises `Error` for an atom that is zero or parallel to another, whose weights have coherence 1 or do not exist, and
     where 20,000 steps do not reach tol.

@@ -142,7 +142,10 @@ def test_memory_of_the_backward_pass_does_not_grow_with_the_steps_of_the_solver(
 
 def test_what_cannot_be_is_one_sentence():
     for do, message in (
-        (lambda: px.SAE(8, 24, px.BatchKSparse(2), math.inf), "steps=inf solves row by row"),
+        (
+            lambda: px.SAE(8, 24, px.BatchKSparse(2), math.inf),
+            "steps=inf has gradients for L1, L0 and KSparse, row by row",
+        ),
         (lambda: px.SAE(8, 24, px.L1(0.1), math.inf, px.ExactStep()), "need not end: leave step out"),
         (
             lambda: px.SAE(8, 24, px.L1(0.1), math.inf, analysis="encoder"),
