@@ -23,6 +23,7 @@ from proxsae.conventions import Error, library
 from proxsae.disk import replace_folder
 from proxsae.formats.parts import Found, check_finite
 from proxsae.penalties import L0, L1, BatchKSparse, KSparse
+from proxsae.penalties.base import lams
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 VERSION = "6.54.12"  # of SAELens, whose layout this is
@@ -109,10 +110,11 @@ def _settle(R: Any, tensors: dict[str, Tensor], copies: int) -> None:
     """Put the parameters of R into the tensors."""
     if isinstance(R, KSparse):
         return
-    lam = R.lam.detach().cpu().numpy() if isinstance(R.lam, Tensor) else np.asarray(R.lam)
     dtype, latents = tensors["b_enc"].dtype, tensors["b_enc"].shape[0]
-    values = np.broadcast_to(lam.astype(np.float64), (latents // copies,))
-    level = torch.tensor(np.tile(values if isinstance(R, L1) else np.sqrt(2 * values), copies))
+    sides = [lam.detach().cpu().numpy() if isinstance(lam, Tensor) else lam for lam in lams(R).values()]
+    sides = (sides * copies)[:copies]  # of -D: the weight of negative codes
+    values = np.concatenate([np.broadcast_to(np.asarray(lam, np.float64), (latents // copies,)) for lam in sides])
+    level = torch.tensor(values if isinstance(R, L1) else np.sqrt(2 * values))
     if isinstance(R, L1):
         tensors["b_enc"] = (tensors["b_enc"].double() - level).to(dtype)
     else:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proxsae.conventions import Error, check_floats, check_step, is_torch, torch_twin
-from proxsae.penalties.domain import WEIGHTS, check_parameter
+from proxsae.penalties.domain import LAMS, check_parameter
 
 Floats = NDArray[np.floating[Any]]
 P = TypeVar("P", bound="Penalty")
@@ -106,7 +106,7 @@ class Penalty(ABC):
 
     def check_fits(self, name: str, a: Any, width: int) -> None:
         """Raise `Error` unless each weight is one number, or one per latent of `a` in the library of `a`."""
-        for which, lam in weights(self).items():
+        for which, lam in lams(self).items():
             if is_torch(lam) and not is_torch(a):
                 msg = f"{name} is a numpy array, but {which} is a torch tensor: NumPy needs a number or a NumPy array"
                 raise Error(msg)
@@ -150,14 +150,14 @@ def with_lam(R: Any, lam: Any) -> Any:
     return replace(check_dataclass(R, "given another lam"), lam=lam)
 
 
-def weights(R: Any) -> dict[str, Any]:
+def lams(R: Any) -> dict[str, Any]:
     """The weights of R by name: lam where R has one, and lam_minus where negative codes have one of their own."""
-    return {name: getattr(R, name) for name in WEIGHTS if getattr(R, name, None) is not None}
+    return {name: getattr(R, name) for name in LAMS if getattr(R, name, None) is not None}
 
 
-def with_weights(R: Any, change: Callable[[Any], Any]) -> Any:
+def with_lams(R: Any, change: Callable[[Any], Any]) -> Any:
     """The same penalty with every weight w replaced by change(w); R itself where it has none."""
-    found = {name: change(w) for name, w in weights(R).items()}
+    found = {name: change(w) for name, w in lams(R).items()}
     return replace(check_dataclass(R, "given another lam"), **found) if found else R
 
 
@@ -166,7 +166,7 @@ def holds_signs(R: Any) -> bool:
 
     That of L0 and KSparse, signed and with one weight, depends on the support alone.
     """
-    return bool(R.convex or R.nonneg or "lam_minus" in weights(R))
+    return bool(R.convex or R.nonneg or "lam_minus" in lams(R))
 
 
 def lam_at(lam: Any, z: Floats) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 
 from proxsae.conventions import Error, as_reals, check_count, check_number, is_torch, may_look, shown, within
 
-WEIGHTS = ("lam", "lam_minus")  # of a latent, and of its negative side where that has one of its own
+LAMS = ("lam", "lam_minus")  # of a latent, and of its negative side where that has one of its own
 
 
 def check_parameter(family: str, name: str, value: Any, allowed: str) -> Any:
@@ -25,7 +25,7 @@ def check_parameter(family: str, name: str, value: Any, allowed: str) -> Any:
         return None
     if allowed.startswith("whole >= "):
         return check_count(f"{family}: {name}", value, int(allowed.removeprefix("whole >= ")))
-    if name in WEIGHTS:
+    if name in LAMS:
         return _check_weight(f"{family}: {name}", value, allowed)
     return check_number(f"{family}: {name}", value, allowed, ": one number")
 

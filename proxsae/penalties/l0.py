@@ -50,7 +50,7 @@ class L0(Separable):
 
     def __post_init__(self) -> None:
         if self.nonneg and self.lam_minus is not None:
-            msg = f"L0: lam_minus={shown(self.lam_minus)} must be None where nonneg=True, which is lam_minus=inf already"
+            msg = f"L0: lam_minus={shown(self.lam_minus)} must be None beside nonneg=True: that is lam_minus=inf"
             msg += " (thm-prox-l0)"
             raise Error(msg)
         super().__post_init__()

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from proxsae.penalties.base import Floats, Penalty, lam_at, rounded
-from proxsae.penalties.domain import WEIGHTS
+from proxsae.penalties.domain import LAMS
 
 CACHED = 2**15  # entries whose intermediate results stay in the cache of a core
 
@@ -93,7 +93,7 @@ class Separable(Penalty):
 
     def _value(self, z: Floats) -> Floats:
         given = zip(self.domain, self.parameters(), strict=True)
-        parameters = (lam_at(p, z) if name in WEIGHTS else p for name, p in given)
+        parameters = (lam_at(p, z) if name in LAMS else p for name, p in given)
         return self.entry_value(FloatArithmetic(z.dtype), z, *parameters).sum(axis=-1)
 
     def _prox(self, u: Floats, step: float | Floats) -> Floats:

@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from proxsae.conventions import Error, check_floats, check_step, may_look
 from proxsae.penalties import L0, L1, BatchKSparse, GroupL2, KSparse, Penalty, Separable, SortedL1
-from proxsae.penalties.base import runs, weights
-from proxsae.penalties.domain import WEIGHTS
+from proxsae.penalties.base import lams, runs
+from proxsae.penalties.domain import LAMS
 from proxsae.pytorch.arithmetic import TorchArithmetic, differentiated, sqrt
 from proxsae.pytorch.autocast import outside_autocast
 from proxsae.pytorch.topk import top_k
@@ -115,7 +115,7 @@ def _prox_l0(R: L0, u: Tensor, mu: float | Tensor) -> Tensor:
 
 def has_kernel(R: Penalty) -> TypeGuard[L0]:
     """Whether codes of R have gradients where they are 0: those of an L0 with a trained weight, near its threshold."""
-    trained = (isinstance(w, Tensor) and w.requires_grad for w in weights(R).values())
+    trained = (isinstance(w, Tensor) and w.requires_grad for w in lams(R).values())
     return runs(R, L0) and torch.is_grad_enabled() and any(trained)
 
 
@@ -222,7 +222,7 @@ def _entrywise_prox(R: Separable, u: Tensor, mu: float | Tensor) -> Tensor:
 def _entrywise_value(R: Separable, z: Tensor) -> Tensor:
     o = TorchArithmetic(z)
     given = zip(R.domain, R.parameters(), strict=True)
-    parameters = (_lam_at(p, z) if name in WEIGHTS else o.rounded(o.number(p)) for name, p in given)
+    parameters = (_lam_at(p, z) if name in LAMS else o.rounded(o.number(p)) for name, p in given)
     return R.entry_value(o, z, *parameters).sum(-1)
 
 

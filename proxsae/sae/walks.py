@@ -9,13 +9,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from proxsae.penalties.base import with_lam
+from proxsae.penalties.base import with_lams
 from proxsae.pytorch.codes import accumulator
 from proxsae.pytorch.iteration import Point
 from proxsae.pytorch.prox import has_kernel, in_kernel, prox
@@ -49,11 +50,15 @@ def learned(
         g = point.residual() @ point.D.T
         mu, Rt = log_step.to(accumulator(log_step.dtype)).exp(), R
         if log_lam_factors is not None:
-            lam = R.lam if isinstance(R.lam, Tensor) else torch.as_tensor(np.array(R.lam))
-            lam, factor = lam.to(g.device), log_lam_factors[t].double().exp()
-            Rt = with_lam(R, torch.where(lam.isinf(), lam, lam * torch.where(lam.isinf(), factor.detach(), factor)))
+            Rt = with_lams(R, partial(_times, factor=log_lam_factors[t].double().exp()))
         down = g if tilt is None else g - tilt
         u = point.z - (mu * down.to(mu.dtype)).to(g.dtype)
         felt = in_kernel(Rt, u, mu) if has_kernel(Rt) else None
         point = Point(prox(Rt, u, mu), point.c, point.D, point.spent + 2, tilt=tilt, felt=felt)
         yield point
+
+
+def _times(lam: Any, factor: Tensor) -> Tensor:
+    """A weight times a trained factor, which has no gradient where the weight is infinite."""
+    lam = (lam if isinstance(lam, Tensor) else torch.as_tensor(np.array(lam))).to(factor.device)
+    return torch.where(lam.isinf(), lam, lam * torch.where(lam.isinf(), factor.detach(), factor))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from proxsae.penalties.base import weights
+from proxsae.penalties.base import lams
 from proxsae.testing.compare import numpy_of
 from proxsae.testing.laws import ours
 
@@ -49,7 +49,7 @@ def thresholds(R: Any, step: float, dtype: Any) -> list[float]:
 def _lams(R: Any) -> list[np.ndarray[Any, Any]]:
     """The weights of R, lam and lam_minus, each one number or a vector; 1 for an operator where they are neither."""
     found = []
-    for given in weights(R).values() or (1.0,):
+    for given in lams(R).values() or (1.0,):
         try:
             lam = numpy_of(given).astype(np.float64)
         except (TypeError, ValueError):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from proxsae.penalties import FAMILIES, L1, GroupL2, Separable, SortedL1
-from proxsae.penalties.base import runs, weights, with_weights
+from proxsae.penalties.base import lams, runs, with_lams
 from proxsae.testing import oracles
 from proxsae.testing.compare import assert_close, assert_same, numpy_of
 from proxsae.testing.oracles import Array
@@ -98,7 +98,7 @@ def rises(R: Any) -> bool:
 
 def even(R: Any) -> bool:
     """R depends on |z| only, and rises: not where negative codes have a weight of their own."""
-    return rises(R) and "lam_minus" not in weights(R)
+    return rises(R) and "lam_minus" not in lams(R)
 
 
 def sums(R: Any) -> bool:
@@ -111,7 +111,7 @@ def symmetric(R: Any) -> bool:
     mine = ours(R)
     if mine is None:
         return flag(R, "symmetric")
-    return rowwise(R) and not isinstance(mine, GroupL2) and all(np.ndim(w) == 0 for w in weights(mine).values())
+    return rowwise(R) and not isinstance(mine, GroupL2) and all(np.ndim(w) == 0 for w in lams(mine).values())
 
 
 def values(R: Any, backend: Backend) -> Callable[[Array], Array]:
@@ -314,7 +314,7 @@ def shrinks(R: Any, backend: Backend, u: Array, step: float) -> None:
 
 @law("lam", "|prox| does not grow with lam  (prop-lam-monotone)", lambda R: hasattr(ours(R), "lam"))
 def heavier(R: Any, backend: Backend, u: Array, step: float) -> None:
-    more = with_weights(ours(R), lambda w: 1.5 * w)
+    more = with_lams(ours(R), lambda w: 1.5 * w)
     more = dataclasses.replace(R, R=more) if R is not ours(R) else more
     light, heavy = (np.abs(applied(S, backend, u, step)) for S in (R, more))
     rise = (heavy - light).max(axis=-1, initial=0)

@@ -27,6 +27,7 @@ from proxsae.penalties import BatchKSparse
 from proxsae.pytorch.autocast import outside_autocast
 from proxsae.sae import SAE
 from proxsae.sae.model import check_sae
+from proxsae.sae.parameters import OFFSETS
 from proxsae.sae.team import Team
 from proxsae.training import files
 from proxsae.training.losses import outcome
@@ -286,7 +287,7 @@ def _step(state: State, run: _Run, rows: Tensor) -> dict[str, float]:
 
 def _rounded(sae: SAE) -> SAE:
     """The same SAE with copies of its weights in bfloat16, through which gradients reach the weights."""
-    rounded = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+    rounded = ("W_enc", "W_dec", *OFFSETS)
     return sae.twin(weights={name: a.to(torch.bfloat16) for name, a in sae.weights().items() if name in rounded})
 
 

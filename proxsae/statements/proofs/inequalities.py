@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from proxsae.penalties import L0, L1
-from proxsae.penalties.domain import WEIGHTS
+from proxsae.penalties.domain import LAMS
 from proxsae.statements.proofs.prox import SEPARABLE, given, positive_part
 from proxsae.statements.proofs.solver import Goal, add
 
@@ -60,13 +60,13 @@ def scales(o: Any, R: Any, wrong: bool = False) -> Goal:
     c, u = o.reals("c u")
     mu, parameters, domain = given(o, R)
     power = c if (R is L0) == wrong else c * c
-    scaled = [power * a if name in WEIGHTS else a for name, a in zip(R.domain, parameters, strict=True)]
+    scaled = [power * a if name in LAMS else a for name, a in zip(R.domain, parameters, strict=True)]
     p, q = R.entry_prox(o, u, mu, *parameters), R.entry_prox(o, c * u, mu, *scaled)
     return [*domain, c > 0], o.equal(q, c * p)
 
 
 def falls(o: Any, R: Any, wrong: bool = False) -> Goal:
-    """|p| grows neither with the step nor with a parameter: for u >= 0, and |prox(-u)| = |prox(u)| for swapped sides."""
+    """|p| grows neither with the step nor with a parameter: for u >= 0, and |prox(-u)| = |prox(u)| with sides swapped."""
     u, more = o.reals("u more")
     mu, parameters, domain = given(o, R)
     weights = [mu, *parameters]
@@ -83,7 +83,7 @@ CLAIMS = {
                 "r does not fall as z grows"),
     "shrinks": ("lem-shrinks", "|p| <= |u|, and p has the sign of u or is 0", shrinks, "p is never 0"),
     "monotone": ("lem-prox-monotone", "u < v gives prox(u) <= prox(v)", monotone, "prox(u) < prox(v)"),
-    "odd": ("prop-symmetries", "prox(-u) = -prox(u) (L0: with lam and lam_minus swapped)", odd, "the same of the non-negative prox"),
+    "odd": ("prop-symmetries", "prox(-u) = -prox(u) (L0: sides swapped)", odd, "the same of the non-negative prox"),
     "scales": ("prop-symmetries", "c u has the prox c p for lam times c (L0: c^2), c > 0", scales,
                "lam times c^2 (L0: c)"),
     "falls": ("prop-lam-monotone", "|prox(u)| grows neither with the step nor with a parameter", falls,
@@ -156,7 +156,7 @@ def any_shrinks(o: Any, wrong: bool = False) -> Goal:
     """p is no worse than u and than 0, where R(0) <= R(p); and R(u) <= R(p) if u is between 0 and p."""
     u, p, R_u, R_p, R_0, mu = o.reals("u p R_u R_p R_0 mu")
     rises = [] if wrong else [o.either(o.abs(u) > o.abs(p), u * p < 0, R_u <= R_p)]
-    given_p = [mu > 0, R_0 <= R_p, *rises, optimal(mu, u, p, R_p, u, R_u), optimal(mu, u, p, R_p, 0 * u, R_0)]
+    given_p = [mu > 0, R_p >= R_0, *rises, optimal(mu, u, p, R_p, u, R_u), optimal(mu, u, p, R_p, 0 * u, R_0)]
     return given_p, (p * u >= 0, o.abs(p) <= o.abs(u))
 
 
