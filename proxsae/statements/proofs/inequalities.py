@@ -66,7 +66,7 @@ def scales(o: Any, R: Any, wrong: bool = False) -> Goal:
 
 
 def falls(o: Any, R: Any, wrong: bool = False) -> Goal:
-    """|p| grows neither with the step nor with a parameter: for u >= 0, and |prox(-u)| = |prox(u)| with sides swapped."""
+    """|p| grows neither with the step nor with a parameter: for u >= 0, and |prox(-u)| = |prox(u)|, sides swapped."""
     u, more = o.reals("u more")
     mu, parameters, domain = given(o, R)
     weights = [mu, *parameters]
