@@ -251,7 +251,7 @@ for _name, _label, _scope, _sentence, _goal, _error in (
      "L0, ties to 0: z = T(z) iff g = 0 and z^2 > 2 mu lam, or z = 0 and mu g^2 <= 2 lam; both sides.",
      l0_fixed_points, "any z with g = 0"),
     ("support-changes", "thm-support-changes", "one latent",
-     "L0, mu L < 1, both sides: a latent enters or leaves by sqrt(2 mu lam) or more, F falls by (1 - mu L) lam or more.",
+     "L0, both sides, mu L < 1: what enters or leaves moves sqrt(2 mu lam), F falls by (1 - mu L) lam, or more.",
      support_changes, "F falls by lam"),
     ("stationary", "thm-optimal-is-stationary", "one latent",
      "Any R, mu L <= 1: a minimiser of F minimises the objective of the step's prox.",
