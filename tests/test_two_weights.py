@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 
 import proxsae as px
 from proxsae import testing as pt
+from proxsae.formats import own
 from proxsae.pytorch import refit as torch_refit
 from proxsae.reference import refit as reference_refit
+from proxsae.sae.files import describe
 from proxsae.sae.inspection import inspect
 from proxsae.studies import density
 from proxsae.testing import assert_close, assert_same
@@ -242,6 +244,48 @@ def test_training_moves_both_thresholds_and_leaves_off_what_is_off():
     z = sae.encode(torch.tensor(x, dtype=torch.float32))
     assert bool((z < 0).any())
     assert not bool((z[:, MINUS > 9] < 0).any())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda said, t: said["penalty"].update(nonneg=True),
+        lambda said, t: said["penalty"].update(lam_minus=0.5),
+        lambda said, t: t.pop("threshold_minus"),
+        lambda said, t: t.update(threshold_minus=t["threshold_minus"][:-1].clone()),
+        lambda said, t: t.update(threshold_minus=-t["threshold_minus"]),
+        lambda said, t: said["penalty"].update(family="L1"),
+    ],
+    ids=["nonneg", "lam_minus", "none, but two are said", "short", "negative infinity", "another family"],
+)
+def test_files_that_disagree_with_themselves_are_refused(change, tmp_path):
+    sae = an_sae(px.L0(LAM, lam_minus=MINUS))
+    said, tensors = describe(sae), {name: a.detach() for name, a in sae.weights().items()}
+    change(said, tensors)
+    if "threshold_minus" not in tensors:  # what is left is an SAE of one weight, unless the description says two
+        said["penalty"]["lam_minus"] = 0.5
+    own.write(tmp_path / "sae", said, tensors)
+    with pytest.raises(px.Error):
+        px.load(tmp_path / "sae")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # of torch.func.jvp itself
+def test_transforms_see_both_thresholds():
+    u = torch.tensor(np.random.default_rng(0).uniform(-2, 2, (9, 4)))
+    lam, minus = torch.tensor([0.1, 0.2, np.inf, 0.3]).double(), torch.tensor([0.3, np.inf, 0.1, 0.2]).double()
+    R = px.L0(lam, lam_minus=minus)
+    assert_same(torch.func.vmap(R.prox)(u), R.prox(u))
+
+    def f(lam, minus):
+        return px.L0(lam, bandwidth=1.0, lam_minus=minus).prox(u).pow(3).sum()
+
+    leaves = lam.clone().requires_grad_(), minus.clone().requires_grad_()
+    f(*leaves).backward()
+    for leaf, got in zip(leaves, torch.func.grad(f, (0, 1))(lam, minus), strict=True):
+        assert_close(got, leaf.grad, 1e-12)
+        assert bool((got != 0).any())
+    forward = torch.func.jvp(lambda minus: f(lam, minus), (minus,), (torch.ones_like(minus),))[1]
+    assert_close(forward, leaves[1].grad.sum(), 1e-12)
 
 
 # The two-sided gate

@@ -218,8 +218,8 @@ def support_changes(kit: Kit, rng: np.random.Generator) -> None:
                 trace = kit.ista(c, D, R, 40, kit.FixedStep(share / L), z0=z0, keep="all")
                 z = np.array(trace.steps)
                 F = 0.5 * squared_error(c, D, z) + (lam * (z > 0) + minus * (z < 0)).sum(-1)
-                price = np.where(z[1:] + z[:-1] > 0, lam, minus)  # of the one of two that is not 0
-                cost = (price * ((z[1:] != 0) != (z[:-1] != 0))).sum(-1)
+                paid = np.where(z[1:] + z[:-1] > 0, lam, minus)  # for the one of two that is not 0
+                cost = (paid * ((z[1:] != 0) != (z[:-1] != 0))).sum(-1)
                 free = int(z0.any())  # a random start may have entries below the threshold: leave its step out
                 drop = (F[:-1] - F[1:])[free:]
                 insist(drop >= (1 - share) * cost[free:] - 1e-9, "F falls by less than the changes of support cost")

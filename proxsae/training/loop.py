@@ -93,7 +93,8 @@ def train(
     bfloat16: work out codes and gradients from rounded copies of the weights.
     team: the same run on several processes, `join(...)` of `proxsae.sae.team` (guide *Resumable training*).
 
-    For L0 lam starts as given, the threshold is trained, and the sparsity that is trained is that of the first step;
+    For L0 lam starts as given, the threshold is trained, and the sparsity that is trained is that of the first step (of
+    two weights both thresholds are trained, at one price of a code of either sign: the mean of both to begin with);
     any other R is added to the loss itself (an indicator adds nothing).  A `BatchKSparse` SAE gets its
     `batch_threshold`.  Atoms have norm 1 after every step, through `right_inverse` where W_dec has a parametrisation.
     What is frozen (`sae.b_dec.requires_grad_(False)`) keeps its bits.  It trains wherever it is called, also under
