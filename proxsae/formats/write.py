@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proxsae.conventions import Error, library
+from proxsae.conventions import Error, library, shown
 from proxsae.disk import replace_folder
 from proxsae.formats.parts import Found, check_finite
 from proxsae.penalties import L0, L1, BatchKSparse, KSparse
@@ -46,9 +46,8 @@ def saelens_layout(found: Found, double: bool = False) -> tuple[dict[str, Any], 
         msg = f"double=True is for signed codes, but those of {R!r} are >= 0 already"
         raise Error(msg)
     if not R.nonneg and not double and not isinstance(R, KSparse):
-        msg = (
-            f"{R!r} gives signed codes, which SAELens has for KSparse only: double=True writes them at twice the width"
-        )
+        msg = f"{shown(R)} gives signed codes, which SAELens has for KSparse only: double=True writes them at twice"
+        msg += " the width"
         raise Error(msg)
     tensors = {name: found.tensors[name].detach().cpu() for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
     if double:
