@@ -42,6 +42,7 @@ from safetensors.torch import load, save
 import proxsae as px
 from proxsae.formats import own as own_format
 from proxsae.formats.parts import DTYPES
+from proxsae.pytorch.learned import shapes_of
 from proxsae.sae.files import describe
 from proxsae.testing import assert_same
 from proxsae.training import files as run_files
@@ -140,6 +141,11 @@ def own():
     yield "fixed step", px.SAE(D, P, px.L1(0.05)).double().unrolled(3, px.FixedStep(0.05))
     yield "learned encoder", px.SAE(D, P, px.L0(0.01)).unrolled(3, analysis="encoder", b_enc="every")
     yield "learned steps", px.SAE(D, P, px.L1(0.05), 3, px.LearnedSteps())
+    yield "LISTA", px.SAE(D, P, px.KSparse(3), 3, px.LISTA())
+    yield "LISTACP", px.SAE(D, P, px.L1(0.05), 3, px.LISTACP(0.1, 0.5))
+    yield "ALISTA", px.SAE(D, P, px.KSparse(3), 3, px.ALISTA())
+    yield "OMP", px.SAE(D, P, px.KSparse(3), 3, px.OMP())
+    yield "solved", px.SAE(D, P, px.L1(0.05), math.inf)
     yield "bfloat16", px.SAE(D, P, px.KSparse(3)).bfloat16()
 
 
@@ -151,6 +157,8 @@ def starting():
         "jumprelu": lambda: (px.jumprelu_sae(D, P, 0.2, bandwidth=0.3), {}),
         "batchtopk": lambda: (px.SAE(D, P, px.BatchKSparse(2, nonneg=True)), {}),
         "learned steps": lambda: (px.SAE(D, P, px.KSparse(2), 2, px.LearnedSteps()), {}),
+        "TiLISTA": lambda: (px.SAE(D, P, px.L1(0.1), 2, px.TiLISTA()), {}),
+        "matching pursuit": lambda: (px.SAE(D, P, px.KSparse(2), 2, px.MatchingPursuit()), {}),
     }
 
 
@@ -238,12 +246,13 @@ VALUES = [
     2**64, 10**400, -(10**400), "", "8", "topk", "\x1b[2J\n\r", "\u202e\u2028", "x" * 50_000, "../../outside.json",
     "/dev/zero", [], {}, [1], [None], [0.1] * P, [0.0] * (P + 1), [1e308] * P, [[0.1] * P], ["a"] * P, {"a": {}},
     "float64", "gated", "jumprelu", "layer_norm", "encoder", "dictionary", "every", "6.54.12", "Refit", "LearnedSteps",
-    "KSparse", "BatchKSparse", "L0", "GroupL2", {"family": "L0", "nonneg": True}, {"rule": "FixedStep", "mu": 0.1},
+    "LISTA", "KSparse", "BatchKSparse", "L0", "GroupL2", {"family": "L0", "nonneg": True},
+    {"rule": "FixedStep", "mu": 0.1},
 ]  # fmt: skip
 NAMES = [
     "W_enc", "W_dec", "b_enc", "b_dec", "threshold", "log_threshold", "topk_threshold", "batch_threshold", "r_mag",
     "scaling_factor", "k", "k_buffer", "log_step", "log_lam_factor", "encoder.weight", "pre_bias", "quiet", "tail", "",
-    "ae", "optimizer", "\x1b[2J\n", "../x", "__class__", "x" * 3000, "\u2028", "training",
+    "W_step", "S_step", "ae", "optimizer", "\x1b[2J\n", "../x", "__class__", "x" * 3000, "\u2028", "training",
 ]  # fmt: skip
 
 
@@ -834,8 +843,9 @@ def well_formed(sae, most):
         "b_enc": (sae.d_sae,),
         "b_dec": (sae.d_in,),
     }
-    shapes |= {"threshold": (sae.d_sae,), "batch_threshold": (), "log_step": (sae.steps - 1,)}
-    shapes["log_lam_factor"] = shapes["log_step"]
+    shapes |= {"threshold": (sae.d_sae,), "batch_threshold": ()}
+    if sae.encoding.learned is not None:
+        shapes |= shapes_of(sae.encoding.learned, sae.steps - 1, sae.W_dec, sae.common.penalty)
     require({"W_enc", "W_dec", "b_enc", "b_dec"} <= set(state), f"has tensors {sorted(state)}")
     for name, a in state.items():
         require(tuple(a.shape) == shapes[name], f"{name} has shape {tuple(a.shape)}")
@@ -845,7 +855,7 @@ def well_formed(sae, most):
     require(held <= 16 * most + 4096, f"weights of {held} bytes from files of {most}")
     require(isinstance(sae.penalty.nonneg, bool), f"nonneg is {sae.penalty.nonneg!r}")
     require(isinstance(sae.metadata, dict), "metadata are no table")
-    if sae.steps > 50:  # as many steps as one asks for, which may be for ever
+    if 50 < sae.steps < math.inf:  # as many steps as one asks for, which may be for ever
         sae = sae.unrolled(1)
     x = rows_for(sae)
     with torch.no_grad():
@@ -869,6 +879,8 @@ def overflows(sae, x):
         worst = max(worst, float(hat.max()) ** 2, float((hat @ W_dec.T).max()) ** 2, float((hat @ W_enc).max()) ** 2)
         learned = getattr(sae, "log_step", None)
         worst *= math.exp(min(600.0, float(learned.abs().sum()))) if learned is not None else 1
+        for name in ("W_step", "S_step"):
+            worst *= max(1.0, float(getattr(sae, name, torch.zeros(())).detach().abs().sum())) ** min(sae.steps, 50)
     return not worst < limit
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self, cast
@@ -12,20 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from proxsae.certificates import lipschitz
 from proxsae.conventions import Error, check_count, shown
 from proxsae.penalties import L0, BatchKSparse, Penalty
 from proxsae.penalties.base import lams, with_lams
+from proxsae.pytorch import learned
 from proxsae.sae.encoding import Common, Encoding, Stream
 from proxsae.sae.normalize import check_kind
 from proxsae.sae.sharing import shared
 from proxsae.sae.team import Team
-from proxsae.steps import LearnedSteps, StepRule, step_dtype
+from proxsae.steps import Rule
 
-# In the order of files; the last five are there for L0, L0 with two weights, BatchKSparse, and learned steps.
-WEIGHTS = ("W_dec", "W_enc", "b_enc", "b_dec", "threshold", "threshold_minus", "batch_threshold", "log_step",
-           "log_lam_factor")  # fmt: skip
+# In the order of files; thresholds are there for L0, `batch_threshold` for BatchKSparse, the last for learned rules.
 THRESHOLDS = {"lam": "threshold", "lam_minus": "threshold_minus"}  # the weights of an L0 SAE for those of its R
+WEIGHTS = ("W_dec", "W_enc", "b_enc", "b_dec", *THRESHOLDS.values(), "batch_threshold", *learned.WEIGHTS)
 OFFSETS = ("b_enc", "b_dec", *THRESHOLDS.values())  # those that have the unit of x
 
 
@@ -56,8 +54,8 @@ class Parameters(nn.Module):
         d_in: int,
         d_sae: int,
         penalty: Penalty,
-        steps: int = 1,
-        step: StepRule | LearnedSteps | None = None,
+        steps: float = 1,
+        step: Rule | None = None,
         analysis: str = "dictionary",
         b_enc: str = "first",
         normalize: str = "none",
@@ -91,30 +89,23 @@ class Parameters(nn.Module):
             self.batch_threshold = nn.Parameter(W.new_tensor(torch.nan), requires_grad=False)
 
     def _encode_by(self, encoding: Encoding) -> None:
-        """Take an encoding; learned steps get parameters: log mu_t from 1/L, and the log of lam's factors from 1."""
-        W = self.W_dec
-        encoding.check(self.common.penalty, W)
-        self.encoding = encoding
-        if encoding.learned:
-            L = 1.0 if W.is_meta else lipschitz(W)  # meta: about to be replaced by a file's
-            if step_dtype(L, W) not in (torch.float32, W.dtype):
-                msg = f"LearnedSteps() start at 1/L={1 / L:.3g}, out of the range of {W.dtype}: scale the rows of W_dec"
-                msg += " to norm 1, or call sae.double() first (def-lipschitz)"
-                raise Error(msg)
-            start = -math.log(L)
-            self.log_step = nn.Parameter(torch.full((self.steps - 1,), start, dtype=W.dtype, device=W.device))
-            if hasattr(self.common.penalty, "lam"):
-                self.log_lam_factor = nn.Parameter(torch.zeros_like(self.log_step))
+        """Take an encoding; a learned rule gets its weights, one layer for each step after the first."""
+        encoding.check(self.common.penalty, self.W_dec)
+        self.encoding, rule = encoding, encoding.learned
+        if rule is not None:
+            begun = learned.start(rule, int(encoding.steps) - 1, self.W_dec, self.common.penalty)
+            for name, value in begun.items():
+                setattr(self, name, nn.Parameter(value, requires_grad=name not in rule.fixed))
 
     # What it is
 
     @property
     def steps(self) -> int:
-        """The number T of encoder steps."""
-        return int(self.encoding.steps)
+        """The number T of encoder steps; math.inf, which is no whole number, where codes are solved for."""
+        return self.encoding.steps  # type: ignore[return-value]  # of those who count, all but a few want an int
 
     @property
-    def step(self) -> StepRule | LearnedSteps:
+    def step(self) -> Rule:
         """The rule of the steps after the first."""
         return self.encoding.step
 
@@ -235,7 +226,7 @@ class Parameters(nn.Module):
             without |= {*THRESHOLDS.values(), "batch_threshold"}
             without |= set() if hasattr(penalty, "lam") else {"log_lam_factor"}
         if encoding is not None:
-            without |= {"log_step", "log_lam_factor"}
+            without |= set(learned.WEIGHTS)
         twin = shared(self, without)
         twin.stream = None
         if given or penalty is not None or team is not None:
@@ -257,34 +248,19 @@ class Parameters(nn.Module):
 
     def unrolled(
         self,
-        steps: int,
-        step: StepRule | LearnedSteps | None = None,
+        steps: float,
+        step: Rule | None = None,
         analysis: str = "dictionary",
         b_enc: str = "first",
     ) -> Self:
         """The same weights with another number of encoder steps; nothing is copied or retrained (`twin`).
 
-        By default a step is 1/L, computed, and never raises the objective (thm-ista-descent).
+        By default a step is 1/L, computed, and never raises the objective (thm-ista-descent).  A learned or greedy rule
+        may be given as well, and steps=math.inf for the codes of `solve`.
         What more steps can gain at most is the amortisation gap (prop-amortisation-gap).
         """
         self._whole("unrolled")
         return self.twin(encoding=Encoding(steps, step, analysis, b_enc))
-
-    def thresholded(self) -> Self:
-        """For a trained `BatchKSparse` SAE, the same weights with L0 at the threshold that its training found.
-
-        So single rows can be encoded, whatever batch they come in.  Raises `Error` where no threshold is known.
-        """
-        R = self.common.penalty
-        if self.steps > 1:
-            msg = f"steps={self.steps} have no common threshold, since that of L0 goes with mu: unrolled(1) has one"
-            raise Error(msg)
-        if not isinstance(R, BatchKSparse) or not bool(self.batch_threshold >= 0):
-            msg = f"{type(R).__name__} has no threshold: only training with BatchKSparse leaves one"
-            raise Error(msg)
-        lam = float(self.batch_threshold.double().square() / 2)
-        theta = self.batch_threshold.detach().expand(self.d_sae).clone()
-        return self.twin(penalty=L0(lam, nonneg=R.nonneg), weights={"threshold": theta})
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
         """As every module does it; with assign=True the parameters take the tensors, and stay those of all twins."""

@@ -1,7 +1,4 @@
-"""Steps after the first that are not proximal gradient with a rule: by the learned encoder, and of learned sizes.
-
-    encoder   z+ = prox_R(z - (D z + b - x) W_enc),  kept where F does not rise
-    learned   z+ = prox_{mu_t R_t}(z - mu_t D^T (D z + b - x)),  R_t with lam times a factor                (def-ista)
+"""Steps after the first by the learned encoder:  z+ = prox_R(z - (D z + b - x) W_enc),  kept where F does not rise.
 
 `tilt` is b_enc where it belongs to every step.
 """
@@ -9,17 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from proxsae.penalties.base import with_lams
-from proxsae.pytorch.codes import accumulator
 from proxsae.pytorch.iteration import Point
-from proxsae.pytorch.prox import has_kernel, in_kernel, prox
+from proxsae.pytorch.prox import in_kernel, prox
 
 
 def encoder(point: Point, R: Any, W_enc: Tensor, tilt: Tensor | None) -> Iterator[Point]:
@@ -39,26 +32,3 @@ def encoder(point: Point, R: Any, W_enc: Tensor, tilt: Tensor | None) -> Iterato
         z = torch.where(falls, trial.z, point.z)
         felt = None if point.felt is None else torch.where(falls, in_kernel(R, u), point.felt)
         point = Point(z, point.c, point.D, spent, residual, tilt=tilt, felt=felt)
-
-
-def learned(
-    point: Point, R: Any, log_steps: Tensor, log_lam_factors: Tensor | None, tilt: Tensor | None
-) -> Iterator[Point]:
-    """Yield z_1 and one more point for each learned step size (T - 1,)."""
-    yield point
-    for t, log_step in enumerate(log_steps):
-        g = point.residual() @ point.D.T
-        mu, Rt = log_step.to(accumulator(log_step.dtype)).exp(), R
-        if log_lam_factors is not None:
-            Rt = with_lams(R, partial(_times, factor=log_lam_factors[t].double().exp()))
-        down = g if tilt is None else g - tilt
-        u = point.z - (mu * down.to(mu.dtype)).to(g.dtype)
-        felt = in_kernel(Rt, u, mu) if has_kernel(Rt) else None
-        point = Point(prox(Rt, u, mu), point.c, point.D, point.spent + 2, tilt=tilt, felt=felt)
-        yield point
-
-
-def _times(lam: Any, factor: Tensor) -> Tensor:
-    """A weight times a trained factor, which has no gradient where the weight is infinite."""
-    lam = (lam if isinstance(lam, Tensor) else torch.as_tensor(np.array(lam))).to(factor.device)
-    return torch.where(lam.isinf(), lam, lam * torch.where(lam.isinf(), factor.detach(), factor))

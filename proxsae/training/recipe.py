@@ -128,6 +128,10 @@ class Source:
             x = torch.from_numpy(self._rows[positions]).to(sae.device, sae.dtype)
         return sae.normalized(x).rows
 
+    def everything(self) -> Tensor:
+        """All rows, in memory."""
+        return self.at(np.arange(len(self._rows)))
+
     def batch(self, step: int) -> Tensor:
         """The rows of the batch of a step that this rank sees."""
         return self.at(self._positions(step))
