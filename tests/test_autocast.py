@@ -249,6 +249,8 @@ def test_constants_and_certified_codes_under_autocast_are_the_same(device):
     x, D, _ = problem(device=device)
     check_road(lambda: [torch.tensor([px.lipschitz(D), px.coherence(D)])], [], device)
     check_road(lambda: px.minimal_coherence(D), [], device)
+    codes = px.KSparse(4).prox(x @ D.T)
+    check_road(lambda: [px.leave_one_out(x, D, codes, 0.1)], [], device)
     check_road(lambda: certified_top_k(x, D, torch.zeros(P, device=device), 4)[:2], [], device)
     sae = make(px.KSparse(4), {}, device=device)
 
@@ -260,7 +262,7 @@ def test_constants_and_certified_codes_under_autocast_are_the_same(device):
 
 
 TESTED = {"ista", "solve", "duality_gap", "fixed_point_residual", "lambda_max", "lipschitz", "coherence"}
-TESTED |= {"SAE", "Unrolled", "train", "evaluate", "learn_dictionary", "minimal_coherence"}
+TESTED |= {"SAE", "Unrolled", "train", "evaluate", "learn_dictionary", "minimal_coherence", "leave_one_out"}
 MAKERS = {"relu_sae", "jumprelu_sae", "topk_sae", "abstopk_sae", "load"}  # of SAEs
 
 

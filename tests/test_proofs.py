@@ -36,7 +36,8 @@ def test_every_scalar_prox_is_proved_with_both_signs():
 def test_what_is_proved_is_what_runs(monkeypatch):
     """One source: a wrong threshold in the formula that NumPy evaluates breaks the proof, and the law."""
     right = px.L0.entry_prox
-    monkeypatch.setattr(px.L0, "entry_prox", staticmethod(lambda o, u, mu, lam: right(o, u, mu, lam / 2)))
+    wrong = staticmethod(lambda o, u, mu, *lams: right(o, u, mu, *(lam / 2 for lam in lams)))
+    monkeypatch.setattr(px.L0, "entry_prox", wrong)
     with pytest.raises(AssertionError, match=r"prox-l0 is refuted by .*mu = "):
         prove(PROOFS["prox-l0"])
     with pytest.raises(pt.LawViolation):

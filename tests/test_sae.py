@@ -24,7 +24,7 @@ PENALTIES = {
         "KSparse": lambda nonneg: px.KSparse(3, nonneg),
     }.items()
     for nonneg in (False, True)
-}
+} | {"L0 two weights": px.L0(0.5, lam_minus=np.array([0.02, 1.0, np.inf, 0.5] * 5))}
 RULES = [px.Lipschitz(), px.FixedStep(0.05), px.Backtracking(), px.ExactStep(), px.Refit()]
 ALL = pytest.mark.parametrize("R", PENALTIES.values(), ids=PENALTIES)
 EACH_RULE = pytest.mark.parametrize("rule", RULES, ids=repr)
@@ -47,9 +47,12 @@ def rows(n=7, d=8, seed=1, device="cpu", scale=2.0):
 
 
 def numpy_penalty(sae):
-    """R for NumPy: the trained threshold of an L0 as numbers."""
+    """R for NumPy: the trained thresholds of an L0 as numbers."""
     R = sae.penalty
-    return px.L0(R.lam.detach().cpu().numpy(), R.nonneg) if isinstance(R, px.L0) else R
+    if not isinstance(R, px.L0):
+        return R
+    lam, minus = (w if w is None else w.detach().cpu().numpy() for w in (R.lam, R.lam_minus))
+    return px.L0(lam, R.nonneg, lam_minus=minus)
 
 
 def one_line_error(call, *needles):
@@ -170,7 +173,9 @@ def test_shapes_and_names_are_those_that_sae_users_know(R):
     sae = px.SAE(8, 20, R)
     shapes = {name: tuple(parameter.shape) for name, parameter in sae.named_parameters()}
     want = {"W_enc": (8, 20), "W_dec": (20, 8), "b_enc": (20,), "b_dec": (8,)}
-    assert shapes == want | ({"threshold": (20,)} if isinstance(R, px.L0) else {})
+    thresholds = {"threshold": (20,)} if isinstance(R, px.L0) else {}
+    thresholds |= {"threshold_minus": (20,)} if getattr(R, "lam_minus", None) is not None else {}
+    assert shapes == want | thresholds
     assert_same(sae.W_enc.detach(), sae.W_dec.detach().T.contiguous())
     assert all(parameter.is_contiguous() for parameter in sae.parameters())
     assert_close(sae.W_dec.detach().norm(dim=1), torch.ones(20), 1e-6)
@@ -203,6 +208,8 @@ def test_sparse_codes_are_the_dense_codes(R, steps, device):
     assert_same(sparse.to_dense().detach(), dense.detach())
     assert_close(sae.decode(sparse).detach(), sae.decode(dense).detach(), 1e-12)
     width = 3 if isinstance(R, px.KSparse) else int((dense != 0).sum(-1).max())
+    with torch.no_grad():  # else entries of 0 that have a gradient are there as well
+        sparse = sae.encode_sparse(x)
     assert sparse.values.shape == sparse.indices.shape == (2, 3, width)
 
 

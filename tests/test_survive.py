@@ -17,6 +17,7 @@ MAKE = {
     "abstopk": lambda: px.abstopk_sae(16, 32, 3),
     "relu to an l0": lambda: px.relu_sae(16, 32, 0.3),
     "jumprelu": lambda: px.jumprelu_sae(16, 32, 0.5, bandwidth=0.3),
+    "two weights": lambda: px.SAE(16, 32, px.L0(0.1, bandwidth=0.3, lam_minus=[0.05, np.inf] * 16)),
     "batchtopk": lambda: px.SAE(16, 32, px.BatchKSparse(3, nonneg=True)),
     "learned steps": lambda: px.SAE(16, 32, px.KSparse(3), 3, px.LearnedSteps()),
     "layer norm": lambda: px.SAE(16, 32, px.KSparse(3), normalize="layer_norm"),
@@ -25,6 +26,7 @@ OPTIONS = {
     "relu to an l0": {"l0": 4},
     "abstopk": {"ks": (1,), "widths": (8, 16), "unit_encoder": True},
     "layer norm": {"bfloat16": True},
+    "two weights": {"l0": 4, "bfloat16": True},
 }
 
 

@@ -346,7 +346,7 @@ def test_the_rate_goes_by_width():
 
 
 @pytest.mark.parametrize("learned", [False, True])
-@pytest.mark.parametrize("family", [px.L1, px.L0])
+@pytest.mark.parametrize("family", [px.L1, px.L0, lambda lam: px.L0(lam, lam_minus=2 * lam)])
 def test_latents_that_are_off_stay_so_and_the_others_learn(family, learned, x, tmp_path):
     lam = np.full(D_SAE, 0.01)
     lam[[3, 7]] = np.inf

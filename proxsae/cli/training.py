@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,7 @@ def _start(arguments: argparse.Namespace, rows: Any) -> Any:
         R = sae.common.penalty
         if isinstance(R, L0) and sae.metadata.get("format"):  # another library's: no bandwidth goes with its thresholds
             bandwidth = max(float(sae.threshold.median()) / 2, 1e-6)
-            sae.common.penalty = L0(R.lam, nonneg=R.nonneg, bandwidth=bandwidth)
+            sae.common.penalty = replace(R, bandwidth=bandwidth)
         if isinstance(R, L1) and not np.any(np.asarray(R.lam)):
             print("lam is 0 here: only what the encoder has learned keeps codes sparse", file=sys.stderr)
         return sae if steps is None else sae.unrolled(steps, rule)

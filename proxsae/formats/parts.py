@@ -21,6 +21,7 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 HOOKS = ("hook_name", "hook_point", "submodule_name", "hf_hook_point_in")
 LAYERS = ("hook_layer", "layer")
 LAYER = re.compile(r"\b(?:blocks|layers|h)[.\[](\d{1,4})\b")
+THRESHOLDS = ("threshold", "threshold_minus")  # of an L0: for positive codes, for negative ones
 BLOCK = 4096  # latents at a time in float64
 NOT_SUBTRACTED = "The file does not subtract b_dec from its input: b_enc has b_dec W_enc added."  # see `assemble`
 
@@ -186,8 +187,8 @@ def _checked(name: str, a: Any, shape: tuple[int, ...], whole: str) -> Tensor:
 
 
 def is_sound(name: str, a: Tensor) -> bool:
-    """Whether a weight holds numbers: a threshold may be infinite, which switches its latent off."""
-    return bool((a.isfinite() | (a == torch.inf)).all() if name == "threshold" else a.isfinite().all())
+    """Whether a weight holds numbers: a threshold may be infinite, which switches its latent off, or one side of it."""
+    return bool((a.isfinite() | (a == torch.inf)).all() if name in THRESHOLDS else a.isfinite().all())
 
 
 def check_finite(name: str, a: Tensor) -> None:

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proxsae.conventions import Error, library
+from proxsae.conventions import Error, library, shown
 from proxsae.disk import replace_folder
 from proxsae.formats.parts import Found, check_finite
 from proxsae.penalties import L0, L1, BatchKSparse, KSparse
+from proxsae.penalties.base import lams
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 VERSION = "6.54.12"  # of SAELens, whose layout this is
@@ -45,9 +46,8 @@ def saelens_layout(found: Found, double: bool = False) -> tuple[dict[str, Any], 
         msg = f"double=True is for signed codes, but those of {R!r} are >= 0 already"
         raise Error(msg)
     if not R.nonneg and not double and not isinstance(R, KSparse):
-        msg = (
-            f"{R!r} gives signed codes, which SAELens has for KSparse only: double=True writes them at twice the width"
-        )
+        msg = f"{shown(R)} gives signed codes, which SAELens has for KSparse only: double=True writes them at twice"
+        msg += " the width"
         raise Error(msg)
     tensors = {name: found.tensors[name].detach().cpu() for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
     if double:
@@ -109,10 +109,11 @@ def _settle(R: Any, tensors: dict[str, Tensor], copies: int) -> None:
     """Put the parameters of R into the tensors."""
     if isinstance(R, KSparse):
         return
-    lam = R.lam.detach().cpu().numpy() if isinstance(R.lam, Tensor) else np.asarray(R.lam)
     dtype, latents = tensors["b_enc"].dtype, tensors["b_enc"].shape[0]
-    values = np.broadcast_to(lam.astype(np.float64), (latents // copies,))
-    level = torch.tensor(np.tile(values if isinstance(R, L1) else np.sqrt(2 * values), copies))
+    sides = [lam.detach().cpu().numpy() if isinstance(lam, Tensor) else lam for lam in lams(R).values()]
+    sides = (sides * copies)[:copies]  # of -D: the weight of negative codes
+    values = np.concatenate([np.broadcast_to(np.asarray(lam, np.float64), (latents // copies,)) for lam in sides])
+    level = torch.tensor(values if isinstance(R, L1) else np.sqrt(2 * values))
     if isinstance(R, L1):
         tensors["b_enc"] = (tensors["b_enc"].double() - level).to(dtype)
     else:

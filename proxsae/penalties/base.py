@@ -10,7 +10,7 @@ A family implements the signed operator only.  Non-negativity is the same for ev
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass, replace
 from typing import Any, ClassVar, TypeGuard, TypeVar
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proxsae.conventions import Error, check_floats, check_step, is_torch, torch_twin
-from proxsae.penalties.domain import check_parameter
+from proxsae.penalties.domain import LAMS, check_parameter
 
 Floats = NDArray[np.floating[Any]]
 P = TypeVar("P", bound="Penalty")
@@ -105,14 +105,14 @@ class Penalty(ABC):
         return np.zeros_like(z)
 
     def check_fits(self, name: str, a: Any, width: int) -> None:
-        """Raise `Error` unless lam is one number, or one per latent of `a` in the library of `a`."""
-        lam: Any = getattr(self, "lam", 0.0)
-        if is_torch(lam) and not is_torch(a):
-            msg = f"{name} is a numpy array, but lam is a torch tensor: NumPy needs a number or a NumPy array"
-            raise Error(msg)
-        if getattr(lam, "ndim", 0) and lam.shape[0] != width:
-            msg = f"{name} has {width} latents, but lam holds {lam.shape[0]} values: one lam, or one per latent"
-            raise Error(msg)
+        """Raise `Error` unless each weight is one number, or one per latent of `a` in the library of `a`."""
+        for which, lam in lams(self).items():
+            if is_torch(lam) and not is_torch(a):
+                msg = f"{name} is a numpy array, but {which} is a torch tensor: NumPy needs a number or a NumPy array"
+                raise Error(msg)
+            if getattr(lam, "ndim", 0) and lam.shape[0] != width:
+                msg = f"{name} has {width} latents, but {which} holds {lam.shape[0]} values: one lam, or one per latent"
+                raise Error(msg)
 
     def __eq__(self, other: object) -> bool:
         """Same family and equal parameters."""
@@ -148,6 +148,25 @@ def check_dataclass(R: Any, what: str) -> Any:
 def with_lam(R: Any, lam: Any) -> Any:
     """The same penalty with another lam."""
     return replace(check_dataclass(R, "given another lam"), lam=lam)
+
+
+def lams(R: Any) -> dict[str, Any]:
+    """The weights of R by name: lam where R has one, and lam_minus where negative codes have one of their own."""
+    return {name: getattr(R, name) for name in LAMS if getattr(R, name, None) is not None}
+
+
+def with_lams(R: Any, change: Callable[[Any], Any]) -> Any:
+    """The same penalty with every weight w replaced by change(w); R itself where it has none."""
+    found = {name: change(w) for name, w in lams(R).items()}
+    return replace(check_dataclass(R, "given another lam"), **found) if found else R
+
+
+def holds_signs(R: Any) -> bool:
+    """Whether R is known on the sides of z only, so that a move along it ends where an entry changes its sign.
+
+    That of L0 and KSparse, signed and with one weight, depends on the support alone.
+    """
+    return bool(R.convex or R.nonneg or "lam_minus" in lams(R))
 
 
 def lam_at(lam: Any, z: Floats) -> Any:

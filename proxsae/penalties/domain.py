@@ -4,8 +4,8 @@
     ">= 0 per latent"  one number, or one per latent, shape (P,)
     "whole >= 0"       one whole number
 
-A parameter called `lam` may be infinite, which switches its latent off, and may be a torch tensor, which stays one and
-carries gradients.
+The weights `lam` and `lam_minus` may be infinite, which switches a latent or its negative side off, and may be torch
+tensors, which stay so and carry gradients.  A `lam_minus` of None stands for lam.
 """
 
 from __future__ import annotations
@@ -16,20 +16,24 @@ import numpy as np
 
 from proxsae.conventions import Error, as_reals, check_count, check_number, is_torch, may_look, shown, within
 
+LAMS = ("lam", "lam_minus")  # of a latent, and of its negative side where that has one of its own
+
 
 def check_parameter(family: str, name: str, value: Any, allowed: str) -> Any:
     """Return a parameter as a float, int, read-only (P,) float64 array or tensor; raise `Error` unless `allowed`."""
+    if name == "lam_minus" and value is None:
+        return None
     if allowed.startswith("whole >= "):
         return check_count(f"{family}: {name}", value, int(allowed.removeprefix("whole >= ")))
-    if name == "lam":
-        return _check_lam(family, value, allowed)
+    if name in LAMS:
+        return _check_weight(f"{family}: {name}", value, allowed)
     return check_number(f"{family}: {name}", value, allowed, ": one number")
 
 
-def _check_lam(family: str, lam: Any, allowed: str) -> Any:
+def _check_weight(name: str, lam: Any, allowed: str) -> Any:
     bound, per_latent, _ = allowed.partition(" per latent")
     size = "one number or one per latent, shape (P,)" if per_latent else "one number"
-    name, why = f"{family}: lam", f"must be {bound}, {size}; inf switches a latent off (def-prox)"
+    why = f"must be {bound}, {size}; inf switches a latent off (def-prox)"
     original, lam = lam, as_reals(name, lam)
     if lam.ndim > (1 if per_latent else 0) or 0 in lam.shape:
         msg = f"{name} has shape {tuple(lam.shape)}, but {why}"

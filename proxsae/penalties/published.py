@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from proxsae.penalties.base import Penalty
+from proxsae.penalties.base import Penalty, lams
 from proxsae.penalties.ksparse import BatchKSparse, KSparse
 from proxsae.penalties.l0 import L0
 from proxsae.penalties.l1 import L1
@@ -50,5 +50,7 @@ PUBLISHED = {
 
 
 def published_as(R: Penalty) -> Published | None:
-    """The entry whose family and sign R has, or None."""
-    return next((one for one in PUBLISHED.values() if one.family is type(R) and one.nonneg == R.nonneg), None)
+    """The entry whose family and sign R has, or None, as for an L0 with two weights."""
+    one_weight = "lam_minus" not in lams(R)
+    fits = (one for one in PUBLISHED.values() if one_weight and one.family is type(R) and one.nonneg == R.nonneg)
+    return next(fits, None)

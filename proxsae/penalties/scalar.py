@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from proxsae.penalties.base import Floats, Penalty, lam_at, rounded
+from proxsae.penalties.domain import LAMS
 
 CACHED = 2**15  # entries whose intermediate results stay in the cache of a core
 
@@ -35,6 +36,10 @@ class FloatArithmetic:
         """A threshold or an entry, rounded once to the dtype of u."""
         return rounded(t, self.dtype)
 
+    def by_sign(self, u: Any, plus: Any, minus: Any) -> Any:
+        """`plus` where u > 0, else `minus`; as it is where both are one object, which saves a pass over u."""
+        return plus if plus is minus else np.where(u > 0, plus, minus)
+
     def soft(self, u: Any, t: Any) -> Any:
         """u moved towards 0 by t, and 0 where |u| <= t."""
         inner = np.clip(u, -t, t)
@@ -44,7 +49,9 @@ class FloatArithmetic:
 
 
 class Separable(Penalty):
-    """R(z) = sum_i r(z_i) with r even, r(0) = 0 and non-decreasing in |z_i| (lem-separable).
+    """R(z) = sum_i r(z_i) with r(0) = 0 and r not falling as z_i moves away from 0 (lem-separable, lem-shrinks).
+
+    r is even, unless the family has a `lam_minus`, the weight of negative codes.
 
     A family gives `entry_value` and `entry_prox`, once, in an arithmetic o: NumPy, torch (with gradients) and the
     solver all run these lines.  Their last arguments are the parameters in the order of `domain`.
@@ -86,7 +93,7 @@ class Separable(Penalty):
 
     def _value(self, z: Floats) -> Floats:
         given = zip(self.domain, self.parameters(), strict=True)
-        parameters = (lam_at(p, z) if name == "lam" else p for name, p in given)
+        parameters = (lam_at(p, z) if name in LAMS else p for name, p in given)
         return self.entry_value(FloatArithmetic(z.dtype), z, *parameters).sum(axis=-1)
 
     def _prox(self, u: Floats, step: float | Floats) -> Floats:
@@ -103,8 +110,11 @@ class Separable(Penalty):
             return new.reshape(u.shape)
 
     def parameters(self) -> tuple[Any, ...]:
-        """The parameters of the formulas, in the order of `domain`."""
-        return tuple(getattr(self, name) for name in self.domain)
+        """The parameters of the formulas, in the order of `domain`; a `lam_minus` of None is lam."""
+        given = {name: getattr(self, name) for name in self.domain}
+        if "lam_minus" in given and given["lam_minus"] is None:
+            given["lam_minus"] = given["lam"]
+        return tuple(given.values())
 
 
 def soft(o: Any, u: Any, t: Any) -> Any:

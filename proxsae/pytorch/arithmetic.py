@@ -111,6 +111,10 @@ class TorchArithmetic:
     sqrt = staticmethod(sqrt)
     soft = soft
 
+    def by_sign(self, u: Tensor, plus: Tensor, minus: Tensor) -> Tensor:
+        """`plus` where u > 0, else `minus`."""
+        return torch.where(u > 0, plus, minus)
+
     def __init__(self, like: Tensor) -> None:
         self.dtype, self.device = like.dtype, like.device
 

@@ -18,7 +18,7 @@ from proxsae.certificates import lipschitz
 from proxsae.conventions import Error
 from proxsae.learned import ALISTA, LISTA, LISTACP, Accumulated, LearnedRule, TiLISTA
 from proxsae.minimal_coherence import minimal_coherence
-from proxsae.penalties.base import with_lam
+from proxsae.penalties.base import with_lams
 from proxsae.pytorch.codes import accumulator
 from proxsae.pytorch.iteration import Point
 from proxsae.pytorch.prox import has_kernel, in_kernel, prox
@@ -121,10 +121,14 @@ def _scaled(mu: Tensor, a: Tensor) -> Tensor:
 
 
 def _with_factor(R: Any, log_factor: Tensor) -> Any:
-    """R with lam times a factor; of an infinite lam nothing hangs on it."""
-    lam = R.lam if isinstance(R.lam, Tensor) else torch.as_tensor(np.array(R.lam))
-    lam, factor = lam.to(log_factor.device), log_factor.double().exp()
-    return with_lam(R, torch.where(lam.isinf(), lam, lam * torch.where(lam.isinf(), factor.detach(), factor)))
+    """R with its weights times a factor; of an infinite one nothing hangs on it."""
+    factor = log_factor.double().exp()
+
+    def times(lam: Any) -> Tensor:
+        lam = (lam if isinstance(lam, Tensor) else torch.as_tensor(np.array(lam))).to(factor.device)
+        return torch.where(lam.isinf(), lam, lam * torch.where(lam.isinf(), factor.detach(), factor))
+
+    return with_lams(R, times)
 
 
 def _selected(R: Any, v: Tensor, mu: Tensor, share: float) -> Tensor:

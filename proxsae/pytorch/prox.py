@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from proxsae.conventions import Error, check_floats, check_step, may_look
 from proxsae.penalties import L0, L1, BatchKSparse, GroupL2, KSparse, Penalty, Separable, SortedL1
-from proxsae.penalties.base import runs
+from proxsae.penalties.base import lams, runs
+from proxsae.penalties.domain import LAMS
 from proxsae.pytorch.arithmetic import TorchArithmetic, differentiated, sqrt
 from proxsae.pytorch.autocast import outside_autocast
 from proxsae.pytorch.topk import top_k
@@ -106,15 +107,16 @@ def _prox_l1(R: L1, u: Tensor, mu: float | Tensor) -> Tensor:
 
 
 def _prox_l0(R: L0, u: Tensor, mu: float | Tensor) -> Tensor:
-    number = _number(R, u, mu, lambda t: math.sqrt(2.0 * t))
+    number = _number(R, u, mu, lambda t: math.sqrt(2.0 * t)) if R.lam_minus is None else None
     if number is None:
         return hard_threshold(u, _hard(R, u, mu), R.bandwidth)
     return functional.hardshrink(u, number)
 
 
 def has_kernel(R: Penalty) -> TypeGuard[L0]:
-    """Whether codes of R have gradients where they are 0: those of an L0 whose lam is trained, near its threshold."""
-    return runs(R, L0) and torch.is_grad_enabled() and isinstance(R.lam, Tensor) and R.lam.requires_grad
+    """Whether codes of R have gradients where they are 0: those of an L0 with a trained weight, near its threshold."""
+    trained = (isinstance(w, Tensor) and w.requires_grad for w in lams(R).values())
+    return runs(R, L0) and torch.is_grad_enabled() and any(trained)
 
 
 def _column(step: float | Tensor) -> float | Tensor:
@@ -123,9 +125,14 @@ def _column(step: float | Tensor) -> float | Tensor:
 
 
 def in_kernel(R: L0, u: Tensor, step: float | Tensor = 1.0) -> Tensor:
-    """Where prox_{step R}(u) has a gradient in lam, whether it is 0 there or not: u (..., P) -> (..., P)."""
-    mu = _column(step)
-    return _inside(torch.relu(u) if R.nonneg else u, _hard(R, u, mu), R.bandwidth)
+    """Where prox_{step R}(u) has a gradient in a weight, whether it is 0 there or not: u (..., P) -> (..., P)."""
+    u = torch.relu(u) if R.nonneg else u
+    return _inside(u, _hard(R, u, _column(step)), R.bandwidth)
+
+
+def by_sign(u: Tensor, plus: Tensor, minus: Tensor | None) -> Tensor:
+    """What the side of each entry of u has: `plus` where u > 0, else `minus`, which is `plus` if None."""
+    return plus if minus is None else torch.where(u > 0, plus, minus)
 
 
 def count_above(u: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
@@ -160,8 +167,8 @@ def prox(R: Penalty, u: Tensor, step: float | Tensor = 1.0) -> Tensor:
     step = check_step(step, u)
     R.check_fits("u", u, u.shape[-1])
     mu = _column(step)
-    if isinstance(mu, Tensor) and mu.requires_grad:  # nothing of a latent that is off hangs on mu, but 0 lam is NaN
-        mu = torch.where(_lam(R, u).isinf(), mu.detach(), mu)
+    if isinstance(mu, Tensor) and mu.requires_grad and not runs(R, L0):  # L0: see `_hard`
+        mu = _felt(mu, by_sign(u, _lam(R, u), _lam_minus(R, u)))
     return _formula(R, "prox")(R, torch.relu(u) if R.nonneg else u, mu)  # lem-nonneg
 
 
@@ -215,7 +222,7 @@ def _entrywise_prox(R: Separable, u: Tensor, mu: float | Tensor) -> Tensor:
 def _entrywise_value(R: Separable, z: Tensor) -> Tensor:
     o = TorchArithmetic(z)
     given = zip(R.domain, R.parameters(), strict=True)
-    parameters = (_lam_at(R, z) if name == "lam" else o.rounded(o.number(p)) for name, p in given)
+    parameters = (_lam_at(p, z) if name in LAMS else o.rounded(o.number(p)) for name, p in given)
     return R.entry_value(o, z, *parameters).sum(-1)
 
 
@@ -224,17 +231,33 @@ def _lam(R: Any, u: Tensor) -> Tensor:
     return TorchArithmetic(u).number(getattr(R, "lam", 0.0))
 
 
-def _lam_at(R: Any, z: Tensor) -> Tensor:
-    """lam in the dtype of z; where it may be infinite, 0 for the entries of 0, which cost nothing."""
-    lam = _lam(R, z).to(z.dtype)
-    if not isinstance(R.lam, Tensor) and np.max(R.lam) <= torch.finfo(z.dtype).max:  # a tensor is not looked into
+def _lam_minus(R: Any, u: Tensor) -> Tensor | None:
+    """The weight of negative codes, where they have one of their own."""
+    given = getattr(R, "lam_minus", None)
+    return None if given is None else TorchArithmetic(u).number(given)
+
+
+def _lam_at(given: Any, z: Tensor) -> Tensor:
+    """A weight in the dtype of z; where it may be infinite, 0 for the entries of 0, which cost nothing."""
+    lam = TorchArithmetic(z).number(given).to(z.dtype)
+    if not isinstance(given, Tensor) and np.max(given) <= torch.finfo(z.dtype).max:  # a tensor is not looked into
         return lam
     return torch.where(z != 0, lam, 0)
 
 
+def _felt(mu: float | Tensor, lam: Tensor) -> float | Tensor:
+    """mu, without its gradient where lam is infinite: nothing of what is off hangs on mu, but 0 lam is NaN."""
+    return torch.where(lam.isinf(), mu.detach(), mu) if isinstance(mu, Tensor) and mu.requires_grad else mu
+
+
 def _hard(R: L0, u: Tensor, mu: float | Tensor) -> Tensor:
-    """The threshold of L0, rounded once to the dtype of u."""
-    return sqrt(2.0 * (mu * _lam(R, u))).to(u.dtype)
+    """The threshold of L0 on the side of each entry of u, rounded once to the dtype of u."""
+
+    def threshold(lam: Tensor) -> Tensor:
+        return sqrt(2.0 * (_felt(mu, lam) * lam)).to(u.dtype)
+
+    minus = _lam_minus(R, u)
+    return by_sign(u, threshold(_lam(R, u)), None if minus is None else threshold(minus))
 
 
 def _prox_group(R: GroupL2, u: Tensor, mu: float | Tensor) -> Tensor:
@@ -309,16 +332,20 @@ def _(info: Any, in_dims: tuple[int], rows: Tensor) -> tuple[Tensor, int]:
 
 def _value_group(R: GroupL2, z: Tensor) -> Tensor:
     total = group_norms(_groups(R, z)).sum(-1)
-    return (_lam_at(R, total) * total).to(z.dtype)
+    return (_lam_at(R.lam, total) * total).to(z.dtype)
 
 
 def _value_sorted(R: SortedL1, z: Tensor) -> Tensor:
     size = z.abs().sort(dim=-1, descending=True).values
-    return (_lam_at(R, size) * size).sum(-1)
+    return (_lam_at(R.lam, size) * size).sum(-1)
 
 
 def _slope_l1(R: L1, z: Tensor) -> Tensor:
     return (torch.where(z != 0, _lam(R, z), 0) * z.sign()).to(z.dtype)
+
+
+def _value_l0(R: L0, z: Tensor) -> Tensor:
+    return torch.where(z != 0, by_sign(z, _lam(R, z), _lam_minus(R, z)).to(z.dtype), 0).sum(-1)
 
 
 def _value_batch(R: BatchKSparse, z: Tensor) -> Tensor:
@@ -338,8 +365,8 @@ _OWN: dict[str, dict[type, Callable[..., Tensor]]] = {
         SortedL1: _prox_sorted,
     },
     "value": {
-        L1: lambda R, z: (_lam_at(R, z) * z.abs()).sum(-1),
-        L0: lambda R, z: torch.where(z != 0, _lam(R, z).to(z.dtype), 0).sum(-1),
+        L1: lambda R, z: (_lam_at(R.lam, z) * z.abs()).sum(-1),
+        L0: _value_l0,
         KSparse: lambda R, z: torch.where((z != 0).sum(-1) <= R.k, 0.0, torch.inf),
         BatchKSparse: _value_batch,
         GroupL2: _value_group,

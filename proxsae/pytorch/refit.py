@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from proxsae.penalties import Penalty
+from proxsae.penalties.base import holds_signs
 from proxsae.pytorch.prox import slope
 from proxsae.pytorch.topk import top_k
 from proxsae.steps import REFIT_RTOL
@@ -44,7 +45,7 @@ def _refit_rows(z: Tensor, c: Tensor, D: Tensor, R: Penalty, size: int) -> Tenso
         delta = -_apply(inverse, _slope_on(old, indices, atoms, z, c, R))
         best = old + delta
     best = _newton(best, indices, atoms, inverse, z, c, R)
-    if R.convex or R.nonneg:
+    if holds_signs(R):
         delta = delta + (best - best.detach()) - (old - old.detach())  # the same, with its derivative
         flips = (old != 0) & (best.sign() == -old.sign())  # a product of the two could underflow
         at = torch.where(flips, old / torch.where(flips, -delta, 1), torch.inf)

@@ -344,7 +344,8 @@ def exact_step(z: Floats, g: Floats, D: Floats, R: Penalty, largest: float, L: f
 
     Along -h, F is a quadratic with minimiser mu = ||h||^2 / ||D h||^2, for which dz = -mu h fulfils the descent
     inequality with equality.  That holds while R stays affine along the way: while no sign changes for L1, no support
-    for the others.  Elsewhere mu is halved as in backtracking.
+    for the others (with two weights of L0 the inequality holds so too, and F falls).  Elsewhere mu is halved as in
+    backtracking.
     """
     face, opened = z, (z != 0).any(axis=1, keepdims=True)
     if not opened.all():  # at z = 0, the support that a step would open

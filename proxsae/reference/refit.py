@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from proxsae.penalties import Penalty
-from proxsae.penalties.base import Floats
+from proxsae.penalties.base import Floats, holds_signs
 from proxsae.steps import REFIT_RTOL
 
 
@@ -29,7 +29,7 @@ def refit(z: Floats, c: Floats, D: Floats, R: Penalty) -> Floats:
         inverse = np.linalg.pinv(unit @ unit.mT, rcond=float(REFIT_RTOL * np.finfo(wide).eps), hermitian=True)
         delta = np.einsum("bij,bj->bi", inverse, -h / norms) / norms
         target = code + delta
-        if R.convex or R.nonneg:
+        if holds_signs(R):
             flips = np.sign(target) == -np.sign(code)
             fraction = np.where(flips, code / np.where(flips, -delta, 1), np.inf)
             first = fraction.min(axis=1, keepdims=True)

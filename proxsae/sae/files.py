@@ -17,7 +17,7 @@ def describe(sae: Parameters) -> dict[str, Any]:
     R = check_dataclass(sae.common.penalty, "written to a file")
     parameters = {f.name: np.asarray(getattr(R, f.name)).tolist() for f in fields(R)}
     if isinstance(R, L0):
-        del parameters["lam"]  # it is in the trained threshold
+        del parameters["lam"], parameters["lam_minus"]  # they are in the trained thresholds
     step = sae.encoding.step
     return {
         "d_in": sae.d_in,

@@ -126,7 +126,8 @@ def _penalty(sae: SAE) -> str:
             told += f"; training found the threshold {float(sae.batch_threshold):.4g} for single rows"
         return told
     if isinstance(R, L0):
-        return f"L0: threshold {spread(sae.threshold)}; lam = threshold^2 / 2 ({R.statement})"
+        minus = f" for z > 0, {spread(sae.threshold_minus)} for z < 0" if hasattr(sae, "threshold_minus") else ""
+        return f"L0: threshold {spread(sae.threshold)}{minus}; lam = threshold^2 / 2 ({R.statement})"
     lam = torch.as_tensor(getattr(R, "lam", math.nan))
     told = "; codes are sparse by b_enc, so further steps need it in every one" if lam_is_zero(R) else ""
     return f"{type(R).__name__}: lam {spread(lam)} ({R.statement}){told}"

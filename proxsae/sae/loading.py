@@ -17,9 +17,11 @@ from proxsae.disk import sentence
 from proxsae.formats import own
 from proxsae.learned import GREEDY, LEARNED
 from proxsae.penalties import FAMILIES, L0, Penalty
+from proxsae.penalties.base import lams
 from proxsae.pytorch.learned import shapes_of
 from proxsae.sae.encoding import Encoding
 from proxsae.sae.model import SAE
+from proxsae.sae.parameters import THRESHOLDS
 from proxsae.steps import RULES
 
 RUN = "checkpoint.safetensors"  # in the folder of a training run, beside the folder "sae"
@@ -102,7 +104,8 @@ def rebuild(config: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
         if isinstance(value, bool) != (name == "nonneg") or (isinstance(value, int) and abs(value) >= 2**63):
             msg = f"{name} of the penalty is {value!r}, but nonneg is true or false, and whole numbers have 64 bits"
             raise Error(msg)
-    penalty = kind(**({"lam": 0.0} if kind is L0 else {}), **family)
+    sides = (lam for lam, name in THRESHOLDS.items() if kind is L0 and name in (*tensors, "threshold"))
+    penalty = kind(**dict.fromkeys(sides, 0.0), **family)
     step = None if config["analysis"] == "encoder" or config["steps"] == "inf" else STEP_RULES[rule.pop("rule")](**rule)
     metadata, b_enc = config.get("metadata", {}), config.get("b_enc", "first")
     if not isinstance(metadata, dict):
@@ -158,12 +161,12 @@ def _check_finite(sae: SAE) -> None:
 def _from_found(found: formats.Found) -> SAE:
     tensors = dict(found.tensors)
     d_in, d_sae = tensors["W_enc"].shape
-    if isinstance(found.penalty, L0):
-        theta = torch.as_tensor(np.sqrt(2 * np.asarray(found.penalty.lam))).expand(d_sae)
+    for name, lam in lams(found.penalty).items() if isinstance(found.penalty, L0) else ():
+        theta = torch.as_tensor(np.sqrt(2 * np.asarray(lam))).expand(d_sae)
         near = theta.to(tensors["W_enc"].dtype)
         below = torch.nextafter(near, torch.full_like(near, -torch.inf))
         # rounded down: then the same entries of this dtype are above it as above a threshold that is kept wider
-        tensors["threshold"] = torch.where(near.double() > theta, below, near)
+        tensors[THRESHOLDS[name]] = torch.where(near.double() > theta, below, near)
     sae = _assemble((d_in, d_sae), found.penalty, tensors, found.normalization, Encoding())
     sae.metadata = {"format": found.format, **found.metadata, "notes": list(found.notes)}
     return sae

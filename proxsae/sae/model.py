@@ -23,7 +23,7 @@ from proxsae.conventions import Error, check_count, check_finite, check_floats, 
 from proxsae.data.opening import in_memory
 from proxsae.formats import own
 from proxsae.penalties import L0, KSparse
-from proxsae.penalties.base import runs
+from proxsae.penalties.base import runs, with_lams
 from proxsae.pytorch import ksparse_encoder, learned
 from proxsae.pytorch.arithmetic import as_tensor, seeing
 from proxsae.pytorch.autocast import outside_autocast
@@ -46,7 +46,8 @@ class SAE(Parameters):
 
     d_in: the width d of the rows x (..., d).
     d_sae: the number P of latents; codes are (..., P).
-    penalty: R, such as `KSparse(32)`; for L0 the weight `threshold` (P,) is trained, with lam = threshold^2 / 2.
+    penalty: R, such as `KSparse(32)`; for L0 the weight `threshold` (P,) is trained, with lam = threshold^2 / 2,
+    and `threshold_minus` (P,) where it has a lam_minus.
     steps: the number T of encoder steps, at least 1.  The first is the learned encoder.  With math.inf the code is that
     of `solve`, which has gradients (thm-implicit-gradient) in memory that does not grow with its steps.
     step: the rule of the steps after the first, by default `Lipschitz()`; a learned one (`LISTA`, `LISTACP`, `TiLISTA`,
@@ -351,7 +352,7 @@ class SAE(Parameters):
             raise Error(msg)
         R: Any = self.penalty
         if isinstance(R, L0):
-            R = L0(R.lam.detach().cpu().numpy(), nonneg=R.nonneg)
+            R = with_lams(R, lambda lam: lam.detach().cpu().numpy())
         weights = {name: a.detach() for name, a in zip(encoders.Weights._fields, self._weights(), strict=True)}
         found = formats.Found("proxsae", weights, R, self.normalize, formats.model_metadata(self.metadata), ())
         formats.write_saelens(check_path("folder", folder), found, double)

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from proxsae.conventions import Error, check_count, shown
 from proxsae.penalties import L0, BatchKSparse, Penalty
-from proxsae.penalties.base import with_lam
+from proxsae.penalties.base import lams, with_lams
 from proxsae.pytorch import learned
 from proxsae.sae.encoding import Common, Encoding, Stream
 from proxsae.sae.normalize import check_kind
@@ -21,9 +21,21 @@ from proxsae.sae.sharing import shared
 from proxsae.sae.team import Team
 from proxsae.steps import Rule
 
-# In the order of files; `threshold` is there for L0, `batch_threshold` for BatchKSparse, the last for learned rules.
-WEIGHTS = ("W_dec", "W_enc", "b_enc", "b_dec", "threshold", "batch_threshold", *learned.WEIGHTS)
-OFFSETS = ("b_enc", "b_dec", "threshold")  # those that have the unit of x
+# In the order of files; thresholds are there for L0, `batch_threshold` for BatchKSparse, the last for learned rules.
+THRESHOLDS = {"lam": "threshold", "lam_minus": "threshold_minus"}  # the weights of an L0 SAE for those of its R
+WEIGHTS = ("W_dec", "W_enc", "b_enc", "b_dec", *THRESHOLDS.values(), "batch_threshold", *learned.WEIGHTS)
+OFFSETS = ("b_enc", "b_dec", *THRESHOLDS.values())  # those that have the unit of x
+
+
+def _plain(lam: Any) -> Any:
+    """A weight of R that is no tensor."""
+    return lam.detach().cpu().double().numpy() if isinstance(lam, Tensor) else lam
+
+
+def _lam_of(theta: Tensor) -> Tensor:
+    """theta^2 / 2 in float64; without the gradient of an infinite threshold, which would be infinity times 0."""
+    theta = theta.double()
+    return torch.where(theta.isinf(), theta.detach(), theta).square() / 2
 
 
 class Parameters(nn.Module):
@@ -33,6 +45,8 @@ class Parameters(nn.Module):
     encoding: Encoding
     common: Common
     stream: Stream | None = None  # of an SAE that `frozen` made
+    threshold: Tensor  # of an L0, where it is a parameter, and so is the next where it has two weights
+    threshold_minus: Tensor
     batch_threshold: Tensor
 
     def __init__(
@@ -62,15 +76,15 @@ class Parameters(nn.Module):
         self._encode_by(Encoding(steps, step, analysis, b_enc))
 
     def _take_penalty(self, penalty: Penalty) -> None:
-        """Take R, and make the weight that goes with it: `threshold` of an L0, `batch_threshold` of a BatchKSparse."""
-        W, lam = self.W_dec, getattr(penalty, "lam", None)
+        """Take R, and make the weights that go with it: thresholds of an L0, `batch_threshold` of a BatchKSparse."""
+        W = self.W_dec
         penalty.check_fits("penalty", W, self.d_sae)
-        if isinstance(lam, Tensor):  # lam is not trained here: a tensor of the caller gets no gradient
-            penalty = with_lam(penalty, lam.detach().cpu().double().numpy())
+        if any(isinstance(lam, Tensor) for lam in lams(penalty).values()):  # they are not trained here: a tensor of
+            penalty = with_lams(penalty, _plain)  # the caller gets no gradient
         self.common.penalty = penalty
-        if isinstance(penalty, L0):
-            theta = torch.tensor(np.sqrt(2 * np.asarray(penalty.lam)))
-            self.threshold = nn.Parameter(theta.expand(self.d_sae).to(W).clone())
+        for name, lam in lams(penalty).items() if isinstance(penalty, L0) else ():
+            theta = torch.tensor(np.sqrt(2 * np.asarray(lam)))
+            setattr(self, THRESHOLDS[name], nn.Parameter(theta.expand(self.d_sae).to(W).clone()))
         if isinstance(penalty, BatchKSparse):
             self.batch_threshold = nn.Parameter(W.new_tensor(torch.nan), requires_grad=False)
 
@@ -102,13 +116,12 @@ class Parameters(nn.Module):
 
     @property
     def penalty(self) -> Penalty:
-        """R as it stands; for a trained L0 its lam is the tensor threshold^2 / 2."""
+        """R as it stands; for a trained L0 its lam is the tensor threshold^2 / 2, and lam_minus likewise."""
         R = self.common.penalty
         if not isinstance(R, L0):
             return R
-        theta = self.threshold.double()
-        theta = torch.where(theta.isinf(), theta.detach(), theta)  # whose gradient would be infinity times 0
-        return replace(R, lam=theta.square() / 2)
+        found: dict[str, Any] = {name: _lam_of(getattr(self, THRESHOLDS[name])) for name in lams(R)}
+        return replace(R, **found)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -159,8 +172,8 @@ class Parameters(nn.Module):
     def scale_lam(self, factor: float) -> None:
         """Multiply lam by `factor`, in place; an L0 SAE has its threshold instead, and a k-sparse one neither."""
         R = self.common.penalty
-        if hasattr(R, "lam") and not isinstance(R, L0):
-            self.common.penalty = with_lam(R, R.lam * factor)
+        if not isinstance(R, L0):
+            self.common.penalty = with_lams(R, lambda lam: lam * factor)
 
     @torch.no_grad()
     def rescale(self, factor: float) -> None:
@@ -210,7 +223,8 @@ class Parameters(nn.Module):
                 raise Error(msg)
         without = set(given)
         if penalty is not None:
-            without |= {"threshold", "batch_threshold"} | (set() if hasattr(penalty, "lam") else {"log_lam_factor"})
+            without |= {*THRESHOLDS.values(), "batch_threshold"}
+            without |= set() if hasattr(penalty, "lam") else {"log_lam_factor"}
         if encoding is not None:
             without |= set(learned.WEIGHTS)
         twin = shared(self, without)
@@ -267,7 +281,8 @@ class Parameters(nn.Module):
         """What print(sae) shows."""
         R: Any = self.common.penalty
         if isinstance(R, L0):
-            theta = "unknown" if self.threshold.is_meta else f"about {float(self.threshold.detach().mean()):.3g}"
-            R = f"L0(threshold {theta}, nonneg={R.nonneg})"
+            thetas = [getattr(self, THRESHOLDS[name]).detach() for name in lams(R)]
+            told = ["unknown" if theta.is_meta else f"about {float(theta.mean()):.3g}" for theta in thetas]
+            R = f"L0(threshold {' and, for z < 0, '.join(told)}, nonneg={R.nonneg})"
         how = f"steps={self.steps}, step={self.step}, {self.analysis}"
         return f"{self.d_in}, {self.d_sae}, {R}, {how}, b_enc={self.encoding.b_enc}, normalize={self.normalize}"

@@ -11,7 +11,7 @@ from proxsae.sae.model import SAE
 from proxsae.sae.team import Team
 from proxsae.steps import FixedStep, Lipschitz
 
-DIMENSION = {"W_enc": 1, "W_dec": 0, "b_enc": 0, "threshold": 0}  # along which latents lie
+DIMENSION = {"W_enc": 1, "W_dec": 0, "b_enc": 0, "threshold": 0, "threshold_minus": 0}  # along which latents lie
 
 
 def part_of(team: Team, name: str, a: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -116,7 +116,7 @@ plant(
 @statement(
     "thm-l0-fixed-points",
     "L0: z in T_mu(z) iff grad_S = 0, |z_j| ≥ sqrt(2 mu lam_j) on S (tie rule: >) "
-    "and |grad_j| ≤ sqrt(2 lam_j / mu) off S (nonneg: -grad_j).",
+    "and |grad_j| ≤ sqrt(2 lam_j / mu) off S (nonneg: -grad_j); with two weights, that of the side of z_j or -grad_j.",
     source="Blumensath and Davies 2008; per-latent, nonneg and tie rule own",
     code=("fixed_point_residual",),
 )
@@ -125,14 +125,18 @@ def l0_fixed_points(kit: Kit, rng: np.random.Generator) -> None:
     P, seen = 4, []
     for _ in range(200):
         nonneg, mu = bool(rng.integers(2)), float(rng.choice([0.25, 0.5, 2.0]))
-        theta = rng.choice([0.0, 0.5, 1.0, 2.0], P)  # sqrt(2 mu lam), a binary fraction
-        lam = theta**2 / (2 * mu)
+        sides = rng.choice([0.0, 0.5, 1.0, 2.0], (2, P))  # sqrt(2 mu lam), binary fractions, for z > 0 and for z < 0
+        sides[1] = sides[1] if rng.integers(2) and not nonneg else sides[0]
+        lam, lam_minus = sides**2 / (2 * mu)
+        positive = np.ones(P, bool) if nonneg else rng.integers(2, size=P) > 0
+        theta, price = (np.where(positive, *pair) for pair in (sides, (lam, lam_minus)))  # of the side that is met
         z = np.where(rng.random(P) < 0.5, rng.choice([1.0, 1.0, 1.0, 1.5, 0.5], P) * np.where(theta > 0, theta, 1), 0.0)
-        z *= 1 if nonneg else rng.choice([-1, 1], P)
+        z *= np.where(positive, 1, -1)
         g = (
             np.where(z == 0, rng.choice([0, 1, -1, 1, -1, 0.5, 1.5, -1.5], P) * np.where(theta > 0, theta, 0.25), 0)
             / mu
         )
+        g = abs(g) * np.where(positive, -1, 1) if (lam != lam_minus).any() else g
         g[theta == 0] *= rng.random() < 0.3
         g[z != 0] += (rng.random() < 0.1) * 0.5
         x, D = with_gradient(z, g, rng.integers(-2, 3, (P, 2)).astype(float))
@@ -141,17 +145,24 @@ def l0_fixed_points(kit: Kit, rng: np.random.Generator) -> None:
         common = not g[S].any() and (mu * pull <= theta)[~S].all()
         member, named = common and (abs(z) >= theta)[S].all(), common and (abs(z) > theta)[S].all()
         u = z - mu * g
-        rivals = [mu * lam * (v != 0) + 0.5 * (v - u) ** 2 for v in (z, 0 * u, clipped(u, nonneg))]
+        rivals = [mu * price * (v != 0) + 0.5 * (v - u) ** 2 for v in (z, 0 * u, clipped(u, nonneg))]
         closest = rivals[0].sum() == np.min(rivals, axis=0).sum()
         insist(member == closest, f"conditions say {member}, the objective {closest}: z={z}, u={u}, theta={theta}")
-        residual = float(kit.fixed_point_residual(x, D, z, kit.L0(lam, nonneg), mu))
+        R = kit.L0(lam, nonneg) if (lam == lam_minus).all() else kit.L0(lam, lam_minus=lam_minus)
+        residual = float(kit.fixed_point_residual(x, D, z, R, mu))
         insist((residual == 0) == named, f"tie rule says {named}, residual {residual}: z={z}, u={u}, theta={theta}")
         seen.append((bool(member), bool(named)))
     insist(min(seen.count(case) for case in ((True, True), (True, False), (False, False))) > 2, "a case is missing")
 
 
-plant("l0: threshold lam", "thm-l0-fixed-points", L0=lambda lam, nonneg=False: L0(np.asarray(lam) ** 2 / 2, nonneg))
-plant("l0: threshold sqrt(mu lam)", "thm-l0-fixed-points", L0=lambda lam, nonneg=False: L0(np.asarray(lam) / 2, nonneg))
+def _priced(change: Callable[[Any], Any]) -> Callable[..., Any]:
+    """The constructor of L0 with another price for both sides."""
+    return lambda lam, nonneg=False, **more: L0(change(lam), nonneg, **{name: change(w) for name, w in more.items()})
+
+
+plant("l0: threshold lam", "thm-l0-fixed-points", L0=_priced(lambda lam: lam**2 / 2))
+plant("l0: threshold sqrt(mu lam)", "thm-l0-fixed-points", L0=_priced(lambda lam: lam / 2))
+plant("l0: one weight for both sides", "thm-l0-fixed-points", L0=lambda lam, nonneg=False, **_: L0(lam, nonneg))
 plant(
     "fixed point: threshold without the step",
     "thm-l0-fixed-points",
@@ -190,8 +201,8 @@ plant("k-sparse: one too few", "thm-optimal-is-stationary", KSparse=lambda k, no
 
 @statement(
     "thm-support-changes",
-    "L0, mu < 1/L, from z_0 = 0: F drops by (1 - mu L) lam_j or more for each j that enters or leaves the support; "
-    "so at most F(0) / (lam (1 - mu L)) changes.",
+    "L0, mu < 1/L, from z_0 = 0: F drops by (1 - mu L) lam_j or more for each j that enters or leaves the support, "
+    "lam_j that of its side; so at most F(0) / (lam (1 - mu L)) changes.",
     source="own; finiteness of changes in Blumensath and Davies 2008",
     code=("ista",),
 )
@@ -202,10 +213,13 @@ def support_changes(kit: Kit, rng: np.random.Generator) -> None:
         for share in (0.3, 0.9):
             for z0 in (np.zeros(6), rng.normal(size=6)):
                 z0 = abs(z0) if nonneg else z0
-                trace = kit.ista(c, D, kit.L0(lam, nonneg), 40, kit.FixedStep(share / L), z0=z0, keep="all")
+                minus = lam if nonneg else rng.permutation(lam)
+                R = kit.L0(lam, nonneg) if nonneg else kit.L0(lam, lam_minus=minus)
+                trace = kit.ista(c, D, R, 40, kit.FixedStep(share / L), z0=z0, keep="all")
                 z = np.array(trace.steps)
-                F = 0.5 * squared_error(c, D, z) + (lam * (z != 0)).sum(-1)
-                cost = (lam * ((z[1:] != 0) != (z[:-1] != 0))).sum(-1)
+                F = 0.5 * squared_error(c, D, z) + (lam * (z > 0) + minus * (z < 0)).sum(-1)
+                paid = np.where(z[1:] + z[:-1] > 0, lam, minus)  # for the one of two that is not 0
+                cost = (paid * ((z[1:] != 0) != (z[:-1] != 0))).sum(-1)
                 free = int(z0.any())  # a random start may have entries below the threshold: leave its step out
                 drop = (F[:-1] - F[1:])[free:]
                 insist(drop >= (1 - share) * cost[free:] - 1e-9, "F falls by less than the changes of support cost")
@@ -225,9 +239,10 @@ def support_changes(kit: Kit, rng: np.random.Generator) -> None:
     assert_close(F, np.array([1.5, 1.125]), 1e-12, "the free first step")
 
 
-plant("l0: threshold sqrt(mu lam)", "thm-support-changes", L0=lambda lam, nonneg=False: L0(lam / 2, nonneg))
-plant("l0: threshold of 10 lam", "thm-support-changes", L0=lambda lam, nonneg=False: L0(10 * lam, nonneg))
-plant("ista: l1 in place of l0", "thm-support-changes", L0=lambda lam, nonneg=False: L1(lam / 10, nonneg))
+plant("l0: threshold sqrt(mu lam)", "thm-support-changes", L0=_priced(lambda lam: lam / 2))
+plant("l0: threshold of 10 lam", "thm-support-changes", L0=_priced(lambda lam: 10 * lam))
+plant("l0: one weight for both sides", "thm-support-changes", L0=lambda lam, nonneg=False, **_: L0(lam, nonneg))
+plant("ista: l1 in place of l0", "thm-support-changes", L0=lambda lam, nonneg=False, **_: L1(lam / 10, nonneg))
 
 
 @statement(

@@ -24,7 +24,7 @@ statement = page("one_step", on_paper="matrices of any size")
     code=("SAE",),
 )
 def one_step_is_an_sae(kit: Kit, rng: np.random.Generator) -> None:
-    """Six SAEs against the step of `ista`, and both against the six formulas; then W_enc and b_enc of their own."""
+    """Six SAEs, and L0 with two weights, against the step of `ista` and their formulas; then other W_enc and b_enc."""
     import torch
 
     P, d, theta, k = 7, 4, 0.5, 3
@@ -34,6 +34,7 @@ def one_step_is_an_sae(kit: Kit, rng: np.random.Generator) -> None:
         (kit.L1(0.25, nonneg=True), lambda u: np.maximum(u - 0.25, 0)),
         (kit.L0(lam), lambda u: hard(u, theta)),
         (kit.L0(lam, nonneg=True), lambda u: hard(np.maximum(u, 0), theta)),
+        (kit.L0(lam, lam_minus=4 * lam), lambda u: hard(np.maximum(u, 0), theta) - hard(np.maximum(-u, 0), 2 * theta)),
         (kit.KSparse(k), lambda u: keep_largest(u, k)),
         (kit.KSparse(k, nonneg=True), lambda u: keep_largest(np.maximum(u, 0), k)),
     ]

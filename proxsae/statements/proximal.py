@@ -101,7 +101,7 @@ statement(
 
 statement(
     "lem-shrinks",
-    "R depends on |z| and does not fall in any |z_i|: every minimiser has p_i between 0 and u_i.",
+    "R does not fall as an entry of z moves away from 0: every minimiser has p_i between 0 and u_i.",
     source="own; folklore",
     laws=("shrinks",),
     on_paper="any penalty, any size",
@@ -117,8 +117,9 @@ statement(
 
 statement(
     "thm-prox-l0",
-    "R = sum lam_i 1[z_i != 0], lam_i >= 0: the prox keeps u_i if |u_i| > sqrt(2 mu lam_i); at equality 0 and u_i tie.",
-    source=f"{BECK}, Example 6.10; Zhu, Khalili and Zhu 2025, Lemma 1",
+    "R = sum lam_i 1[z_i > 0] + lam_minus_i 1[z_i < 0], weights >= 0: the prox keeps u_i > sqrt(2 mu lam_i) and "
+    "u_i < -sqrt(2 mu lam_minus_i); at equality 0 and u_i tie.",
+    source=f"{BECK}, Example 6.10, and Zhu, Khalili and Zhu 2025, Lemma 1, for lam_minus = lam; two weights own",
     code=("L0",),
     laws=("optimal", "convention", "value"),
 )
@@ -255,7 +256,8 @@ statement(
 
 @statement(
     "prop-symmetries",
-    "Even R: prox(s u) = s prox(u). Symmetric R: prox commutes with permutations, but for ties. "
+    "Even R: prox(s u) = s prox(u), and L0 with its weights swapped where s_i = -1. "
+    "Symmetric R: prox commutes with permutations, but for ties. "
     "R'(cz) = c² R(z): prox_{R'}(cu) = c prox_R(u).",
     source=f"own; folklore; {BECK}, Theorem 6.12 on scaling",
     laws=("odd", "permutation"),
@@ -273,6 +275,7 @@ def scales(kit: Kit, rng: np.random.Generator) -> None:
             for R, scaled in (
                 (kit.L1(lam), kit.L1(c * lam)),
                 (kit.L0(lam), kit.L0(c * c * lam)),
+                (kit.L0(lam, lam_minus=lam[::-1]), kit.L0(c * c * lam, lam_minus=c * c * lam[::-1])),
                 (kit.ElasticNet(lam, 0.75), kit.ElasticNet(c * lam, 0.75)),
                 (kit.MCP(lam, 2.0), kit.MCP(c * lam, 2.0)),
                 (kit.SCAD(lam, 3.0), kit.SCAD(c * lam, 3.0)),
@@ -289,8 +292,8 @@ def _flat_from_gamma(lam: Numbers, gamma: float) -> Any:
     return planted(right, lambda u, step: np.where(np.abs(u) >= gamma, u, right.prox(u, step)))
 
 
-def _threshold_lam(lam: Numbers) -> Any:
-    return planted(penalties.L0(lam), lambda u, step: np.where(np.abs(u) > step * lam, u, 0.0))
+def _threshold_lam(lam: Numbers, **more: Any) -> Any:
+    return planted(penalties.L0(lam, **more), lambda u, step: np.where(np.abs(u) > step * lam, u, 0.0))
 
 
 def _above_one(k: int) -> Any:

@@ -90,7 +90,7 @@ plant("top-k: keeps negative entries", "prop-abstopk-closer", KSparse=planted_ks
 @statement(
     "prop-splitting-codes",
     "TopK_k((u, -u)) = (z_+, z_-), z = AbsTopK_k(u), unless z keeps u_i < 0 and drops u_j = -u_i, j > i; "
-    "for separable R always.",
+    "for separable R always, L0 with two weights too.",
     source="own; folklore",
     code=("abstopk_sae",),
 )
@@ -124,14 +124,16 @@ def splits_codes(kit: Kit, rng: np.random.Generator) -> None:
         ):
             R, split = family(lam, False), family(both, True)
             assert_close(split.prox(two_sided(v), step), parts(R.prox(v, step)), 0.0, f"{R} at step {step}")
+        R, split = kit.L0(lam, lam_minus=lam[::-1]), kit.L0(np.concatenate([lam, lam[::-1]]), True)
+        assert_close(split.prox(two_sided(v), step), parts(R.prox(v, step)), 0.0, f"{R} at step {step}")
 
 
 def _highest(u: Array, k: int) -> Array:
     return keep_largest(np.maximum(u, 0)[..., ::-1], k)[..., ::-1]
 
 
-def _keeps_ties_when_positive(lam: Numbers, nonneg: bool = False) -> Any:
-    right = penalties.L0(lam, nonneg)
+def _keeps_ties_when_positive(lam: Numbers, nonneg: bool = False, **more: Any) -> Any:
+    right = penalties.L0(lam, nonneg, **more)
 
     def prox(u: Array, step: float) -> Array:
         return np.where(u >= np.sqrt(2 * step * np.asarray(lam)), np.maximum(u, 0), 0.0)
@@ -142,6 +144,9 @@ def _keeps_ties_when_positive(lam: Numbers, nonneg: bool = False) -> Any:
 plant("top-k: ties to the highest index", "prop-splitting-codes", KSparse=planted_ksparse(keep_largest, _highest))
 plant("top-k: takes |u| first", "prop-splitting-codes", KSparse=planted_ksparse(keep_largest, _magnitudes))
 plant("jump: keeps ties, hard thresholding drops them", "prop-splitting-codes", L0=_keeps_ties_when_positive)
+plant(
+    "l0: one weight for both sides", "prop-splitting-codes", L0=lambda lam, nonneg=False, **_: penalties.L0(lam, nonneg)
+)
 
 
 @statement(
@@ -166,6 +171,8 @@ def same_optima(kit: Kit, rng: np.random.Generator) -> None:
         return 0.5 * squared_error(c, atoms, z)
 
     pairs = [(kit.KSparse(k), kit.KSparse(k, nonneg=True)) for k in (0, 1, 2)]
+    other = rng.permutation(lam)
+    sides = kit.L0(lam, lam_minus=other), kit.L0(np.concatenate([lam, other]), nonneg=True)
     for R, split in [*pairs, (kit.L0(lam), kit.L0(both, nonneg=True))]:
         signed, positive = np.zeros((2**P, P)), np.zeros((4**P, 2 * P))
         for code, mask in zip(signed, itertools.product([False, True], repeat=P), strict=True):
@@ -199,6 +206,7 @@ def same_optima(kit: Kit, rng: np.random.Generator) -> None:
     z = rng.normal(size=(20, P)) * rng.choice([0.0, 0.1, 4.0], size=(20, P))
     for R, split in (
         lasso,
+        sides,
         (kit.L0(lam), kit.L0(both, nonneg=True)),
         (kit.ElasticNet(lam, 0.5), kit.ElasticNet(both, 0.5, nonneg=True)),
         (kit.MCP(lam, 2.0), kit.MCP(both, 2.0, nonneg=True)),

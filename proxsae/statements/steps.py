@@ -184,7 +184,7 @@ plant("exact step: slope of l1 forgotten", "thm-exact-step", L1=_WithoutSlope)
 
 @statement(
     "thm-refit",
-    "L1, L0, k-sparse: least squares on the support, for L1 and nonneg stopped at the first sign change, "
+    "L1, L0, k-sparse: least squares on the support, for L1, L0 with two weights and nonneg up to a sign change, "
     "never raises F, and is exact where support and signs are those of an optimum.",
     source="Foucart 2011 (HTP); with signs held own",
     code=("Refit", "reference.refit.refit", "pytorch.refit.refit"),
@@ -222,6 +222,14 @@ def refit(kit: Kit, rng: np.random.Generator) -> None:
                     left = squared_error(c, D, new)
                     best = np.linalg.lstsq(D[S].T, c, rcond=None)[0] if S.any() else np.zeros(0)
                     insist(left <= squared_error(c, D[S], best) + 1e-9, "not least squares on the support")
+    for c, D in (*problems(rng), (np.array([2.0, -0.5]) @ close, close)):
+        for minus in (np.inf, 0.4):
+            trace = kit.ista(c, D, kit.L0(0.01, lam_minus=minus), 6, kit.Refit(), keep="all")
+            z = np.array(trace.steps)
+            with np.errstate(invalid="ignore"):
+                price = np.where(z < 0, minus, np.where(z > 0, 0.01, 0)).sum(-1)
+            F = 0.5 * squared_error(c, D, z) + price
+            insist(F[1:] <= F[:-1] + 1e-9, f"F rises where negative codes cost {minus}: {F}")
     for nonneg in (False, True):
         D, c, lam = rng.normal(size=(6, 4)), 2 * rng.normal(size=4), rng.uniform(0.1, 0.5, 6)
         case = Case(kit.L1(lam, nonneg), "L1", lam, 6, nonneg)

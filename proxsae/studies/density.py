@@ -15,8 +15,10 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from proxsae.metrics import l0
-from proxsae.penalties import L0, base
+from proxsae.penalties import L0
+from proxsae.penalties.base import lams, with_lams
 from proxsae.sae import SAE
+from proxsae.sae.parameters import THRESHOLDS
 
 NEAR = 0.01  # relative distance of L0 at which the search is over
 FINE = 0.01  # of log lam, to which it goes on otherwise
@@ -28,8 +30,14 @@ def with_lam(sae: SAE, factor: float) -> SAE:
     """The same weights with lam times `factor`; for L0, theta = sqrt(2 lam) times its root.  k-sparse ones stay."""
     R: Any = sae.penalty
     if isinstance(R, L0):
-        return sae.twin(weights={"threshold": sae.threshold.detach() * math.sqrt(factor)})
-    return sae.twin(penalty=base.with_lam(R, R.lam * factor)) if hasattr(R, "lam") else sae.twin()
+        root = math.sqrt(factor)
+        return sae.twin(weights={name: theta.detach() * root for name, theta in _thresholds(sae).items()})
+    return sae.twin(penalty=with_lams(R, lambda lam: lam * factor)) if hasattr(R, "lam") else sae.twin()
+
+
+def _thresholds(sae: SAE) -> dict[str, Tensor]:
+    """The thresholds of an L0 SAE by name, one for each side that has a weight of its own."""
+    return {name: getattr(sae, name) for name in THRESHOLDS.values() if hasattr(sae, name)}
 
 
 def sample(x: Tensor) -> Tensor:
@@ -48,8 +56,7 @@ def matched(sae: SAE, x: Tensor, k: float, start: float = 1.0) -> tuple[SAE, flo
     where no lam gives k, that with the nearest density.  An SAE without a lam > 0 is returned as it is, with factor 1:
     k-sparse ones have none, and a factor changes no lam of 0.
     """
-    lam = sae.threshold if isinstance(sae.penalty, L0) else getattr(sae.penalty, "lam", 0.0)
-    if not bool((torch.as_tensor(lam) > 0).any()):
+    if not any(bool((torch.as_tensor(lam) > 0).any()) for lam in lams(sae.penalty).values()):
         return sae, 1.0
 
     def excess(log_factor: float) -> float:

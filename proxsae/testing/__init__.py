@@ -78,6 +78,11 @@ OPERATORS: dict[str, Any] = {
         "BatchKSparse k=1": lambda nonneg: BatchKSparse(1, nonneg),
     }.items()
     for nonneg in (False, True)
+} | {
+    "L0 two weights": L0(0.5, lam_minus=2.0),
+    "L0 two weights per latent": L0(_PER_LATENT, lam_minus=_PER_LATENT[::-1].copy()),
+    "L0 negative off": L0(0.5, lam_minus=np.inf),
+    "L0 positive off": L0(np.inf, lam_minus=0.5),
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from proxsae.penalties.base import lams
 from proxsae.testing.compare import numpy_of
 from proxsae.testing.laws import ours
 
@@ -28,14 +29,15 @@ DECADES = 5  # magnitudes from 1e-5 to 1e5
 
 def widths(R: Any) -> tuple[int, ...]:
     """The widths of rows that R is tried on: its own `widths`, the length of its lam, or multiples of its groups."""
-    given, size, lam = getattr(R, "widths", None), getattr(ours(R), "size", 1), _lam(R)
-    return tuple(given) if given else (len(lam),) if lam.ndim else (size, 2 * size, 0) if size > 1 else WIDTHS
+    given, size = getattr(R, "widths", None), getattr(ours(R), "size", 1)
+    width = max((len(lam) for lam in _lams(R) if lam.ndim), default=0)
+    return tuple(given) if given else (width,) if width else (size, 2 * size, 0) if size > 1 else WIDTHS
 
 
 def thresholds(R: Any, step: float, dtype: Any) -> list[float]:
-    """Magnitudes at which prox_{step R} may jump or change its slope, rounded to dtype: for each lam of R, and 1."""
-    found = {1.0}
-    for lam in {*filter(math.isfinite, _lam(R).ravel().tolist()), *((1.0,) if ours(R) is None else ())}:
+    """Magnitudes at which prox_{step R} may jump or change its slope, rounded to dtype: for each weight of R, and 1."""
+    found, known = {1.0}, np.concatenate([lam.ravel() for lam in _lams(R)]).tolist()
+    for lam in {*filter(math.isfinite, known), *((1.0,) if ours(R) is None else ())}:
         found |= {step * lam, math.sqrt(2 * (step * lam))}
         if hasattr(ours(R), "gamma"):  # MCP
             found |= {R.gamma * lam, lam * math.sqrt(R.gamma * step)}
@@ -44,13 +46,16 @@ def thresholds(R: Any, step: float, dtype: Any) -> list[float]:
     return [float(dtype(t)) for t in sorted(found) if t > 0]
 
 
-def _lam(R: Any) -> np.ndarray[Any, Any]:
-    """The lam of R as one number or a vector, and 1 for an operator whose `lam` is neither."""
-    try:
-        lam = numpy_of(getattr(R, "lam", 1.0)).astype(np.float64)
-    except (TypeError, ValueError):
-        lam = np.ones(())
-    return lam if lam.ndim <= 1 and bool((lam >= 0).all()) else np.ones(())
+def _lams(R: Any) -> list[np.ndarray[Any, Any]]:
+    """The weights of R, lam and lam_minus, each one number or a vector; 1 for an operator where they are neither."""
+    found = []
+    for given in lams(R).values() or (1.0,):
+        try:
+            lam = numpy_of(given).astype(np.float64)
+        except (TypeError, ValueError):
+            lam = np.ones(())
+        found.append(lam if lam.ndim <= 1 and bool((lam >= 0).all()) else np.ones(()))
+    return found
 
 
 def watched(apply: Apply, step: float, dtype: Any, width: int) -> list[float]:

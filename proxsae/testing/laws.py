@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from proxsae.penalties import FAMILIES, L1, GroupL2, Separable, SortedL1
-from proxsae.penalties.base import runs
+from proxsae.penalties.base import lams, runs, with_lams
 from proxsae.testing import oracles
 from proxsae.testing.compare import assert_close, assert_same, numpy_of
 from proxsae.testing.oracles import Array
@@ -91,9 +91,14 @@ def rowwise(R: Any) -> bool:
     return bool(getattr(R, "rowwise", True))
 
 
-def even(R: Any) -> bool:
-    """R depends on |z| only and does not fall as an entry grows: true of all penalties here, before `nonneg`."""
+def rises(R: Any) -> bool:
+    """R does not fall as an entry moves away from 0 on its side: true of all penalties here, before `nonneg`."""
     return ours(R) is not None or isinstance(R, Separable) or flag(R, "even")
+
+
+def even(R: Any) -> bool:
+    """R depends on |z| only, and rises: not where negative codes have a weight of their own."""
+    return rises(R) and "lam_minus" not in lams(R)
 
 
 def sums(R: Any) -> bool:
@@ -106,7 +111,7 @@ def symmetric(R: Any) -> bool:
     mine = ours(R)
     if mine is None:
         return flag(R, "symmetric")
-    return rowwise(R) and not isinstance(mine, GroupL2) and (np.ndim(getattr(mine, "lam", 0.0)) == 0)
+    return rowwise(R) and not isinstance(mine, GroupL2) and all(np.ndim(w) == 0 for w in lams(mine).values())
 
 
 def values(R: Any, backend: Backend) -> Callable[[Array], Array]:
@@ -296,7 +301,7 @@ def longer_step(R: Any, backend: Backend, u: Array, step: float) -> None:
         _none_above(np.where(np.isfinite(short), long - short, 0), "R rises with the step", u)
 
 
-@law("shrinks", "|prox(u)| <= |u|, with the sign of u  (lem-shrinks)", even)
+@law("shrinks", "|prox(u)| <= |u|, with the sign of u  (lem-shrinks)", rises)
 def shrinks(R: Any, backend: Backend, u: Array, step: float) -> None:
     p, wide = applied(R, backend, u, step), u.astype(np.float64)
     room = 4 * np.finfo(u.dtype).eps * np.abs(wide).max(axis=-1, keepdims=True, initial=0)
@@ -309,7 +314,7 @@ def shrinks(R: Any, backend: Backend, u: Array, step: float) -> None:
 
 @law("lam", "|prox| does not grow with lam  (prop-lam-monotone)", lambda R: hasattr(ours(R), "lam"))
 def heavier(R: Any, backend: Backend, u: Array, step: float) -> None:
-    more = dataclasses.replace(ours(R), lam=1.5 * ours(R).lam)
+    more = with_lams(ours(R), lambda w: 1.5 * w)
     more = dataclasses.replace(R, R=more) if R is not ours(R) else more
     light, heavy = (np.abs(applied(S, backend, u, step)) for S in (R, more))
     rise = (heavy - light).max(axis=-1, initial=0)
@@ -330,13 +335,13 @@ def odd(R: Any, backend: Backend, u: Array, step: float) -> None:
     assert_close(minus, -plus, 0.0, "prox(-u)")
 
 
-@law("nonneg", "codes are >= 0, and prox(u) = prox(max(u, 0)) for an even R  (lem-nonneg)", lambda R: flag(R, "nonneg"))
+@law("nonneg", "codes are >= 0, and prox(u) = prox(max(u, 0)) where R rises  (lem-nonneg)", lambda R: flag(R, "nonneg"))
 def nonneg(R: Any, backend: Backend, u: Array, step: float) -> None:
     out = R.prox(backend.make(u), step)
     if not (numpy_of(out) >= 0).all():
         msg = f"nonneg: a code has the entry {numpy_of(out).min()}"
         raise AssertionError(msg)
-    if even(R):
+    if rises(R):
         _equal(R, R.prox(backend.make(np.maximum(u, 0) + 0), step), out, u, "prox(max(u, 0))")
 
 

@@ -42,6 +42,8 @@ class Mutant:
 LAM, K = 0.5, 2
 SOFT, RELU = L1(LAM), L1(LAM, nonneg=True)
 HARD, JUMP = L0(LAM), L0(LAM, nonneg=True)
+SIDES, ONE_SIDE = L0(LAM, lam_minus=2.0), L0(LAM, lam_minus=np.inf)
+EACH_SIDE = L0(np.array([LAM, 2.0, 0.0, 4.0, LAM]), lam_minus=np.array([4.0, LAM, 2.0, 1.0, 0.0]))
 ABSTOPK, TOPK = KSparse(K), KSparse(K, nonneg=True)
 ELASTIC, FIRM, CLIPPED = ElasticNet(LAM, 0.75), MCP(LAM, 1.5), SCAD(LAM, 2.5)
 OFF = L1(np.array([LAM, np.inf, 0.0, np.inf, LAM]))
@@ -93,6 +95,35 @@ def _straight_through(R: Any, u: Any, step: Any) -> Any:
 
 def _gradient_of_magnitude(R: Any, u: Any, step: float) -> Any:
     return ABSTOPK.prox(u, step).detach() + 0 * u.sum()
+
+
+def _negative_without_step(R: Any, u: Array, step: float) -> Array:
+    return np.where(u < 0, R.prox(u, 1.0), R.prox(u, step))
+
+
+def _negative_at_lam(R: Any, u: Array, step: float) -> Array:
+    return np.where(u < 0, _keep(u, u < -step * R.lam_minus), R.prox(u, step))
+
+
+def _keeps_negative_ties(R: Any, u: Array, step: float) -> Array:
+    return np.where(u == -u.dtype.type(np.sqrt(2 * step * R.lam_minus)), u, R.prox(u, step))
+
+
+def _nan_by_sign(R: Any, u: Array, step: float) -> Array:
+    return _keep(u, (u > np.sqrt(2 * step * R.lam)) | (u < -np.sqrt(2 * step * R.lam_minus)))
+
+
+def _large_for_infinite(R: Any, u: Array, step: float) -> Array:
+    return L0(R.lam, lam_minus=9.0).prox(u, step)
+
+
+def _reversed_minus(R: Any, u: Array, step: float) -> Array:
+    return L0(R.lam, lam_minus=R.lam_minus[::-1].copy()).prox(u, step)
+
+
+def _gradient_of_positive(R: Any, u: Any, step: float) -> Any:
+    out = R.prox(u, step)
+    return out.clamp(min=0) + out.clamp(max=0).detach()
 
 
 def _zero(u: Array) -> Any:
@@ -201,6 +232,17 @@ MUTANTS = (
     ),
     Mutant("jump: takes |u| first", "optimal", JUMP, lambda R, u, s: JUMP.prox(np.abs(u), s)),
     Mutant("jump: two-sided", "nonneg", JUMP, lambda R, u, s: HARD.prox(u, s)),
+    Mutant("sides: lam for both", "optimal", SIDES, lambda R, u, s: HARD.prox(u, s)),
+    Mutant("sides: swapped", "optimal", SIDES, lambda R, u, s: L0(2.0, lam_minus=LAM).prox(u, s)),
+    Mutant("sides: the negative threshold without mu", "optimal", SIDES, _negative_without_step),
+    Mutant("sides: the negative threshold is lam_minus", "optimal", SIDES, _negative_at_lam),
+    Mutant("sides: keeps negative ties", "convention", SIDES, _keeps_negative_ties),
+    Mutant("sides: NaN goes to 0 by its sign", "convention", SIDES, _nan_by_sign),
+    Mutant("sides: the negative code becomes positive", "shrinks", SIDES, lambda R, u, s: np.abs(R.prox(u, s))),
+    Mutant("sides value: lam for both", "value", SIDES, wrong_value=lambda z: HARD.value(z)),
+    Mutant("sides: a large weight for infinity", "optimal", ONE_SIDE, _large_for_infinite),
+    Mutant("sides: weights in reversed order", "optimal", EACH_SIDE, _reversed_minus),
+    Mutant("sides: gradient on the positive side only", "gradient", SIDES, _gradient_of_positive, torch=True),
     Mutant("abs-top-k: signed selection", "optimal", ABSTOPK, _by(lambda u: u)),
     Mutant("abs-top-k: returns |u|", "optimal", ABSTOPK, lambda R, u, s: np.abs(ABSTOPK.prox(u, s))),
     Mutant("abs-top-k: keeps k + 1", "optimal", ABSTOPK, _by(np.abs, K + 1)),

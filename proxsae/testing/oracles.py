@@ -95,11 +95,20 @@ def plain_value(R: Any, z: Array) -> float:
         return 0.0 if sum(v != 0 for v in z) <= R.k else math.inf
     if isinstance(R, GroupL2):
         return sum(_times(float(R.lam), math.hypot(*z[i : i + R.size])) for i in range(0, len(z), R.size))
-    lams = np.broadcast_to(np.asarray(R.lam, dtype=np.float64), z.shape)
+    lams = _lams(R, z)
     if isinstance(R, SortedL1):
         sizes = sorted((abs(float(v)) for v in z), reverse=True)
         return float(sum(_times(float(lam), v) for lam, v in zip(lams, sizes, strict=True)))
     return float(sum(_entry_value(R, abs(float(v)), float(lam)) for v, lam in zip(z, lams, strict=True)))
+
+
+def _lams(R: Any, row: Array) -> list[float]:
+    """The weight of each entry: lam, or that of negative codes for an L0 that has one."""
+    plus = np.broadcast_to(np.asarray(R.lam, dtype=np.float64), row.shape).tolist()
+    if not isinstance(R, L0) or R.lam_minus is None:
+        return plus
+    minus = np.broadcast_to(np.asarray(R.lam_minus, dtype=np.float64), row.shape).tolist()
+    return [a if v > 0 else b for v, a, b in zip(row, plus, minus, strict=True)]
 
 
 def _times(lam: float, v: float) -> float:
@@ -178,9 +187,8 @@ def _plain_sorted(R: Any, u: Array, step: float) -> list[Any]:
 
 
 def _plain_entries(R: Any, u: Array, step: float) -> list[Any]:
-    lams = np.broadcast_to(np.asarray(R.lam, dtype=np.float64), u.shape)
     with np.errstate(all="ignore"):
-        return [_plain_entry(R, v, step, float(lam)) for v, lam in zip(u, lams, strict=True)]
+        return [_plain_entry(R, v, step, lam) for v, lam in zip(u, _lams(R, u), strict=True)]
 
 
 def _plain_entry(R: Any, v: Any, step: float, lam: float) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 
 from proxsae.conventions import library, within
 from proxsae.penalties import FAMILIES, Penalty, SortedL1
+from proxsae.penalties.domain import LAMS
 from proxsae.testing import lattice
 
 OFFSETS = (0.25, 0.5, 1.0, 2.0, 3.0)  # of a parameter from its bound: some steps of `problems` are at edges of regimes
@@ -24,7 +25,9 @@ def _members(family: type[Penalty], width: int, st: Any) -> Any:
     given = {name: _values(name, allowed, width, st) for name, allowed in family.domain.items()}
     if family is SortedL1:
         given["lam"] = given["lam"].map(lambda a: np.sort(a)[::-1].copy() if np.ndim(a) else a)
-    return st.builds(family, nonneg=st.booleans(), **given)
+    minus = given.pop("lam_minus", None)
+    either = st.builds(family, nonneg=st.booleans(), **given)
+    return either if minus is None else st.one_of(either, st.builds(family, lam_minus=minus, **given))
 
 
 def _values(name: str, allowed: str, width: int, st: Any) -> Any:
@@ -34,7 +37,7 @@ def _values(name: str, allowed: str, width: int, st: Any) -> Any:
         return st.integers(0, width + 1)
     bound = float(allowed.split()[1])
     one = st.sampled_from([bound + offset for offset in OFFSETS] + [bound] * within(allowed, bound))
-    if name == "lam":
+    if name in LAMS:
         one = st.one_of(one, one, one, st.just(math.inf))
     if not allowed.endswith("per latent") or not width:
         return one

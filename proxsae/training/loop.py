@@ -27,6 +27,7 @@ from proxsae.penalties import BatchKSparse
 from proxsae.pytorch.autocast import outside_autocast
 from proxsae.sae import SAE
 from proxsae.sae.model import check_sae
+from proxsae.sae.parameters import OFFSETS
 from proxsae.sae.team import Team
 from proxsae.training import files
 from proxsae.training.losses import outcome
@@ -93,7 +94,8 @@ def train(
     bfloat16: work out codes and gradients from rounded copies of the weights.
     team: the same run on several processes, `join(...)` of `proxsae.sae.team` (guide *Resumable training*).
 
-    For L0 lam starts as given, the threshold is trained, and the sparsity that is trained is that of the first step;
+    For L0 lam starts as given, the threshold is trained, and the sparsity that is trained is that of the first step (of
+    two weights both thresholds are trained, at one price of a code of either sign: the mean of both to begin with);
     any other R is added to the loss itself (an indicator adds nothing).  A `BatchKSparse` SAE gets its
     `batch_threshold`.  Codes that are solved for (steps=math.inf) are held in the loss that they minimise: that leaves
     its gradient as it is (thm-envelope).  An encoder that codes do not use ends as W_enc = W_dec^T with b_enc = 0.
@@ -290,7 +292,7 @@ def _step(state: State, run: _Run, rows: Tensor) -> dict[str, float]:
 
 def _rounded(sae: SAE) -> SAE:
     """The same SAE with copies of its weights in bfloat16, through which gradients reach the weights."""
-    rounded = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "W_step", "S_step")
+    rounded = ("W_enc", "W_dec", *OFFSETS, "W_step", "S_step")
     return sae.twin(weights={name: a.to(torch.bfloat16) for name, a in sae.weights().items() if name in rounded})
 
 

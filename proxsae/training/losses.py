@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from proxsae.penalties import L0, BatchKSparse, KSparse
+from proxsae.penalties.base import lams
 from proxsae.pytorch.codes import SparseCodes, sparse_decode
-from proxsae.pytorch.prox import count_above, k_sparse, prox
+from proxsae.pytorch.prox import by_sign, count_above, k_sparse, prox
 from proxsae.pytorch.topk import top_k
 from proxsae.sae import SAE
 from proxsae.sae.team import Team, among_all
@@ -69,7 +69,8 @@ def outcome(
         live, fired = z.detach(), (z != 0).sum(dim=0)
         if isinstance(R, L0):  # whose threshold is trained by the first step
             signed = torch.relu(u) if R.nonneg else u
-            penalty = lam * count_above(signed.to(wide.dtype), sae.threshold.to(wide.dtype), R.bandwidth).mean()
+            theta = by_sign(u, sae.threshold, getattr(sae, "threshold_minus", None))
+            penalty = lam * count_above(signed.to(wide.dtype), theta.to(wide.dtype), R.bandwidth).mean()
         elif not R.indicator:
             penalty = R.value(z.to(wide.dtype)).mean()
     errors = [xhat.to(wide.dtype) - wide for xhat in decoded]
@@ -137,8 +138,8 @@ def _revival(sae: SAE, x: Tensor, error: Tensor, dead: Tensor, team: Team | None
 
 
 def mean_lam(sae: SAE) -> float:
-    """The mean of lam over latents that are not switched off, 0 where R has none."""
-    lam = getattr(sae.penalty, "lam", 0.0)
-    finite = torch.as_tensor(np.array(lam) if not isinstance(lam, Tensor) else lam.detach())
+    """The mean of lam, and of lam_minus, over latents that are not switched off, 0 where R has none."""
+    found = [lam.detach() if isinstance(lam, Tensor) else torch.tensor(lam) for lam in lams(sae.penalty).values()]
+    finite = torch.cat([lam.flatten() for lam in found]) if found else torch.zeros(0)
     finite = finite[finite < torch.inf]
     return float(finite.mean()) if finite.numel() else 0.0

@@ -19,7 +19,7 @@ from proxsae.formats.parts import is_sound
 from proxsae.penalties import L0, L1
 from proxsae.penalties.base import with_lam
 from proxsae.sae import SAE
-from proxsae.sae.parameters import OFFSETS
+from proxsae.sae.parameters import OFFSETS, THRESHOLDS
 from proxsae.sae.shards import DIMENSION, part_of, split
 from proxsae.sae.team import Team
 from proxsae.training import files
@@ -28,7 +28,7 @@ from proxsae.training.recipe import Recipe, begins_at_mean
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam
 ROUNDED = 0.01  # norms that rounding to half precision leaves
-WITH_ATOMS = ("W_enc", "b_enc", "threshold")  # what is scaled with the atoms, so that every z_j d_j stays the same
+WITH_ATOMS = ("W_enc", "b_enc", *THRESHOLDS.values())  # scaled with the atoms: every z_j d_j stays the same
 
 
 @dataclass

@@ -16,6 +16,8 @@ PENALTIES = {
     "L0": px.L0(0.5),
     "L0 nonneg": px.L0(0.3, nonneg=True),
     "L0 per latent": px.L0(np.random.default_rng(2).uniform(0.1, 1, 40)),
+    "L0 two weights": px.L0(0.1, lam_minus=np.random.default_rng(3).uniform(0.1, 2, 40)),
+    "L0 negative off": px.L0(0.1, lam_minus=np.inf),
     "KSparse": px.KSparse(4),
     "KSparse nonneg": px.KSparse(4, nonneg=True),
     "ElasticNet": px.ElasticNet(0.5, 0.3),

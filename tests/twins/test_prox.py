@@ -1,7 +1,5 @@
 """NumPy and torch agree bit for bit, also where Hypothesis looks, and top_k obeys its tie rule at any size."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -9,6 +7,7 @@ from hypothesis import given, settings
 
 import proxsae as px
 from proxsae import testing as pt
+from proxsae.penalties.base import with_lams
 from proxsae.pytorch.prox import k_sparse
 from proxsae.pytorch.topk import top_k
 from proxsae.testing import strategies
@@ -40,7 +39,7 @@ def test_torch_is_numpy_on_the_asked_device(name, device):
 )
 def test_tensors_of_lam_and_of_steps_give_the_same_bits(name, dtype, device):
     R = pt.OPERATORS[name]
-    twin = R if not hasattr(R, "lam") else replace(R, lam=torch.tensor(R.lam, dtype=torch.float64, device=device))
+    twin = with_lams(R, lambda lam: torch.tensor(lam, dtype=torch.float64, device=device))
     for u in pt.lattice.rows(R, 0.7, dtype, 40, 0, specials=True):
         rows, steps = torch.tensor(u, device=device), np.linspace(0.1, 6, len(u))
         for one in (0.7, steps) if R.rowwise else (0.7,):

@@ -81,6 +81,10 @@ class RealArithmetic:
 
     soft = soft
 
+    def by_sign(self, x: Any, plus: Any, minus: Any) -> Any:
+        """`plus` where x > 0, else `minus`."""
+        return self.where(x > 0, plus, minus)
+
     def sqrt(self, x: Any) -> Any:
         """A fresh s >= 0 with s^2 = x where x >= 0."""
         name = f"sqrt!{len(self.roots)}"

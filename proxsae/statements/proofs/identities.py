@@ -102,22 +102,25 @@ def step_scaling(o: Any, wrong: bool = False) -> Goal:
     """prox at mu u: L1 mu prox_1(u); ElasticNet mu prox_1(u) with mu alpha; L0 mu prox_1(u) with lam / mu."""
     (u,) = o.reals("u")
     mu, (lam, alpha), domain = given(o, ElasticNet)
+    _, sides, both = given(o, L0)
     return [
         (domain, o.equal(L1.entry_prox(o, mu * u, mu, lam), mu * L1.entry_prox(o, u, 1, lam))),
         (domain, o.equal(ElasticNet.entry_prox(o, mu * u, mu, lam, alpha),
                          mu * ElasticNet.entry_prox(o, u, 1, lam, mu * alpha))),
-        (domain, o.equal(L0.entry_prox(o, mu * u, mu, lam), mu * L0.entry_prox(o, u, 1, lam if wrong else lam / mu))),
+        (both, o.equal(L0.entry_prox(o, mu * u, mu, *sides),
+                       mu * L0.entry_prox(o, u, 1, *(lam if wrong else lam / mu for lam in sides)))),
     ]  # fmt: skip
 
 
 def encoders(o: Any, wrong: bool = False) -> Goal:
-    """At mu = 1: L1 is max(u - lam, 0); L0 with lam = theta^2 / 2 is u where u > theta."""
-    u, lam, theta = o.reals("u lam theta")
-    top = positive_part(o, u)
-    relu, jump = L1.entry_prox(o, top, 1, lam), L0.entry_prox(o, top, 1, theta if wrong else theta * theta / 2)
+    """At mu = 1: L1 is max(u - lam, 0); L0 with lam = theta^2 / 2 is u where u > theta, or where u < -theta_minus."""
+    u, lam, theta, minus = o.reals("u lam theta minus")
+    top, weight, other = positive_part(o, u), theta if wrong else theta * theta / 2, minus * minus / 2
+    relu, jump, sides = L1.entry_prox(o, top, 1, lam), *(L0.entry_prox(o, v, 1, weight, other) for v in (top, u))
     return [
         ([lam >= 0], o.equal(relu, positive_part(o, u - lam))),
         ([theta >= 0], o.equal(jump, o.where(u > theta, u, 0))),
+        ([theta >= 0, minus >= 0], o.equal(sides, o.where(u > theta, u, o.where(u < -minus, u, 0)))),
     ]
 
 
@@ -177,22 +180,23 @@ def duality_gap(o: Any, wrong: bool = False) -> Goal:
 
 
 def l0_fixed_points(o: Any, wrong: bool = False) -> Goal:
-    """z = T(z), ties to 0, iff g = 0 and z^2 > 2 mu lam, or z = 0 and mu g^2 <= 2 lam."""
+    """z = T(z), ties to 0, iff g = 0 and z^2 > 2 mu lam, or z = 0 and mu g^2 <= 2 lam; lam of the side of z or -g."""
     z, g = o.reals("z g")
-    mu, (lam,), domain = given(o, L0)
-    stays = L0.entry_prox(o, z - mu * g, mu, lam) == z
-    alive = z * z > 0 if wrong else z * z > 2 * mu * lam
-    means = o.either(o.both(z != 0, g == 0, alive), o.both(z == 0, mu * g * g <= 2 * lam))
+    mu, sides, domain = given(o, L0)
+    stays = L0.entry_prox(o, z - mu * g, mu, *sides) == z
+    alive = z * z > 0 if wrong else z * z > 2 * mu * o.by_sign(z, *sides)
+    means = o.either(o.both(z != 0, g == 0, alive), o.both(z == 0, mu * g * g <= 2 * o.by_sign(-g, *sides)))
     return [([*domain, stays], means), ([*domain, means], stays)]
 
 
 def support_changes(o: Any, wrong: bool = False) -> Goal:
     """Two codes of L0, one 0 and the other not, are sqrt(2 mu lam) apart; so F drops by (1 - mu L) lam."""
     x, d, u = o.reals("x d u")
-    mu, (lam,), domain = given(o, L0)
-    z = L0.entry_prox(o, u, mu, lam)
-    p = L0.entry_prox(o, z - mu * d * (d * z - x), mu, lam)
-    before, after = (half_square(x - d * w) + L0.entry_value(o, w, lam) for w in (z, p))
+    mu, sides, domain = given(o, L0)
+    z = L0.entry_prox(o, u, mu, *sides)
+    p = L0.entry_prox(o, z - mu * d * (d * z - x), mu, *sides)
+    before, after = (half_square(x - d * w) + L0.entry_value(o, w, *sides) for w in (z, p))
+    lam = o.by_sign(z + p, *sides)  # of the one that is not 0
     drop = lam if wrong else (1 - mu * d * d) * lam
     changed = o.either(o.both(z == 0, p != 0), o.both(z != 0, p == 0))
     return [*domain, mu * d * d < 1, changed], ((p - z) * (p - z) >= 2 * mu * lam, before - after >= drop)
@@ -229,7 +233,7 @@ for _name, _label, _scope, _sentence, _goal, _error in (
      "A step mu from 0 gives mu times the code of mu = 1: L1; ElasticNet with mu alpha; L0 with lam / mu.",
      step_scaling, "L0 with lam as it is"),
     ("encoders", "prop-one-step-is-an-sae", "ReLU and JumpReLU, per entry",
-     "At mu = 1 and for z >= 0, L1 is the ReLU of u - lam, and L0 with lam = theta^2 / 2 is the JumpReLU.",
+     "At mu = 1 L1 for z >= 0 is the ReLU of u - lam; L0 with lam = theta^2 / 2 is the JumpReLU, also of two sides.",
      encoders, "lam = theta"),
     ("orthonormal", "prop-one-step-orthonormal", "L1 and L0, one latent",
      "If d^2 = a, the step 1/a of L1 and of L0 reaches a global minimum of F from any z.",
@@ -244,10 +248,10 @@ for _name, _label, _scope, _sentence, _goal, _error in (
      "The gap is a sum of terms >= 0, is F(z) - dual(theta), and bounds F(z) - F(w) for all w; both signs.",
      duality_gap, "theta is not scaled into the box"),
     ("l0-fixed", "thm-l0-fixed-points", "signed, ties to 0, per entry",
-     "L0, ties to 0: z = T(z) iff g = 0 and z^2 > 2 mu lam, or z = 0 and mu g^2 <= 2 lam.",
+     "L0, ties to 0: z = T(z) iff g = 0 and z^2 > 2 mu lam, or z = 0 and mu g^2 <= 2 lam; both sides.",
      l0_fixed_points, "any z with g = 0"),
     ("support-changes", "thm-support-changes", "one latent",
-     "L0, mu L < 1: entering or leaving is a move of sqrt(2 mu lam) or more, and F falls by (1 - mu L) lam or more.",
+     "L0, both sides, mu L < 1: what enters or leaves moves sqrt(2 mu lam), F falls by (1 - mu L) lam, or more.",
      support_changes, "F falls by lam"),
     ("stationary", "thm-optimal-is-stationary", "one latent",
      "Any R, mu L <= 1: a minimiser of F minimises the objective of the step's prox.",

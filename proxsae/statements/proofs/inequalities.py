@@ -8,16 +8,25 @@ from __future__ import annotations
 from typing import Any
 
 from proxsae.penalties import L0, L1
+from proxsae.penalties.domain import LAMS
 from proxsae.statements.proofs.prox import SEPARABLE, given, positive_part
 from proxsae.statements.proofs.solver import Goal, add
 
 
+def swapped(R: Any, parameters: list[Any]) -> list[Any]:
+    """The parameters of z -> r(-z): the same, but for the weights of the two sides where a family has two."""
+    others = {"lam": "lam_minus", "lam_minus": "lam"} if "lam_minus" in R.domain else {}
+    by_name = dict(zip(R.domain, parameters, strict=True))
+    return [by_name[others.get(name, name)] for name in R.domain]
+
+
 def penalty(o: Any, R: Any, wrong: bool = False) -> Goal:
-    """r(0) = 0, r(-z) = r(z), and r does not fall as |z| grows."""
+    """r(0) = 0, r(-z) = r(z) for the weights of the other sides, and r does not fall as z moves away from 0."""
     z, w = o.reals("z w")
     _, parameters, domain = given(o, R)
-    at_z, at_w, at_minus_z, at_0 = (R.entry_value(o, v, *parameters) for v in (z, w, -z, 0 * z))
-    grows = z <= w if wrong else o.abs(z) <= o.abs(w)
+    at_z, at_w, at_0 = (R.entry_value(o, v, *parameters) for v in (z, w, 0 * z))
+    at_minus_z = R.entry_value(o, -z, *swapped(R, parameters))
+    grows = z <= w if wrong else o.both(o.abs(z) <= o.abs(w), z * w >= 0)
     return [(domain, (at_0 == 0, at_z == at_minus_z)), ([*domain, grows], at_z <= at_w)]
 
 
@@ -38,28 +47,30 @@ def monotone(o: Any, R: Any, wrong: bool = False) -> Goal:
 
 
 def odd(o: Any, R: Any, wrong: bool = False) -> Goal:
-    """prox(-u) = -prox(u)."""
+    """prox(-u) = -prox(u), with the weights of the other sides."""
     (u,) = o.reals("u")
     mu, parameters, domain = given(o, R)
-    p, q = (R.entry_prox(o, positive_part(o, w) if wrong else w, mu, *parameters) for w in (u, -u))
+    sides = ((u, parameters), (-u, swapped(R, parameters)))
+    p, q = (R.entry_prox(o, positive_part(o, w) if wrong else w, mu, *weights) for w, weights in sides)
     return domain, o.equal(q, -p)
 
 
 def scales(o: Any, R: Any, wrong: bool = False) -> Goal:
     """prox(c u) with c lam is c prox(u) with lam; for l0 with c^2 lam."""
     c, u = o.reals("c u")
-    mu, (lam, *others), domain = given(o, R)
+    mu, parameters, domain = given(o, R)
     power = c if (R is L0) == wrong else c * c
-    p, q = R.entry_prox(o, u, mu, lam, *others), R.entry_prox(o, c * u, mu, power * lam, *others)
+    scaled = [power * a if name in LAMS else a for name, a in zip(R.domain, parameters, strict=True)]
+    p, q = R.entry_prox(o, u, mu, *parameters), R.entry_prox(o, c * u, mu, *scaled)
     return [*domain, c > 0], o.equal(q, c * p)
 
 
 def falls(o: Any, R: Any, wrong: bool = False) -> Goal:
-    """|p| grows neither with the step nor with a parameter: for u >= 0, and |prox(-u)| = |prox(u)|."""
+    """|p| grows neither with the step nor with a parameter: for u >= 0, and |prox(-u)| = |prox(u)|, sides swapped."""
     u, more = o.reals("u more")
     mu, parameters, domain = given(o, R)
     weights = [mu, *parameters]
-    size, mirrored = (o.abs(R.entry_prox(o, v, *weights)) for v in (u, -u))
+    size, mirrored = o.abs(R.entry_prox(o, u, *weights)), o.abs(R.entry_prox(o, -u, mu, *swapped(R, parameters)))
     cases: list[Any] = [(domain, o.equal(mirrored, size))]
     for i in range(len(weights)):
         heavier = o.abs(R.entry_prox(o, u, *(w + more if i == j else w for j, w in enumerate(weights))))
@@ -68,11 +79,11 @@ def falls(o: Any, R: Any, wrong: bool = False) -> Goal:
 
 
 CLAIMS = {
-    "penalty": ("lem-shrinks", "r(0) = 0, r(-z) = r(z), and r(z) does not fall as |z| grows", penalty,
+    "penalty": ("lem-shrinks", "r(0) = 0, r(-z) = r(z) (L0: sides swapped), r does not fall away from 0", penalty,
                 "r does not fall as z grows"),
     "shrinks": ("lem-shrinks", "|p| <= |u|, and p has the sign of u or is 0", shrinks, "p is never 0"),
     "monotone": ("lem-prox-monotone", "u < v gives prox(u) <= prox(v)", monotone, "prox(u) < prox(v)"),
-    "odd": ("prop-symmetries", "prox(-u) = -prox(u)", odd, "the same of the non-negative prox"),
+    "odd": ("prop-symmetries", "prox(-u) = -prox(u) (L0: sides swapped)", odd, "the same of the non-negative prox"),
     "scales": ("prop-symmetries", "c u has the prox c p for lam times c (L0: c^2), c > 0", scales,
                "lam times c^2 (L0: c)"),
     "falls": ("prop-lam-monotone", "|prox(u)| grows neither with the step nor with a parameter", falls,
@@ -92,7 +103,7 @@ def firmly(o: Any, R: Any, nonneg: bool, wrong: bool = False) -> Goal:
     """(p - q)^2 <= (p - q) (u - v)."""
     u, v = o.reals("u v")
     mu, parameters, domain = given(o, R)
-    prox: Any = (lambda o, u, mu, lam, *others: L0.entry_prox(o, u, mu, lam)) if wrong else R.entry_prox
+    prox: Any = (lambda o, u, mu, lam, *others: L0.entry_prox(o, u, mu, lam, lam)) if wrong else R.entry_prox
     p, q = (prox(o, positive_part(o, w) if nonneg else w, mu, *parameters) for w in (u, v))
     return domain, (p - q) * (p - q) <= (p - q) * (u - v)
 
@@ -142,10 +153,10 @@ def any_monotone(o: Any, wrong: bool = False) -> Goal:
 
 
 def any_shrinks(o: Any, wrong: bool = False) -> Goal:
-    """p is no worse than u and than -p, where R(-p) = R(p); and R(u) <= R(p) if |u| <= |p|."""
-    u, p, R_u, R_p, mu = o.reals("u p R_u R_p mu")
-    rises = [] if wrong else [o.either(o.abs(u) > o.abs(p), R_u <= R_p)]
-    given_p = [mu > 0, *rises, optimal(mu, u, p, R_p, u, R_u), optimal(mu, u, p, R_p, -p, R_p)]
+    """p is no worse than u and than 0, where R(0) <= R(p); and R(u) <= R(p) if u is between 0 and p."""
+    u, p, R_u, R_p, R_0, mu = o.reals("u p R_u R_p R_0 mu")
+    rises = [] if wrong else [o.either(o.abs(u) > o.abs(p), u * p < 0, R_u <= R_p)]
+    given_p = [mu > 0, R_p >= R_0, *rises, optimal(mu, u, p, R_p, u, R_u), optimal(mu, u, p, R_p, 0 * u, R_0)]
     return given_p, (p * u >= 0, o.abs(p) <= o.abs(u))
 
 
@@ -169,8 +180,8 @@ for _name, _label, _sentence, _general, _error in (
      "Any R: minimisers p at u and q at v have (p - q)(u - v) >= 0, and R(p) does not rise with the step.",
      any_monotone, "(p - q)^2 <= (p - q)(u - v), as for convex R"),
     ("shrinks-any", "lem-shrinks",
-     "Any even R that does not fall in |z|: every minimiser p lies between 0 and u.",
-     any_shrinks, "R may fall in |z|"),
+     "Any R that does not fall away from 0: every minimiser p lies between 0 and u.",
+     any_shrinks, "R may fall"),
     ("nonneg-any", "lem-nonneg",
      "Any R of that kind: a minimiser at max(u, 0) is a minimiser at u among z >= 0.",
      any_nonneg, "among all z"),

@@ -78,8 +78,8 @@ ERRORS: dict[Any, list[tuple[str, Any]]] = {
         ("what is kept is not shrunk", wrongly(lambda o, size, mu, lam: hard(o, size, mu * lam))),
     ],
     L0: [
-        ("the threshold is mu lam, not sqrt(2 mu lam)", wrongly(lambda o, size, mu, lam: hard(o, size, mu * lam))),
-        ("what is kept is shrunk", lambda o, u, mu, lam: o.soft(u, o.sqrt(2 * mu * lam))),
+        ("the weight of positive codes for both sides", lambda o, u, mu, lam, _: L0.entry_prox(o, u, mu, lam, lam)),
+        ("the threshold is mu lam, not sqrt(2 mu lam)", wrongly(lambda o, size, mu, lam, _: hard(o, size, mu * lam))),
     ],
     ElasticNet: [
         ("divides by 1 + alpha, without mu", lambda o, u, mu, lam, alpha: o.soft(u, mu * lam) / (1 + alpha)),
