@@ -51,7 +51,7 @@ def leave_one_out(o: Any, wrong: bool = False) -> Goal:
     r, d, z, h = o.reals("r d z h")
     p = d * r + d * d * z
     change = (r + z * d) * (r + z * d) - r * r
-    kept = L0.entry_prox(o, p, 1, h * h / 2) != 0
+    kept = L0.entry_prox(o, p, 1, h * h / 2, h * h / 2) != 0
     return [
         ([], o.equal(change, z * ((1 if wrong else 2) * p - d * d * z))),
         ([z * p <= 0], change <= 0),
