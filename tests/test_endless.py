@@ -153,7 +153,7 @@ def test_what_cannot_be_is_one_sentence():
         ),
         (lambda: px.SAE(8, 24, px.L1(0.1), math.inf, b_enc="every"), "steps=inf cannot go with b_enc='every'"),
         (lambda: px.SAE(8, 24, px.L1(0.1), -math.inf), "steps=-inf must be a whole number >= 1"),
-        (lambda: px.SAE(8, 24, px.L1(0.1), math.inf).export("nowhere"), "steps=inf with .* cannot be exported"),
+        (lambda: px.SAE(8, 24, px.L1(0.1), math.inf).export("nowhere"), "steps=inf cannot be exported"),
     ):
         with pytest.raises(px.Error, match=message):
             do()

@@ -552,7 +552,9 @@ def test_encode_takes_the_steps_that_were_saved(place, capsys):
     for steps in ([], ["--steps", "3"]):
         assert main(["encode", "deep", "rows.npy", "--out", "c.npz", *steps]) == 0
         printed = capsys.readouterr().out
-        assert "steps = 3: the learned first step, then 2 with the dictionary and LearnedSteps()" in printed
+        assert (
+            "steps = 3: the learned first step, then 2 with the dictionary and LearnedSteps(thresholds=True)" in printed
+        )
         assert "take the place" not in printed
         with np.load("c.npz") as found:
             assert all(np.array_equal(found[key], want[key]) for key in want)

@@ -99,7 +99,10 @@ REFUSED = {
     "truth": (lambda x, D: px.ista(x, D, R, 1, step=True), "step=True must be"),
     "a matrix": (lambda x, D: px.ista(x, D, R, 2, step=np.full((2, 2), 0.1)), r"step has shape \(2, 2\)"),
     "a class": (lambda x, D: px.ista(x, D, R, 1, step=px.Lipschitz), "step=.* must be"),
-    "learned": (lambda x, D: px.ista(x, D, R, 2, step=px.LearnedSteps()), "is for SAEs only: give ista a tensor"),
+    "learned": (
+        lambda x, D: px.ista(x, D, R, 2, step=px.LearnedSteps()),
+        "is for px.SAE and px.Unrolled: give ista a tensor",
+    ),
     "momentum's name": (lambda x, D: px.ista(x, D, R, 1, momentum="nesterov"), "None, 'fista' or 'restart'"),
     "whole tensor": (lambda x, D: px.ista(x, D, R, 1, step=torch.tensor(1)), "step=1 is not below 2/L"),
 }

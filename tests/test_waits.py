@@ -27,7 +27,7 @@ def _no_other_device(device):
 
 REASONS = {
     "check_finite": "rows with a NaN are refused, and the caller hears of it at once",
-    "_check_lam": "a trained threshold that became NaN is refused",
+    "_check_weight": "a trained threshold that became NaN is refused",
     "squared_norm_of": "the dictionary is compared with the one whose norm is kept",
     "_dictionary": "a dictionary of zeros has no step size: refused",
     "squared_norm": "size and eigenvalue of a dictionary that has changed, as numbers that step rules are checked by",
@@ -68,8 +68,8 @@ def waits_by_function(counted):
         ),
         ("relu", {"steps": 1}, True, {"check_finite": 1}),
         ("relu", {"steps": 4}, True, {"check_finite": 1, "squared_norm_of": 1, "iterate": 1}),
-        ("jumprelu", {"steps": 1}, True, {"check_finite": 1, "_check_lam": 1}),
-        ("jumprelu", {"steps": 4}, True, {"check_finite": 1, "_check_lam": 2, "squared_norm_of": 1, "iterate": 1}),
+        ("jumprelu", {"steps": 1}, True, {"check_finite": 1, "_check_weight": 1}),
+        ("jumprelu", {"steps": 4}, True, {"check_finite": 1, "_check_weight": 2, "squared_norm_of": 1, "iterate": 1}),
     ],
 )
 def test_waits_of_an_encoder(name, deeper, kernels, waits):
@@ -101,7 +101,7 @@ BATCH = {"Source.at": 1, "check_finite": 2, "_revival": 1, "_step": 1}  # checke
         ("abstopk", 1, True, BATCH),  # what revives all latents waits for no more
         ("batch", 1, True, BATCH),
         ("relu", 1, True, BATCH),
-        ("jumprelu", 1, True, BATCH | {"_check_lam": 1}),
+        ("jumprelu", 1, True, BATCH | {"_check_weight": 1}),
         ("topk", 2, False, BATCH | {"check_finite": 3, "_dictionary": 1, "squared_norm": 3}),
     ],
 )

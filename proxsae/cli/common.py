@@ -104,9 +104,9 @@ def steps_of_encoder(name: str, text: str | None) -> tuple[float, ...]:
     """The numbers of encoder steps of "1,4,inf"; none if `text` is None."""
     if text is None:
         return ()
-    words = [word.strip() for word in text.split(",")]
-    counts = numbers(name, ",".join(word for word in words if word != "inf") or None)
-    return (*counts, math.inf) if "inf" in words else counts
+    counts = [word for word in text.split(",") if word.strip() != "inf"]
+    endless = (math.inf,) if len(counts) < len(text.split(",")) else ()
+    return (*(numbers(name, ",".join(counts)) if counts else ()), *endless)
 
 
 def numbers(name: str, text: str | None, least: int = 1) -> tuple[int, ...]:

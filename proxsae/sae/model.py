@@ -172,6 +172,8 @@ class SAE(Parameters):
 
         A code that does not begin with the encoder is what `encode` gives, whatever z.
         """
+        if self.steps == 1 and self.encoding.encodes:
+            return z
         rows = self.normalized(x).rows
         return self._refined(rows, z, None)[0] if self.encoding.encodes else self._dense(rows)[0]
 
@@ -345,10 +347,8 @@ class SAE(Parameters):
         layout cannot say.
         """
         if self.steps != 1 or not self.encoding.encodes:
-            msg = (
-                f"steps={self.steps} with step={self.step!r} cannot be exported: SAELens' encoders take one step, and "
-            )
-            msg += "unrolled(1) has it"
+            given = f"steps={self.steps}" if self.steps != 1 else f"step={self.step!r}"
+            msg = f"{given} cannot be exported: SAELens' encoders take one step of a penalty; unrolled(1) has it"
             raise Error(msg)
         R: Any = self.penalty
         if isinstance(R, L0):

@@ -64,7 +64,7 @@ def outcome(
         fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=x.device)
         fired.index_add_(0, codes.indices.reshape(-1), (live != 0).long().reshape(-1))
     else:
-        z, u = _dense_codes(sae, x, envelope=not widths)
+        z, u = _dense_codes(sae, R, x, envelope=not widths)
         decoded = [sae.decode(z), *(z[:, :w] @ sae.W_dec[:w] + sae.b_dec for w in widths)]
         live, fired = z.detach(), (z != 0).sum(dim=0)
         if isinstance(R, L0):  # whose threshold is trained by the first step
@@ -92,11 +92,11 @@ def _reconstructed(sae: SAE, x: Tensor) -> tuple[Tensor, SparseCodes]:
     return sae.decode(codes), codes
 
 
-def _dense_codes(sae: SAE, x: Tensor, envelope: bool) -> tuple[Tensor, Tensor]:
+def _dense_codes(sae: SAE, R: Any, x: Tensor, envelope: bool) -> tuple[Tensor, Tensor]:
     """Dense codes and pre-activations.  Codes that are solved for are held where the loss is what they minimise."""
     if sae.encoding.encodes:
         u = sae.pre_activations(x)
-        return sae.refine(x, prox(sae.penalty, u)), u
+        return sae.refine(x, prox(R, u)), u
     with torch.set_grad_enabled(torch.is_grad_enabled() and not envelope):
         z = sae.encode(x)
     return z, z

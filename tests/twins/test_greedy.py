@@ -163,7 +163,7 @@ def test_what_cannot_be_is_one_sentence():
             made()
     with pytest.raises(px.Error, match="b_enc='every': it knows no linear term"):
         px.SAE(10, 30, px.KSparse(3), 3, px.OMP(), b_enc="every")
-    with pytest.raises(px.Error, match=r"with step=OMP\(\) cannot be exported"):
+    with pytest.raises(px.Error, match=r"step=OMP\(\) cannot be exported"):
         px.SAE(10, 30, px.KSparse(3), 1, px.OMP()).export("nowhere")
     with pytest.raises(px.Error, match="frozen is for k-sparse steps by the dictionary"):
         px.SAE(10, 30, px.KSparse(3), 3, px.OMP()).frozen(10)
