@@ -116,14 +116,16 @@ def _levels(d_sae: int) -> list[slice]:
 def _families(a: Floats, children: slice) -> Floats:
     """A copy of a's entries at `children`, siblings together: (..., parents that have some, BRANCHES), 0 where none."""
     count = children.stop - children.start
-    families = np.zeros((*a.shape[:-1], -(-count // BRANCHES), BRANCHES))
-    families.reshape(*a.shape[:-1], -1)[..., :count] = a[..., children]
-    return families
+    parents = -(-count // BRANCHES)
+    families = np.zeros((*a.shape[:-1], parents * BRANCHES))
+    families[..., :count] = a[..., children]
+    return families.reshape(*a.shape[:-1], parents, BRANCHES)
 
 
 def _flat(families: Floats, children: slice) -> Floats:
     """The entries of `_families`, side by side."""
-    return families.reshape(*families.shape[:-2], -1)[..., : children.stop - children.start]
+    *rows, parents, _ = families.shape
+    return families.reshape(*rows, parents * BRANCHES)[..., : children.stop - children.start]
 
 
 def spread_atoms(D: Floats) -> Floats:
