@@ -148,6 +148,8 @@ def test_atoms_are_spread_as_adam_spreads_them():
     want = torch.nn.functional.normalize(W.detach(), dim=1).numpy()
     found = spread_atoms(D)
     assert_close(found, want, 1e-9)
+    flat, spread = (px.data.planted(1, 8, 40, 1, kind=kind, seed=5).D for kind in ("flat", "synthsae"))
+    assert_close(spread, spread_atoms(flat), 1e-12)
     assert np.linalg.norm(found @ found.T) < 0.99 * np.linalg.norm(D @ D.T)
 
 
