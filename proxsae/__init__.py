@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from proxsae.certificates import coherence, duality_gap, fixed_point_residual, lambda_max, lipschitz
 from proxsae.conventions import Error, did_you_mean
+from proxsae.learned import ALISTA, LISTA, LISTACP, OMP, Accumulated, LearnedSteps, MatchingPursuit, TiLISTA
 from proxsae.penalties import L0, L1, MCP, SCAD, BatchKSparse, ElasticNet, GroupL2, KSparse, Penalty, SortedL1
 from proxsae.penalties.published import PUBLISHED
 from proxsae.reference.iteration import ista, solve
-from proxsae.steps import Backtracking, ExactStep, FixedStep, LearnedSteps, Lipschitz, Refit, Solution, Trace
+from proxsae.steps import Backtracking, ExactStep, FixedStep, Lipschitz, Refit, Solution, Trace
 
 if TYPE_CHECKING:
     from proxsae import data, models, studies, testing
     from proxsae.pytorch.codes import SparseCodes
+    from proxsae.pytorch.unrolled import Unrolled
     from proxsae.sae import SAE, abstopk_sae, jumprelu_sae, load, relu_sae, topk_sae
     from proxsae.sae.evaluation import evaluate
     from proxsae.training import train
@@ -29,6 +31,7 @@ __version__ = "0.1.0"
 _LAZY = {
     **dict.fromkeys(("SAE", "abstopk_sae", "jumprelu_sae", "load", "relu_sae", "topk_sae"), "proxsae.sae"),
     "SparseCodes": "proxsae.pytorch.codes",
+    "Unrolled": "proxsae.pytorch.unrolled",
     "evaluate": "proxsae.sae.evaluation",
     "train": "proxsae.training",
 }
@@ -38,7 +41,8 @@ __all__ = [  # noqa: RUF022  (grouped by what they are)
     "L1", "L0", "KSparse", "ElasticNet", "MCP", "SCAD", "GroupL2", "SortedL1", "BatchKSparse", "Penalty",
     # the iteration and its step rules
     "ista", "solve", "Trace", "Solution", "Lipschitz", "FixedStep", "Backtracking", "ExactStep", "Refit",
-    "LearnedSteps",
+    # steps of an encoder that no theorem computes: learned, and greedy
+    "LearnedSteps", "LISTA", "LISTACP", "TiLISTA", "ALISTA", "Accumulated", "MatchingPursuit", "OMP", "Unrolled",
     # certificates
     "duality_gap", "fixed_point_residual", "lambda_max", "lipschitz", "coherence",
     # sparse autoencoders

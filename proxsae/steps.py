@@ -34,8 +34,12 @@ class Momentum(StrEnum):
     RESTART = "restart"  # from t = 1 again where it points uphill (O'Donoghue and Candes 2015)
 
 
+class Rule:
+    """How an encoder goes from code to code: a `StepRule`, or what an SAE has beside those (`learned`)."""
+
+
 @dataclass(frozen=True)
-class StepRule:
+class StepRule(Rule):
     """A rule for mu, as a frozen value: how it is carried out is for the two iterations.
 
     affine  the theorem behind it that asks for a penalty which is affine while no sign changes, if one does
@@ -154,14 +158,6 @@ class Refit(StepRule):
     falls = False
 
 
-@dataclass(frozen=True)
-class LearnedSteps:
-    """One trained mu per step after the first and, for a penalty with lam, one trained factor of it: SAEs only.
-
-    They start at 1/L and 1.  Nothing holds them there, so no descent is promised (learned ISTA, Gregor and LeCun 2010).
-    """
-
-
 RULES = {rule.__name__: rule for rule in (Lipschitz, FixedStep, Backtracking, ExactStep, Refit)}
 
 
@@ -204,10 +200,13 @@ class Solution:
 def as_rule(step: Any, x: Any) -> StepRule:
     """The step rule that `ista` was given for x: a number stands for `FixedStep`, several for `StepSizes`.
 
-    Raises `Error` for what is none of these, for `LearnedSteps`, and for a tensor beside NumPy arrays.
+    Raises `Error` for what is none of these, for learned and greedy rules, and for a tensor beside NumPy arrays.
     """
-    if isinstance(step, LearnedSteps):
-        msg = "step=LearnedSteps() is for SAEs only: give ista a tensor (steps,) that requires grad, one mu per step"
+    if isinstance(step, Rule) and not isinstance(step, StepRule):
+        msg = (
+            f"step={step!r} is for px.SAE and px.Unrolled: give ista a tensor (steps,) that requires grad, one mu per "
+        )
+        msg += "step"
         raise Error(msg)
     rule = step
     if (is_torch(step) and not step.ndim) or as_number(step) is not None:

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 
 import proxsae as px
 from proxsae.cli import main
+from proxsae.learned import LearnedSteps
 from proxsae.pytorch import cost_model
 from proxsae.sae import evaluation, inspection
 from proxsae.sae.evaluation import encode_rows, evaluate_depths
 from proxsae.sae.inspection import compare, inspect
-from proxsae.steps import LearnedSteps
 from proxsae.testing import assert_close
 
 pytestmark = pytest.mark.filterwarnings("ignore::proxsae.conventions.Note")  # of `rows_of`, one stands out

@@ -6,6 +6,7 @@ Torch is imported inside functions only, so that `proxsae --help` need not wait 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import textwrap
@@ -97,6 +98,15 @@ def check_apart(name: str, out: str, **inputs: str) -> None:
         if Path(os.path.realpath(path)) in (home, *home.parents, behind, *behind.parents):
             msg = f"{name} {out} is {given} or lies in it: write elsewhere, so that {path} stays as it is"
             raise Error(msg)
+
+
+def steps_of_encoder(name: str, text: str | None) -> tuple[float, ...]:
+    """The numbers of encoder steps of "1,4,inf"; none if `text` is None."""
+    if text is None:
+        return ()
+    words = [word.strip() for word in text.split(",")]
+    counts = numbers(name, ",".join(word for word in words if word != "inf") or None)
+    return (*counts, math.inf) if "inf" in words else counts
 
 
 def numbers(name: str, text: str | None, least: int = 1) -> tuple[int, ...]:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from proxsae.cli.common import check_path, command, numbers, outliers_argument, paragraph, progress
+from proxsae.cli.common import check_path, command, outliers_argument, paragraph, progress, steps_of_encoder
 from proxsae.conventions import Error, check_count
 from proxsae.disk import check_writable, sentence, write_files
-from proxsae.steps import Backtracking, ExactStep, LearnedSteps, Lipschitz, Refit, StepRule
+from proxsae.learned import NAMED, Greedy, LearnedRule
+from proxsae.steps import Backtracking, ExactStep, Lipschitz, Refit, Rule
 from proxsae.studies.machine import device_named, machine, versions
 
-RULES: dict[str, StepRule] = {
+RULES: dict[str, Rule] = {
     "exact": ExactStep(),
     "lipschitz": Lipschitz(),
     "backtracking": Backtracking(),
     "refit": Refit(),
+    "mp": NAMED["mp"],
+    "omp": NAMED["omp"],
 }
 SAE = "an SAE: a folder or file of proxsae or of another library, or the name of a downloaded hub model, org/name"
 HEADINGS = {
@@ -48,7 +52,9 @@ def add(commands: Any) -> None:
         "measure an SAE on rows at several numbers of encoder steps: error, sparsity, dead and two-sided latents, cost",
         "proxsae eval runs/my-sae activations.npy --steps 1,2,4,8,16 --out runs/eval",
     )
-    evaluate.add_argument("--steps", metavar="N,N,...", help="numbers of encoder steps (default: 1,2,4,8,16)")
+    evaluate.add_argument(
+        "--steps", metavar="N,N,...", help="numbers of encoder steps, also inf: solved (default: 1,2,4,8,16)"
+    )
     encoder_arguments(evaluate, (*RULES, "learned"))
     outliers_argument(evaluate)
     evaluate.add_argument("--out", metavar="DIR", help="folder for rows.csv and rows.json (default: none)")
@@ -61,7 +67,8 @@ def encoder_arguments(parser: argparse.ArgumentParser, rules: Iterable[str] = RU
     parser.add_argument(
         "--step",
         choices=tuple(rules),
-        help="rule of the steps after the first (default: exact, or lipschitz where R is not affine)",
+        help="rule of the steps after the first, or greedy pursuit, mp or omp, an atom a step (default: exact, or "
+        "lipschitz where R is not affine)",
     )
     parser.add_argument(
         "--analysis",
@@ -122,7 +129,7 @@ def _about_rows(path: str, problem: Error) -> list[tuple[str, str]]:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    steps = numbers("--steps", arguments.steps)
+    steps = steps_of_encoder("--steps", arguments.steps)
     check_path("--out", arguments.out)
 
     from proxsae.report.rows import as_csv, as_json, cell
@@ -139,7 +146,9 @@ def _eval(arguments: argparse.Namespace) -> int:
         _check_learned(sae, arguments)
     analysis = arguments.analysis or "dictionary"
     b_enc = arguments.b_enc or (sae.encoding.b_enc if learned else "first")
-    steps = steps or tuple(t for t in STEPS if t <= sae.steps or not learned)
+    greedy = isinstance(RULES.get(arguments.step), Greedy)
+    most = sae.steps if learned else getattr(sae.penalty, "k", 1) if greedy else math.inf
+    steps = steps or tuple(t for t in STEPS if t <= most)
     R, started = sae.penalty, time.perf_counter()
     size = default_batch(sae) if arguments.batch_size is None else check_count("--batch-size", arguments.batch_size, 1)
     with progress("rows") as shown:
@@ -147,7 +156,7 @@ def _eval(arguments: argparse.Namespace) -> int:
             sae,
             rows,
             steps,
-            step=LearnedSteps() if learned else RULES.get(arguments.step),
+            step=sae.step if learned else RULES.get(arguments.step),
             analysis=analysis,
             b_enc=b_enc,
             batch_size=size,
@@ -188,7 +197,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 def _check_learned(sae: Any, arguments: argparse.Namespace) -> None:
     """Raise `Error` where the SAE has no learned steps, or other options contradict them."""
-    if not isinstance(sae.step, LearnedSteps):
+    if not isinstance(sae.step, LearnedRule):
         msg = f"--step learned needs an SAE trained with learned steps, and {arguments.sae} has none: "
         msg += f"choose another --step ({', '.join(RULES)})"
         raise Error(msg)

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from proxsae.cli.common import check_path, command, numbers, outliers_argument
+from proxsae.cli.common import check_path, command, numbers, outliers_argument, steps_of_encoder
 from proxsae.cli.saes import RULES, of_axes, treated
 from proxsae.conventions import Error, check_count, check_seed
 from proxsae.disk import disk_errors, replace_file
+from proxsae.learned import NAMED, Greedy
 from proxsae.penalties.published import PUBLISHED
 from proxsae.studies.machine import device_named, machine, versions
 
@@ -46,11 +47,12 @@ def add(commands: Any) -> None:
         "--k", type=int, help="non-zeros a row, at which relu and jumprelu aim (default: 32, or d_in / 2 if less)"
     )
     what.add_argument("--init", metavar="SAE", help="start from this SAE, of any format; its atoms must have norm 1")
-    what.add_argument("--encoder-steps", type=int, metavar="T", help="train through T steps (default: 1)")
+    what.add_argument("--encoder-steps", metavar="T", help="train through T steps, or inf: solved codes (default: 1)")
     what.add_argument(
         "--encoder-rule",
-        choices=("lipschitz", "exact", "learned"),
-        help="rule of steps 2 to T; learned trains their sizes (default: lipschitz)",
+        choices=("lipschitz", "exact", *NAMED),
+        help="rule of steps 2 to T: lipschitz, exact; steps that are trained, from learned (their sizes) to alista; or "
+        "pursuit, mp and omp, of T atoms (default: lipschitz)",
     )
     what.add_argument(
         "--normalize",
@@ -76,14 +78,19 @@ def add(commands: Any) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     for name in ("data", "out", "init"):
         check_path(name.upper() if name == "data" else f"--{name}", getattr(arguments, name))
-    for name in ("k", "d_sae", "encoder_steps", "steps", "batch_size", "every", "shards"):
+    for name in ("k", "d_sae", "steps", "batch_size", "every", "shards"):
         if getattr(arguments, name) is not None:
             check_count(f"--{name.replace('_', '-')}", getattr(arguments, name), 1)
     for name in ("kind", "k", "d_sae", "normalize"):
         if arguments.init is not None and getattr(arguments, name) is not None:
             msg = f"--{name.replace('_', '-')} cannot go with --init: the SAE there is taken as it is"
             raise Error(msg)
-    if arguments.encoder_rule is not None and (arguments.encoder_steps or 0) < 2:
+    through = steps_of_encoder("--encoder-steps", arguments.encoder_steps) or (0,)
+    if len(through) > 1:
+        msg = f"--encoder-steps {arguments.encoder_steps} must be one number, or inf"
+        raise Error(msg)
+    greedy = isinstance(NAMED.get(arguments.encoder_rule), Greedy)
+    if arguments.encoder_rule is not None and through[0] < 2 and not greedy:
         msg = f"--encoder-rule {arguments.encoder_rule} needs --encoder-steps of 2 or more: the first is the encoder"
         raise Error(msg)
     check_seed(arguments.seed)
@@ -165,11 +172,10 @@ def _start(arguments: argparse.Namespace, rows: Any) -> Any:
     from proxsae.data import Shuffle
     from proxsae.penalties import L0, L1
     from proxsae.sae import SAE, load
-    from proxsae.steps import LearnedSteps
     from proxsae.training.recipe import mean_and_spread
 
-    learned = arguments.encoder_rule == "learned"
-    steps, rule = arguments.encoder_steps, LearnedSteps() if learned else RULES.get(arguments.encoder_rule)
+    rule = (RULES | NAMED).get(arguments.encoder_rule)
+    steps = next(iter(steps_of_encoder("--encoder-steps", arguments.encoder_steps)), None)
     if arguments.init is not None:
         sae = load(arguments.init)
         if sae.dtype not in (torch.float32, torch.float64):  # what Adam adds would be lost in half precision
@@ -186,7 +192,9 @@ def _start(arguments: argparse.Namespace, rows: Any) -> Any:
     normalize = arguments.normalize or "none"
     scale = 1.0 if normalize != "none" else mean_and_spread(torch.from_numpy(sample))[1]
     penalty = PUBLISHED[arguments.kind or "abstopk"].penalty(k, scale)
-    return SAE(rows.shape[1], d_sae, penalty, steps or 1, rule, normalize=normalize)
+    return SAE(
+        rows.shape[1], d_sae, penalty, steps or (k if isinstance(rule, Greedy) else 1), rule, normalize=normalize
+    )
 
 
 def _sizes(arguments: argparse.Namespace, rows: Any) -> tuple[int, int]:

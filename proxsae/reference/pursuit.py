@@ -2,7 +2,8 @@
 
     min ||x - D z||^2   subject to   ||z||_0 <= k,   and z >= 0 with `nonneg`
 
-The problem is NP-hard (Natarajan 1995): `omp` gives an upper bound, `best_k_sparse` the optimum where d_sae is tiny.
+The problem is NP-hard (Natarajan 1995): `mp` and `omp` give upper bounds, `best_k_sparse` the optimum where d_sae is
+tiny.
 """
 
 from __future__ import annotations
@@ -19,6 +20,32 @@ from proxsae.penalties.base import Floats
 
 ORTHOGONAL = 1e-12  # a cosine between atom and residual, over ||x||, that is rounding
 MOST_SUPPORTS = 20_000
+
+
+def mp(x: Any, D: Any, k: int, nonneg: bool = False) -> Any:
+    """Matching pursuit: codes (..., P) with at most k non-zeros for rows x (..., d) and atoms D (P, d).
+
+    From z = 0 and r = x, k times:  j = argmax_j |d_j^T r| / ||d_j||,  z_j += d_j^T r / ||d_j||^2,  r = x - D z.
+    With `nonneg` only d_j^T r > 0 counts.  An atom may be taken again; ties go to the lowest index, and zero atoms are
+    never chosen.  ||r|| never grows (Mallat and Zhang 1993).  Work is in float64, codes come back in the dtype of x.
+    Raises `Error` for k < 0, and for data that does not fit or is not finite.
+
+    >>> D = np.array([[1.0, 0.0], [0.6, 0.8]])
+    >>> mp(np.array([1.0, 1.0]), D, k=1)
+    array([0. , 1.4])
+    """
+    rows, D, shape, dtype = _problem(x, D)
+    k, squares = check_count("k", k, 0), (D**2).sum(axis=1)
+    codes = np.zeros((len(rows), len(D)))
+    for code, row in zip(codes, rows, strict=True):
+        for _ in range(k):
+            along = D @ (row - code @ D)
+            scores = np.where(squares > 0, along / np.sqrt(np.where(squares > 0, squares, 1)), 0)
+            j = int((scores if nonneg else np.abs(scores)).argmax())
+            if not scores[j] or (nonneg and scores[j] < 0):
+                break
+            code[j] += along[j] / squares[j]
+    return codes.astype(dtype).reshape(shape)
 
 
 def omp(x: Any, D: Any, k: int, nonneg: bool = False) -> Any:

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,17 +15,21 @@ from torch import Tensor
 
 from proxsae.certificates import squared_norm
 from proxsae.conventions import may_look
+from proxsae.learned import Greedy, LearnedSteps
 from proxsae.penalties import KSparse
 from proxsae.penalties.base import runs
-from proxsae.pytorch import ksparse_encoder
+from proxsae.pytorch import ksparse_encoder, learned
 from proxsae.pytorch.certified_topk import certified_top_k
 from proxsae.pytorch.codes import SparseCodes, accumulator
 from proxsae.pytorch.cost_model import Plan
-from proxsae.pytorch.iteration import Point, iterate
+from proxsae.pytorch.greedy import pursue
+from proxsae.pytorch.iteration import Point, iterate, solve
 from proxsae.sae import walks
 from proxsae.sae.encoding import Common, Encoding, Stream
 from proxsae.sae.team import squared_norm_of_all
 from proxsae.steps import StepRule, check_rule
+
+PRODUCTS_A_STEP = 2  # of `solve`: the residual and its correlations with the atoms
 
 
 class Weights(NamedTuple):
@@ -40,7 +45,7 @@ def has_supports(R: Any, encoding: Encoding) -> bool:
     """Whether `on_supports` takes these steps: k-sparse ones, by the dictionary, with a rule that needs no refit."""
     by_dictionary = encoding.analysis == "dictionary" and encoding.b_enc == "first"
     lean = encoding.steps == 1 or (by_dictionary and isinstance(encoding.step, ksparse_encoder.RULES))
-    return lean and runs(R, KSparse)
+    return lean and encoding.encodes and runs(R, KSparse)
 
 
 def on_supports(
@@ -75,7 +80,7 @@ def _supports(x: Tensor, weights: Weights, encoding: Encoding, common: Common, p
     lone = common.team is None and ksparse_encoder.has_room(L, x.dtype)  # on a team, Gram rows are on all ranks
     if plan.product == "gram" and not lone:
         plan = replace(plan, product="residual")
-    return ksparse_encoder.Steps(R, encoding.steps, rule, L, plan, False, False, common.pages, common.team)
+    return ksparse_encoder.Steps(R, int(encoding.steps), rule, L, plan, False, False, common.pages, common.team)
 
 
 def _gram(W_dec: Tensor, common: Common, plan: Plan, stream: Stream) -> ksparse_encoder.Gram:
@@ -95,8 +100,7 @@ def points(
     R: Any,
     encoding: Encoding,
     common: Common,
-    log_step: Tensor | None,
-    log_lam_factor: Tensor | None,
+    learned_weights: Mapping[str, Tensor],
 ) -> Iterator[Point]:
     """Yield the points of steps 1 ... T from the first code z (..., d_sae) of x, rows flattened, all of them dense.
 
@@ -109,14 +113,28 @@ def points(
     one = Point(first, c, D, c.new_ones(len(c), dtype=torch.float64), tilt=tilt, felt=felt)
     if encoding.analysis == "encoder":
         walk = walks.encoder(one, R, W_enc, tilt)
-    elif log_step is not None:
-        walk = walks.learned(one, R, log_step, log_lam_factor, tilt)
+    elif encoding.learned is not None:
+        u = None if isinstance(encoding.learned, LearnedSteps) else torch.nn.functional.linear(c, W_enc.T, b_enc)
+        walk = learned.walk(encoding.learned, learned_weights, int(encoding.steps) - 1, one, R, W_enc, u, tilt)
     else:
         rule, (least, L) = cast(StepRule, encoding.step), squared_norm_of(D, common)
         check_rule(rule, None, "last", R, least)
         walk = iterate(c, D, R, rule, None, first, L, spent=1.0, tilt=tilt)
-    for _, point in zip(range(encoding.steps), walk, strict=False):
-        yield point
+    yield from islice(walk, int(encoding.steps))
+
+
+def from_zero(x: Tensor, weights: Weights, R: Any, encoding: Encoding) -> Iterator[Point]:
+    """Yield the points of an encoding that does not use the encoder's weights: of each atom, or the one that is solved.
+
+    What `solve` finds has its gradients by the implicit function theorem, so that memory does not grow with its steps.
+    """
+    D = weights.W_dec
+    c = (x - weights.b_dec).reshape(-1, D.shape[1])
+    if isinstance(encoding.rule, Greedy):
+        yield from islice(pursue(encoding.rule, c, D, R), int(encoding.steps))
+        return
+    found = solve(c, D, R)
+    yield Point(found.codes, c, D, PRODUCTS_A_STEP * found.steps.double())
 
 
 def certified(x: Tensor, weights: Weights, R: KSparse) -> SparseCodes:

@@ -16,15 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from proxsae.conventions import Error, check_count, check_counts, check_floats, note
+from proxsae.conventions import Error, check_count, check_floats, note
 from proxsae.data import open_rows
 from proxsae.data.rows import KEPT
 from proxsae.data.survey import summed_up
 from proxsae.disk import memory
+from proxsae.learned import LearnedRule
 from proxsae.metrics import cosines, mean_jaccard, power_of_two, ratio, support_change
 from proxsae.pytorch.codes import SparseCodes, squares
 from proxsae.sae.model import SAE, check_sae
-from proxsae.steps import ExactStep, LearnedSteps, Lipschitz, StepRule
+from proxsae.steps import ExactStep, Lipschitz, Rule
 
 Codes = Tensor | SparseCodes
 STEPS = (1, 2, 4, 8, 16)
@@ -70,8 +71,8 @@ def evaluate(sae: SAE, activations: Any, batch_size: int | None = None) -> dict[
 def evaluate_depths(
     sae: SAE,
     rows: Any,
-    steps: Iterable[int] = STEPS,
-    step: StepRule | LearnedSteps | None = None,
+    steps: Iterable[float] = STEPS,
+    step: Rule | None = None,
     analysis: str = "dictionary",
     b_enc: str = "first",
     batch_size: int | None = None,
@@ -79,7 +80,7 @@ def evaluate_depths(
 ) -> list[dict[str, Any]]:
     """Measurements of `sae` on rows (n, d_in), one dict for each number of encoder steps, in ascending order.
 
-    steps               number of encoder steps
+    steps               number of encoder steps; "inf" for math.inf, the codes of `solve`
     nmse                sum ||x - xhat||^2 / sum ||x||^2
     explained_variance  1 - sum ||x - xhat||^2 / sum ||x - mean||^2, the mean taken over all rows
     l0, cosine          means over rows of the non-zeros, and of the cosine between x and xhat
@@ -91,37 +92,48 @@ def evaluate_depths(
 
     `rows` is an array or anything with a length whose slices are arrays: only `batch_size` rows are held at a time, by
     default as many as keep a batch of codes below `ENTRIES`.  `step` is by default `ExactStep()`, and `Lipschitz()`
-    where R is not affine; `LearnedSteps()` are those of `sae` itself; analysis="encoder" has no step rule.
+    where R is not affine; a learned rule is that of `sae` itself; analysis="encoder" has no step rule.
     `progress` gets the rows done and their number.  Warns of outliers as `evaluate` does.
     Raises `Error` for rows that do not fit or are not finite, steps < 1, and as `SAE.unrolled` does.
     """
-    wanted = sorted(set(check_counts("steps", steps)))
+    wanted = sorted({math.inf if t == math.inf else check_count("steps", t, 1) for t in steps})
     if not wanted:
         msg = "steps is empty, but a table needs at least one number of encoder steps"
         raise Error(msg)
-    if isinstance(step, LearnedSteps):
-        if not isinstance(sae.step, LearnedSteps):
-            msg = f"step={step!r} needs an SAE trained with learned steps, and this one has none: choose another rule"
+    counted = [int(t) for t in wanted if t != math.inf]
+    most = max(counted, default=0)
+    if isinstance(step, LearnedRule):
+        if sae.step != step:
+            msg = f"step={step!r} needs an SAE trained with it, and this one has {sae.step!r}: choose another rule"
             raise Error(msg)
         if wanted[-1] > sae.steps:
             msg = f"steps={wanted[-1]} exceeds the {sae.steps} steps whose sizes this SAE has learned"
             raise Error(msg)
         deep = sae
     else:
-        deep = unrolled(sae, wanted[-1], step, analysis, b_enc)
+        deep = unrolled(sae, most or 1, step, analysis, b_enc)
+    endless = sae.unrolled(math.inf) if len(counted) < len(wanted) else None
     spread, sums = Spread(sae.d_in), {t: _Sums(sae) for t in wanted}
     rows = _opened(sae, rows)
     for x in batches(sae, rows, batch_size, progress):
         spread.add(x)
         before = None
-        for t, (z, objective, spent) in enumerate(itertools.islice(_walk(deep, x), wanted[-1]), start=1):
+        walk: Iterator[tuple[float, Any]] = enumerate(
+            itertools.islice(_walk(deep, x), max(counted, default=0)), start=1
+        )
+        if endless is not None:
+            walk = itertools.chain(walk, ((math.inf, found) for found in _walk(endless, x)))
+        for t, (z, objective, spent) in walk:
             if t in sums:
+                if isinstance(before, SparseCodes) and not isinstance(z, SparseCodes):
+                    before = before.to_dense()
                 sums[t].add(x, sae.decode(z, like=x), z, before, spread.unit)
                 sums[t].objective += float(objective().double().sum())
                 sums[t].cost += float(spent.sum())
                 before = z
     spread.warn(rows)
-    return [{"steps": t, **sums[t].measures(spread, compared=t != wanted[0])} for t in wanted]
+    named = {t: "inf" if t == math.inf else t for t in wanted}
+    return [{"steps": named[t], **sums[t].measures(spread, compared=t != wanted[0])} for t in wanted]
 
 
 def _frozen(sae: SAE, rows: int) -> SAE:
@@ -145,9 +157,9 @@ def _walk(sae: SAE, x: Tensor) -> Iterator[tuple[Codes, Callable[[], Tensor], Te
         yield codes, partial(objective, codes), spent
 
 
-def unrolled(sae: SAE, steps: int, step: StepRule | None, analysis: str, b_enc: str = "first") -> SAE:
+def unrolled(sae: SAE, steps: float, step: Rule | None, analysis: str, b_enc: str = "first") -> SAE:
     """`sae.unrolled`; without a rule, with `ExactStep()` where R is affine between sign changes, else `Lipschitz()`."""
-    if step is None and analysis == "dictionary":
+    if step is None and analysis == "dictionary" and steps != math.inf:
         step = ExactStep() if sae.penalty.affine else Lipschitz()
     return sae.unrolled(steps, step, analysis, b_enc)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -23,8 +23,8 @@ def describe(sae: Parameters) -> dict[str, Any]:
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
         "penalty": {"family": type(R).__name__, **parameters},
-        "steps": int(sae.encoding.steps),
-        "step": {"rule": type(step).__name__, **asdict(step)},
+        "steps": "inf" if sae.encoding.endless else int(sae.encoding.steps),
+        "step": {"rule": type(step).__name__, **asdict(cast(Any, step))},
         "analysis": sae.encoding.analysis,
         "b_enc": sae.encoding.b_enc,
         "normalize": sae.normalize,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ from proxsae import formats, hub
 from proxsae.conventions import Error, check_path
 from proxsae.disk import sentence
 from proxsae.formats import own
+from proxsae.learned import GREEDY, LEARNED
 from proxsae.penalties import FAMILIES, L0, Penalty
+from proxsae.pytorch.learned import shapes_of
 from proxsae.sae.encoding import Encoding
 from proxsae.sae.model import SAE
-from proxsae.steps import RULES, LearnedSteps
+from proxsae.steps import RULES
 
 RUN = "checkpoint.safetensors"  # in the folder of a training run, beside the folder "sae"
-STEP_RULES: dict[str, Any] = {**RULES, "LearnedSteps": LearnedSteps}
+STEP_RULES: dict[str, Any] = {**RULES, **LEARNED, **GREEDY}
 
 
 def load(
@@ -100,7 +103,7 @@ def rebuild(config: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
             msg = f"{name} of the penalty is {value!r}, but nonneg is true or false, and whole numbers have 64 bits"
             raise Error(msg)
     penalty = kind(**({"lam": 0.0} if kind is L0 else {}), **family)
-    step = None if config["analysis"] == "encoder" else STEP_RULES[rule.pop("rule")](**rule)
+    step = None if config["analysis"] == "encoder" or config["steps"] == "inf" else STEP_RULES[rule.pop("rule")](**rule)
     metadata, b_enc = config.get("metadata", {}), config.get("b_enc", "first")
     if not isinstance(metadata, dict):
         msg = f"metadata is {type(metadata).__name__}, not a table"
@@ -109,11 +112,14 @@ def rebuild(config: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in [*notes, metadata.get("format", "")]):
         msg = "notes of metadata must be a list of texts, and its format a text"
         raise Error(msg)
-    learned = isinstance(step, LearnedSteps)
-    if learned and tensors["log_step"].shape != (config["steps"] - 1,):
-        msg = f"log_step has shape {tuple(tensors['log_step'].shape)}, not that of {config['steps']} steps"
-        raise Error(msg)
-    encoding = Encoding(config["steps"], step, config["analysis"], b_enc)
+    steps = math.inf if config["steps"] == "inf" else config["steps"]
+    encoding = Encoding(steps, step, config["analysis"], b_enc)
+    learned = encoding.learned
+    if learned is not None:
+        for name, shape in shapes_of(learned, int(steps) - 1, tensors["W_dec"], penalty).items():
+            if tuple(tensors[name].shape) != shape:
+                msg = f"{name} has shape {tuple(tensors[name].shape)}, not {shape} of {steps} steps by {learned!r}"
+                raise Error(msg)
     sizes, normalize = (config["d_in"], config["d_sae"]), config.get("normalize", "none")
     sae = _assemble(sizes, penalty, tensors, normalize, encoding if learned else Encoding())
     sae.metadata = metadata

@@ -24,7 +24,7 @@ from proxsae.data.opening import in_memory
 from proxsae.formats import own
 from proxsae.penalties import L0, KSparse
 from proxsae.penalties.base import runs
-from proxsae.pytorch import ksparse_encoder
+from proxsae.pytorch import ksparse_encoder, learned
 from proxsae.pytorch.arithmetic import as_tensor, seeing
 from proxsae.pytorch.autocast import outside_autocast
 from proxsae.pytorch.codes import SparseCodes, sparse_decode, sparsify
@@ -47,8 +47,11 @@ class SAE(Parameters):
     d_in: the width d of the rows x (..., d).
     d_sae: the number P of latents; codes are (..., P).
     penalty: R, such as `KSparse(32)`; for L0 the weight `threshold` (P,) is trained, with lam = threshold^2 / 2.
-    steps: the number T of encoder steps, at least 1.  The first is the learned encoder.
-    step: the rule of the steps after the first, by default `Lipschitz()`; see `unrolled`.
+    steps: the number T of encoder steps, at least 1.  The first is the learned encoder.  With math.inf the code is that
+    of `solve`, which has gradients (thm-implicit-gradient) in memory that does not grow with its steps.
+    step: the rule of the steps after the first, by default `Lipschitz()`; a learned one (`LISTA`, `LISTACP`, `TiLISTA`,
+    `ALISTA`, `Accumulated`, `LearnedSteps`), whose weights are trained with the SAE; or a greedy one, `OMP()` or
+    `MatchingPursuit()`, where T is the number of atoms.  Greedy codes and those of `solve` do not use W_enc and b_enc.
     analysis: "dictionary", where further steps use W_dec, so that theory applies; or "encoder", where they use W_enc in
     place of W_dec^T with mu = 1, and a row whose objective would rise keeps its code.
     b_enc: "first", where b_enc belongs to the first step only; or "every", where it is a part of the problem, whose
@@ -135,7 +138,7 @@ class SAE(Parameters):
         """
         if self.on_supports:
             return self.encode_sparse(x).scattered()
-        return self._dense(x)[0]
+        return self._dense(self.normalized(x).rows)[0]
 
     @outside_autocast
     def encode_sparse(self, x: Any, exact: str | None = None) -> SparseCodes:
@@ -159,18 +162,27 @@ class SAE(Parameters):
             return encoders.certified(self.normalized(x).rows, self._weights(), R)
         if self.on_supports:
             return self._on_supports(self.normalized(x).rows, decode=False)[0]
-        z, felt = self._dense(x)
+        z, felt = self._dense(self.normalized(x).rows)
         return sparsify(z, min(R.k, self.d_sae) if runs(R, KSparse) else None, felt)
 
     @outside_autocast
     def refine(self, x: Any, z: Tensor) -> Tensor:
-        """Steps 2 ... T from the first code z (..., d_sae) of x (..., d_in), all of them dense."""
-        return z if self.steps == 1 else self._refined(self.normalized(x).rows, z, None)[0]
+        """Steps 2 ... T from the first code z (..., d_sae) of x (..., d_in), all of them dense.
+
+        A code that does not begin with the encoder is what `encode` gives, whatever z.
+        """
+        rows = self.normalized(x).rows
+        return self._refined(rows, z, None)[0] if self.encoding.encodes else self._dense(rows)[0]
 
     @outside_autocast
     def walk(self, x: Any) -> Iterator[Point]:
-        """Yield the points z_1, z_2, ... z_T of x, rows flattened: codes, residuals, and products spent so far."""
+        """Yield the points z_1, z_2, ... z_T of x, rows flattened: codes, residuals, and products spent so far.
+
+        With steps=math.inf there is one, the last.
+        """
         rows = self.normalized(x).rows
+        if not self.encoding.encodes:
+            return encoders.from_zero(rows, self._weights(), self.penalty, self.encoding)
         return self._points(rows, prox(self.penalty, self._pre_activations(rows)))
 
     @outside_autocast
@@ -200,7 +212,7 @@ class SAE(Parameters):
         Its gradient is thm-sparse-gradient.
         """
         if not self.on_supports:
-            z, felt = self._dense(x)
+            z, felt = self._dense(self.normalized(x).rows)
             return self.decode(z, like=x), sparsify(z, felt=felt)
         normal = self.normalized(x)
         codes, xhat = self._on_supports(normal.rows, decode=True)
@@ -254,7 +266,7 @@ class SAE(Parameters):
         wants_gram = self.steps > 1 and frozen  # only a Gram matrix asks how much memory is free
         free = ksparse_encoder.free_bytes(W.device) if wants_gram else 0.0
         return plan(
-            rows, self.d_in, self.d_sae, k, self.steps,
+            rows, self.d_in, self.d_sae, k, int(self.steps),
             kind=kind_of(W.device.type, W.element_size()), bytes_per_number=W.element_size(), frozen=frozen,
             constant_step=isinstance(self.step, (Lipschitz, FixedStep)), free_bytes=free,
         )  # fmt: skip
@@ -276,10 +288,13 @@ class SAE(Parameters):
         x, weights = x.detach(), encoders.Weights(*(weight.detach() for weight in self._weights()))
         return encoders.walk_on_supports(x, weights, self.encoding, self.common, self.plan(len(x)))
 
-    def _dense(self, x: Any) -> tuple[Tensor, Tensor | None]:
-        """Codes (..., d_sae) and, where some have gradients though they are 0, which."""
-        rows = self.normalized(x).rows
-        R, u = self.penalty, self._pre_activations(rows)
+    def _dense(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Codes (..., d_sae) of normalised rows and, where some have gradients though they are 0, which."""
+        R = self.penalty
+        if not self.encoding.encodes:
+            with seeing("an encoder of several steps", rows):
+                return self._last(encoders.from_zero(rows, self._weights(), R, self.encoding), rows)
+        u = self._pre_activations(rows)
         return self._refined(rows, prox(R, u), in_kernel(R, u) if has_kernel(R) else None)
 
     def _pre_activations(self, rows: Tensor) -> Tensor:
@@ -289,13 +304,17 @@ class SAE(Parameters):
         if self.steps == 1:
             return z, felt
         with seeing(f"an encoder of {self.steps} steps", z):
-            for last in self._points(rows, z, felt):  # noqa: B007  (only the last is kept in memory)
-                pass
-        return last.z.reshape(z.shape), None if last.felt is None else last.felt.reshape(z.shape)
+            return self._last(self._points(rows, z, felt), rows)
+
+    def _last(self, points: Iterator[Point], rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        for last in points:  # noqa: B007  (only the last is kept in memory)
+            pass
+        shape = (*rows.shape[:-1], self.d_sae)
+        return last.z.reshape(shape), None if last.felt is None else last.felt.reshape(shape)
 
     def _points(self, rows: Tensor, z: Tensor, felt: Tensor | None = None) -> Iterator[Point]:
-        learned = (getattr(self, name, None) for name in ("log_step", "log_lam_factor"))
-        return encoders.points(rows, z, felt, self._weights(), self.penalty, self.encoding, self.common, *learned)
+        layers = {name: getattr(self, name) for name in learned.WEIGHTS if hasattr(self, name)}
+        return encoders.points(rows, z, felt, self._weights(), self.penalty, self.encoding, self.common, layers)
 
     # Files
 
@@ -311,8 +330,11 @@ class SAE(Parameters):
         the same reconstruction (prop-splitting-codes).  Raises `Error` for more steps than one, and for what that
         layout cannot say.
         """
-        if self.steps != 1:
-            msg = f"steps={self.steps} cannot be exported: SAELens' encoders take one step; unrolled(1) has it"
+        if self.steps != 1 or not self.encoding.encodes:
+            msg = (
+                f"steps={self.steps} with step={self.step!r} cannot be exported: SAELens' encoders take one step, and "
+            )
+            msg += "unrolled(1) has it"
             raise Error(msg)
         R: Any = self.penalty
         if isinstance(R, L0):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self, cast
@@ -12,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from proxsae.certificates import lipschitz
 from proxsae.conventions import Error, check_count, shown
 from proxsae.penalties import L0, BatchKSparse, Penalty
 from proxsae.penalties.base import with_lam
+from proxsae.pytorch import learned
 from proxsae.sae.encoding import Common, Encoding, Stream
 from proxsae.sae.normalize import check_kind
 from proxsae.sae.sharing import shared
 from proxsae.sae.team import Team
-from proxsae.steps import LearnedSteps, StepRule, step_dtype
+from proxsae.steps import Rule
 
-# In the order of files; the last four are there for L0, for BatchKSparse, and for learned steps.
-WEIGHTS = ("W_dec", "W_enc", "b_enc", "b_dec", "threshold", "batch_threshold", "log_step", "log_lam_factor")
+# In the order of files; `threshold` is there for L0, `batch_threshold` for BatchKSparse, the last for learned rules.
+WEIGHTS = ("W_dec", "W_enc", "b_enc", "b_dec", "threshold", "batch_threshold", *learned.WEIGHTS)
 OFFSETS = ("b_enc", "b_dec", "threshold")  # those that have the unit of x
 
 
@@ -41,8 +40,8 @@ class Parameters(nn.Module):
         d_in: int,
         d_sae: int,
         penalty: Penalty,
-        steps: int = 1,
-        step: StepRule | LearnedSteps | None = None,
+        steps: float = 1,
+        step: Rule | None = None,
         analysis: str = "dictionary",
         b_enc: str = "first",
         normalize: str = "none",
@@ -76,30 +75,23 @@ class Parameters(nn.Module):
             self.batch_threshold = nn.Parameter(W.new_tensor(torch.nan), requires_grad=False)
 
     def _encode_by(self, encoding: Encoding) -> None:
-        """Take an encoding; learned steps get parameters: log mu_t from 1/L, and the log of lam's factors from 1."""
-        W = self.W_dec
-        encoding.check(self.common.penalty, W)
-        self.encoding = encoding
-        if encoding.learned:
-            L = 1.0 if W.is_meta else lipschitz(W)  # meta: about to be replaced by a file's
-            if step_dtype(L, W) not in (torch.float32, W.dtype):
-                msg = f"LearnedSteps() start at 1/L={1 / L:.3g}, out of the range of {W.dtype}: scale the rows of W_dec"
-                msg += " to norm 1, or call sae.double() first (def-lipschitz)"
-                raise Error(msg)
-            start = -math.log(L)
-            self.log_step = nn.Parameter(torch.full((self.steps - 1,), start, dtype=W.dtype, device=W.device))
-            if hasattr(self.common.penalty, "lam"):
-                self.log_lam_factor = nn.Parameter(torch.zeros_like(self.log_step))
+        """Take an encoding; a learned rule gets its weights, one layer for each step after the first."""
+        encoding.check(self.common.penalty, self.W_dec)
+        self.encoding, rule = encoding, encoding.learned
+        if rule is not None:
+            begun = learned.start(rule, int(encoding.steps) - 1, self.W_dec, self.common.penalty)
+            for name, value in begun.items():
+                setattr(self, name, nn.Parameter(value, requires_grad=name not in rule.fixed))
 
     # What it is
 
     @property
     def steps(self) -> int:
-        """The number T of encoder steps."""
-        return int(self.encoding.steps)
+        """The number T of encoder steps; math.inf, which is no whole number, where codes are solved for."""
+        return self.encoding.steps  # type: ignore[return-value]  # of those who count, all but a few want an int
 
     @property
-    def step(self) -> StepRule | LearnedSteps:
+    def step(self) -> Rule:
         """The rule of the steps after the first."""
         return self.encoding.step
 
@@ -220,7 +212,7 @@ class Parameters(nn.Module):
         if penalty is not None:
             without |= {"threshold", "batch_threshold"} | (set() if hasattr(penalty, "lam") else {"log_lam_factor"})
         if encoding is not None:
-            without |= {"log_step", "log_lam_factor"}
+            without |= set(learned.WEIGHTS)
         twin = shared(self, without)
         twin.stream = None
         if given or penalty is not None or team is not None:
@@ -242,14 +234,15 @@ class Parameters(nn.Module):
 
     def unrolled(
         self,
-        steps: int,
-        step: StepRule | LearnedSteps | None = None,
+        steps: float,
+        step: Rule | None = None,
         analysis: str = "dictionary",
         b_enc: str = "first",
     ) -> Self:
         """The same weights with another number of encoder steps; nothing is copied or retrained (`twin`).
 
-        By default a step is 1/L, computed, and never raises the objective (thm-ista-descent).
+        By default a step is 1/L, computed, and never raises the objective (thm-ista-descent).  A learned or greedy rule
+        may be given as well, and steps=math.inf for the codes of `solve`.
         What more steps can gain at most is the amortisation gap (prop-amortisation-gap).
         """
         self._whole("unrolled")

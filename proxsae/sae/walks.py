@@ -1,7 +1,4 @@
-"""Steps after the first that are not proximal gradient with a rule: by the learned encoder, and of learned sizes.
-
-    encoder   z+ = prox_R(z - (D z + b - x) W_enc),  kept where F does not rise
-    learned   z+ = prox_{mu_t R_t}(z - mu_t D^T (D z + b - x)),  R_t with lam times a factor                (def-ista)
+"""Steps after the first by the learned encoder:  z+ = prox_R(z - (D z + b - x) W_enc),  kept where F does not rise.
 
 `tilt` is b_enc where it belongs to every step.
 """
@@ -11,14 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from proxsae.penalties.base import with_lam
-from proxsae.pytorch.codes import accumulator
 from proxsae.pytorch.iteration import Point
-from proxsae.pytorch.prox import has_kernel, in_kernel, prox
+from proxsae.pytorch.prox import in_kernel, prox
 
 
 def encoder(point: Point, R: Any, W_enc: Tensor, tilt: Tensor | None) -> Iterator[Point]:
@@ -38,22 +32,3 @@ def encoder(point: Point, R: Any, W_enc: Tensor, tilt: Tensor | None) -> Iterato
         z = torch.where(falls, trial.z, point.z)
         felt = None if point.felt is None else torch.where(falls, in_kernel(R, u), point.felt)
         point = Point(z, point.c, point.D, spent, residual, tilt=tilt, felt=felt)
-
-
-def learned(
-    point: Point, R: Any, log_steps: Tensor, log_lam_factors: Tensor | None, tilt: Tensor | None
-) -> Iterator[Point]:
-    """Yield z_1 and one more point for each learned step size (T - 1,)."""
-    yield point
-    for t, log_step in enumerate(log_steps):
-        g = point.residual() @ point.D.T
-        mu, Rt = log_step.to(accumulator(log_step.dtype)).exp(), R
-        if log_lam_factors is not None:
-            lam = R.lam if isinstance(R.lam, Tensor) else torch.as_tensor(np.array(R.lam))
-            lam, factor = lam.to(g.device), log_lam_factors[t].double().exp()
-            Rt = with_lam(R, torch.where(lam.isinf(), lam, lam * torch.where(lam.isinf(), factor.detach(), factor)))
-        down = g if tilt is None else g - tilt
-        u = point.z - (mu * down.to(mu.dtype)).to(g.dtype)
-        felt = in_kernel(Rt, u, mu) if has_kernel(Rt) else None
-        point = Point(prox(Rt, u, mu), point.c, point.D, point.spent + 2, tilt=tilt, felt=felt)
-        yield point

@@ -42,6 +42,7 @@ from proxsae.training.state import (
     start,
     unit_atoms,
     unit_columns,
+    unused_encoder_held,
 )
 from proxsae.training.terminal import progress_of, stops
 
@@ -94,7 +95,9 @@ def train(
 
     For L0 lam starts as given, the threshold is trained, and the sparsity that is trained is that of the first step;
     any other R is added to the loss itself (an indicator adds nothing).  A `BatchKSparse` SAE gets its
-    `batch_threshold`.  Atoms have norm 1 after every step, through `right_inverse` where W_dec has a parametrisation.
+    `batch_threshold`.  Codes that are solved for (steps=math.inf) are held in the loss that they minimise: that leaves
+    its gradient as it is (thm-envelope).  An encoder that codes do not use ends as W_enc = W_dec^T with b_enc = 0.
+    Atoms have norm 1 after every step, through `right_inverse` where W_dec has a parametrisation.
     What is frozen (`sae.b_dec.requires_grad_(False)`) keeps its bits.  It trains wherever it is called, also under
     `torch.no_grad()`.  Rows that are not to count, such as padding, are left out before: `train(sae, x[mask])`.
 
@@ -124,6 +127,7 @@ def train(
     source = Source(sae, activations, recipe, team)
     folder = None if checkpoint is None else Path(check_path("checkpoint", checkpoint))
     with ExitStack() as held:
+        held.enter_context(unused_encoder_held(sae))
         if folder is not None and (team is None or team.rank == 0):
             held.enter_context(disk.held(folder))
         held.enter_context(latents_in_rows(sae))
@@ -286,7 +290,7 @@ def _step(state: State, run: _Run, rows: Tensor) -> dict[str, float]:
 
 def _rounded(sae: SAE) -> SAE:
     """The same SAE with copies of its weights in bfloat16, through which gradients reach the weights."""
-    rounded = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+    rounded = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "W_step", "S_step")
     return sae.twin(weights={name: a.to(torch.bfloat16) for name, a in sae.weights().items() if name in rounded})
 
 

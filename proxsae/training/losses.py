@@ -58,17 +58,16 @@ def outcome(
             parts = [sparse_decode(level, sae.W_dec) for level in _levels(codes, widths, ks, team)]
             decoded = [(part if team is None else team.total(part)) + sae.b_dec for part in parts]
         else:
-            xhat, codes = sae.reconstruct(x)
+            xhat, codes = _reconstructed(sae, x)
             decoded = [xhat]
         live = codes.values.detach()
         fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=x.device)
         fired.index_add_(0, codes.indices.reshape(-1), (live != 0).long().reshape(-1))
     else:
-        u = sae.pre_activations(x)
-        z = sae.refine(x, prox(R, u))
+        z, u = _dense_codes(sae, x, envelope=not widths)
         decoded = [sae.decode(z), *(z[:, :w] @ sae.W_dec[:w] + sae.b_dec for w in widths)]
         live, fired = z.detach(), (z != 0).sum(dim=0)
-        if isinstance(R, L0):
+        if isinstance(R, L0):  # whose threshold is trained by the first step
             signed = torch.relu(u) if R.nonneg else u
             penalty = lam * count_above(signed.to(wide.dtype), sae.threshold.to(wide.dtype), R.bandwidth).mean()
         elif not R.indicator:
@@ -81,6 +80,25 @@ def outcome(
     couples = isinstance(R, BatchKSparse)
     least = torch.where(sizes > 0, sizes, torch.inf).amin() if couples else sizes.new_zeros(())
     return Outcome(loss, error, fired, least)
+
+
+def _reconstructed(sae: SAE, x: Tensor) -> tuple[Tensor, SparseCodes]:
+    """Reconstructions and k-sparse codes; codes that are solved for are held (thm-envelope)."""
+    if not sae.encoding.endless:
+        return sae.reconstruct(x)
+    with torch.no_grad():
+        codes = sae.encode_sparse(x)
+    return sae.decode(codes), codes
+
+
+def _dense_codes(sae: SAE, x: Tensor, envelope: bool) -> tuple[Tensor, Tensor]:
+    """Dense codes and pre-activations.  Codes that are solved for are held where the loss is what they minimise."""
+    if sae.encoding.encodes:
+        u = sae.pre_activations(x)
+        return sae.refine(x, prox(sae.penalty, u)), u
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not envelope):
+        z = sae.encode(x)
+    return z, z
 
 
 def _levels(
@@ -103,7 +121,8 @@ def _revival(sae: SAE, x: Tensor, error: Tensor, dead: Tensor, team: Team | None
     if not everywhere:
         return error.new_zeros(())
     k = max(1, sae.d_in // 2)
-    u = (x - sae.b_dec.detach()) @ sae.W_enc[:, latents] + sae.b_enc[latents]
+    c = x - sae.b_dec.detach()
+    u = c @ sae.W_enc[:, latents] + sae.b_enc[latents] if sae.encoding.encodes else c @ sae.W_dec[latents].T
     u = torch.relu(u) if sae.common.penalty.nonneg else u
     if team is None or team.shards == 1:
         ehat = k_sparse(u, k) @ sae.W_dec[latents]

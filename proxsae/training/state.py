@@ -93,6 +93,20 @@ def frozen_offsets_kept(sae: SAE) -> Iterator[None]:
                 part.copy_(value)
 
 
+@contextmanager
+def unused_encoder_held(sae: SAE) -> Iterator[None]:
+    """Leave W_enc and b_enc out of training where codes do not use them; `give_back` says what becomes of them."""
+    unused = () if sae.encoding.encodes else ("W_enc", "b_enc")
+    parts = [part for name in unused for part in sae.parts(name) if part.requires_grad]
+    for part in parts:
+        part.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.requires_grad_(True)
+
+
 def check_trainable(sae: SAE, unit_encoder: bool) -> None:
     """Raise `Error` where nothing would be trained, or where norms of 1 would change the SAE or what is frozen."""
     if any(parameter.is_inference() for parameter in sae.parameters()):
@@ -249,12 +263,18 @@ def save(state: State, folder: Path, kind: dict[str, Any], team: Team | None) ->
 
 
 def give_back(sae: SAE, state: State, team: Team | None) -> None:
-    """Put what was trained into the caller's SAE, in the units of the data."""
+    """Put what was trained into the caller's SAE, in the units of the data.
+
+    An encoder that codes do not use becomes that of one step by the dictionary: W_enc = W_dec^T and b_enc = 0.
+    """
     if team is not None and team.shards > 1:
         with torch.no_grad():
             for name, parameter in state.sae.named_parameters():
                 getattr(sae, name).copy_(team.whole(parameter, DIMENSION[name]) if name in DIMENSION else parameter)
     sae.rescale(state.spread)
+    if not sae.encoding.encodes:
+        sae.set_weight("W_enc", sae.W_dec.T)
+        sae.set_weight("b_enc", torch.zeros_like(sae.b_enc))
     for name, a in sae.state_dict().items():  # the loss of the last step is of the weights before it
         if name != "batch_threshold" and not is_sound(name, a):
             msg = f"{name} is no longer finite after step {state.step}: lr is too high, or rows or the checkpoint have"

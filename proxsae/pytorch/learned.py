@@ -1,0 +1,141 @@
+"""Learned layers in torch: the weights that a `LearnedRule` begins with, and the walk through its layers.
+
+Each layer is a step  z+ = prox_{mu R}(z - mu D^T (D z - c))  with parts of it replaced: `proxsae.learned` lists them.
+`tilt` is b_enc where it belongs to every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proxsae.certificates import lipschitz
+from proxsae.conventions import Error
+from proxsae.learned import ALISTA, LISTA, LISTACP, Accumulated, LearnedRule, TiLISTA
+from proxsae.penalties.base import with_lam
+from proxsae.pytorch.codes import accumulator
+from proxsae.pytorch.iteration import Point
+from proxsae.pytorch.prox import has_kernel, in_kernel, prox
+from proxsae.steps import step_dtype
+
+WEIGHTS = ("log_step", "log_lam_factor", "W_step", "S_step")
+
+
+def shapes_of(rule: LearnedRule, layers: int, D: Tensor, R: Any, encoder: bool = True) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights of so many layers, by name."""
+    return rule.shapes(layers, len(D), D.shape[1], hasattr(R, "lam"), encoder)
+
+
+@torch.no_grad()
+def start(rule: LearnedRule, layers: int, D: Tensor, R: Any, encoder: bool = True) -> dict[str, Tensor]:
+    """The weights that a rule begins with, on the dictionary D (P, d); without numbers where D has none ("meta").
+
+    Statement: prop-lista-starts-as-ista.  Raises `Error` for 1/L out of the range of the dtype of D.
+    """
+    shapes = shapes_of(rule, layers, D, R, encoder)
+    if D.is_meta:
+        return {name: D.new_empty(shape) for name, shape in shapes.items()}
+    wide = D.detach().double()
+    mu, W, S = 1.0, wide, wide
+    if not isinstance(rule, (Accumulated, ALISTA)) and getattr(rule, "start", "ista") == "ista":
+        L = lipschitz(D)
+        if step_dtype(L, D) not in (torch.float32, D.dtype):
+            msg = f"{rule!r} starts at 1/L={1 / L:.3g}, out of the range of {D.dtype}: scale the rows of W_dec"
+            msg += " to norm 1, or call sae.double() first (def-lipschitz)"
+            raise Error(msg)
+        mu = 1 / L
+    if isinstance(rule, LISTA):
+        gram = torch.eye(len(D), dtype=wide.dtype, device=D.device) - mu * (wide @ wide.T)
+        S = gram if rule.start == "ista" else torch.zeros_like(gram)
+        W = wide if rule.shared else mu * wide
+    elif isinstance(rule, LISTACP):
+        W = mu * wide
+    elif isinstance(rule, ALISTA):
+        W = analytic_weights(D)
+        mu = 1 / float(torch.linalg.matrix_norm(wide @ W.T, 2))
+    elif isinstance(rule, Accumulated):
+        mu = rule.eta
+    values = {"log_step": wide.new_tensor(math.log(mu)), "log_lam_factor": wide.new_zeros(()), "W_step": W, "S_step": S}
+    return {name: values[name].to(D.dtype).expand(shape).clone() for name, shape in shapes.items()}
+
+
+def analytic_weights(D: Tensor) -> Tensor:
+    """The W of least generalised coherence, in float64 (`minimal_coherence`)."""
+    from proxsae.certificates import minimal_coherence
+
+    W = minimal_coherence(D.detach().double().cpu().numpy())[0]
+    return torch.from_numpy(np.array(W)).to(D.device)
+
+
+def walk(
+    rule: LearnedRule,
+    weights: Mapping[str, Tensor],
+    layers: int,
+    point: Point,
+    R: Any,
+    W_enc: Tensor | None = None,
+    u: Tensor | None = None,
+    tilt: Tensor | None = None,
+) -> Iterator[Point]:
+    """Yield the point and one more for each layer.
+
+    W_enc (d, P) and pre-activations u (B, P) are those of an SAE, which has made the code of `point` from u; without an
+    SAE the code there is 0.
+    """
+    yield point
+    cost, c = rule.cost(*point.D.shape), point.c
+    h = u
+    W = weights.get("W_step")
+    S = weights.get("S_step")
+    if isinstance(rule, LISTA) and rule.shared and u is None:
+        u = c @ W[0].T  # type: ignore[index]
+    for t in range(layers):
+        mu = _exp(weights["log_step"][t]) if "log_step" in weights else torch.ones((), device=c.device)
+        Rt = _with_factor(R, weights["log_lam_factor"][t]) if "log_lam_factor" in weights else R
+        Wt = None if W is None else W[t if len(W) > 1 else 0]
+        if isinstance(rule, LISTA):
+            St = S[t if len(S) > 1 else 0]  # type: ignore[index, arg-type]
+            v = point.z @ St.T + (_scaled(mu, u) if rule.shared else c @ Wt.T)  # type: ignore[arg-type, union-attr]
+        elif isinstance(rule, LISTACP):
+            v = point.z - point.residual() @ Wt.T  # type: ignore[union-attr]
+        elif isinstance(rule, TiLISTA):
+            v = point.z - _scaled(mu, point.residual() @ Wt.T)  # type: ignore[union-attr]
+        elif isinstance(rule, Accumulated):
+            h = v = h - _scaled(mu, point.residual() @ W_enc)  # type: ignore[operator]
+            mu = torch.ones_like(mu)
+        else:
+            g = point.residual() @ point.D.T
+            v = point.z - _scaled(mu, g if tilt is None else g - tilt)
+        z = _selected(Rt, v, mu, min((t + 1) * getattr(rule, "select", 0.0), getattr(rule, "most", 1.0)))
+        felt = in_kernel(Rt, v, mu) if has_kernel(Rt) else None
+        point = Point(z, c, point.D, point.spent + cost, tilt=tilt, felt=felt)
+        yield point
+
+
+def _exp(log: Tensor) -> Tensor:
+    return log.to(accumulator(log.dtype)).exp()
+
+
+def _scaled(mu: Tensor, a: Tensor) -> Tensor:
+    return (mu * a.to(mu.dtype)).to(a.dtype)
+
+
+def _with_factor(R: Any, log_factor: Tensor) -> Any:
+    """R with lam times a factor; of an infinite lam nothing hangs on it."""
+    lam = R.lam if isinstance(R.lam, Tensor) else torch.as_tensor(np.array(R.lam))
+    lam, factor = lam.to(log_factor.device), log_factor.double().exp()
+    return with_lam(R, torch.where(lam.isinf(), lam, lam * torch.where(lam.isinf(), factor.detach(), factor)))
+
+
+def _selected(R: Any, v: Tensor, mu: Tensor, share: float) -> Tensor:
+    """prox_{mu R}(v), where a share of each row, the largest entries, is not shrunk if it passes the threshold."""
+    z, size = prox(R, v, mu), int(share * v.shape[-1])
+    if not size:
+        return z
+    largest = torch.zeros_like(v, dtype=torch.bool).scatter(-1, v.detach().abs().topk(size).indices, True)
+    return torch.where(largest & (z != 0), v, z)
