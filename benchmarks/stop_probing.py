@@ -134,6 +134,7 @@ def saes(p: Problem, seed: int, epochs: int) -> Iterator[tuple[str, dict[str, fl
         "TopK": lambda: px.topk_sae(m, n, K),
         "ReLU": lambda: px.relu_sae(m, n, theta),
         "JumpReLU": lambda: px.jumprelu_sae(m, n, theta, theta / 2),
+        "MP": lambda: px.SAE(m, n, px.KSparse(K, nonneg=True), K, px.MatchingPursuit()),
     }
     plans = [(name, make, epochs, None) for name, make in kinds.items()]
     plans.append(("slow TopK", kinds["TopK"], 5 * epochs, 5e-4))
@@ -146,7 +147,7 @@ def saes(p: Problem, seed: int, epochs: int) -> Iterator[tuple[str, dict[str, fl
         atoms = {"atoms": recovery(sae.W_dec, torch.tensor(p.D))}
         yield f"{name} SAE", judged(lambda x: sae.encode(single(x)), p) | atoms  # noqa: B023
         yield f"FISTA on {name}'s D", judged(lambda x: fista(single(x), sae.W_dec, sae.b_dec), p)  # noqa: B023
-        if l0 is None:
+        if sae.steps == 1 and l0 is None:
             deep = sae.unrolled(16, px.ExactStep())
             yield f"16 exact steps of {name}", judged(lambda x: deep.encode(single(x)), p)  # noqa: B023
 
