@@ -29,7 +29,7 @@ from proxsae.studies.statistics import over_seeds
 
 FEATURES, WIDTH, DENSITY = 1024, 192, 8
 LATENTS, K = 256, 6
-ROWS, HELD, BATCH = 500_000, 20_000, 1024  # distinct rows to train on; rows to measure on
+ROWS, HELD, BATCH = 240_000, 20_000, 256  # distinct rows to train on; rows to measure on
 DEPTHS = (1, 2, 4, 16)
 MEASURES = ("F1", "MCC", "uniqueness", "EV", "shrinkage", "L0", "dead")
 PAPER = {  # F1, MCC, uniqueness, EV at full size, L0 = 25
@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", help="the folder of the journal")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=2_000_000, help="rows that an SAE is trained on")
+    parser.add_argument("--samples", type=int, default=500_000, help="rows that an SAE is trained on")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     given = parser.parse_args()
     torch.set_num_threads(1)
