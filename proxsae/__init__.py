@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from proxsae.certificates import coherence, duality_gap, fixed_point_residual, lambda_max, lipschitz
 from proxsae.conventions import Error, did_you_mean
 from proxsae.learned import ALISTA, LISTA, LISTACP, OMP, Accumulated, LearnedSteps, MatchingPursuit, TiLISTA
+from proxsae.minimal_coherence import minimal_coherence
 from proxsae.penalties import L0, L1, MCP, SCAD, BatchKSparse, ElasticNet, GroupL2, KSparse, Penalty, SortedL1
 from proxsae.penalties.published import PUBLISHED
 from proxsae.reference.iteration import ista, solve
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from proxsae.pytorch.unrolled import Unrolled
     from proxsae.sae import SAE, abstopk_sae, jumprelu_sae, load, relu_sae, topk_sae
     from proxsae.sae.evaluation import evaluate
-    from proxsae.training import train
+    from proxsae.training import learn_dictionary, train
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ _LAZY = {
     "SparseCodes": "proxsae.pytorch.codes",
     "Unrolled": "proxsae.pytorch.unrolled",
     "evaluate": "proxsae.sae.evaluation",
+    "learn_dictionary": "proxsae.training",
     "train": "proxsae.training",
 }
 
@@ -44,9 +46,10 @@ __all__ = [  # noqa: RUF022  (grouped by what they are)
     # steps of an encoder that no theorem computes: learned, and greedy
     "LearnedSteps", "LISTA", "LISTACP", "TiLISTA", "ALISTA", "Accumulated", "MatchingPursuit", "OMP", "Unrolled",
     # certificates
-    "duality_gap", "fixed_point_residual", "lambda_max", "lipschitz", "coherence",
+    "duality_gap", "fixed_point_residual", "lambda_max", "lipschitz", "coherence", "minimal_coherence",
     # sparse autoencoders
     "SAE", "relu_sae", "jumprelu_sae", "topk_sae", "abstopk_sae", "SparseCodes", "load", "train", "evaluate",
+    "learn_dictionary",
     # the rest
     "data", "models", "studies", "testing", "Error",
 ]  # fmt: skip

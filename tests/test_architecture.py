@@ -16,9 +16,9 @@ PACKAGE = Path(px.__file__).parent
 
 # A room may import the rooms above it in this list, and nothing below.
 ROOMS = [
-    "conventions", "disk", "hub", "theory", "penalties", "steps", "learned", "certificates", "reference", "pytorch",
-    "metrics", "testing", "formats", "data", "sae", "training", "sklearn", "models", "report", "studies", "statements",
-    "cli", "__main__",
+    "conventions", "disk", "hub", "theory", "penalties", "steps", "learned", "certificates", "minimal_coherence",
+    "reference", "pytorch", "metrics", "testing", "formats", "data", "sae", "training", "sklearn", "models", "report",
+    "studies", "statements", "cli", "__main__",
 ]  # fmt: skip
 NUMPY_FLOOR = {
     "conventions",

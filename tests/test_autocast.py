@@ -220,6 +220,13 @@ def test_step_sizes_and_weights_that_are_learned_get_their_gradients(device):
     check_road(lambda: [px.ista(x, D, px.L1(lam), 3, mu).codes], [mu, lam], device)
 
 
+@pytest.mark.parametrize("rule", [px.LISTA(), px.LISTACP(), px.ALISTA(), px.LearnedSteps(), px.OMP()], ids=repr)
+def test_a_network_on_a_known_dictionary_is_the_same(rule, device):
+    x, D, _ = problem(device=device)
+    net = px.Unrolled(D, px.KSparse(4), 3, rule)
+    check_road(lambda: [net(x)], [a for a in net.parameters() if a.requires_grad], device)
+
+
 @pytest.mark.parametrize("R", PENALTIES, ids=repr)
 def test_training_and_measuring_under_autocast_are_the_same(R, device):
     x = px.data.planted(n=64, d_in=d, d_sae=P, k=3).x
@@ -231,6 +238,8 @@ def test_training_and_measuring_under_autocast_are_the_same(R, device):
             sae.W_enc.copy_(problem()[1].T)
         means = px.train(sae, x, steps=3, batch_size=32)
         measures = px.evaluate(sae, torch.tensor(x, device=device, dtype=torch.float32))
+        if isinstance(R, px.KSparse):
+            px.learn_dictionary(sae.unrolled(3, px.OMP()), x, rounds=2)
         return [torch.tensor([*means.values(), *measures.values()]), *(a.detach() for a in sae.state_dict().values())]
 
     check_road(run, [], device)
@@ -239,6 +248,7 @@ def test_training_and_measuring_under_autocast_are_the_same(R, device):
 def test_constants_and_certified_codes_under_autocast_are_the_same(device):
     x, D, _ = problem(device=device)
     check_road(lambda: [torch.tensor([px.lipschitz(D), px.coherence(D)])], [], device)
+    check_road(lambda: px.minimal_coherence(D), [], device)
     check_road(lambda: certified_top_k(x, D, torch.zeros(P, device=device), 4)[:2], [], device)
     sae = make(px.KSparse(4), {}, device=device)
 
@@ -250,7 +260,7 @@ def test_constants_and_certified_codes_under_autocast_are_the_same(device):
 
 
 TESTED = {"ista", "solve", "duality_gap", "fixed_point_residual", "lambda_max", "lipschitz", "coherence"}
-TESTED |= {"SAE", "Unrolled", "train", "evaluate"}
+TESTED |= {"SAE", "Unrolled", "train", "evaluate", "learn_dictionary", "minimal_coherence"}
 MAKERS = {"relu_sae", "jumprelu_sae", "topk_sae", "abstopk_sae", "load"}  # of SAEs
 
 

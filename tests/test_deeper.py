@@ -237,3 +237,42 @@ def test_loading_draws_no_random_numbers(tmp_path):
     torch.manual_seed(3)
     px.load(tmp_path / "sae")
     assert_same(torch.rand(2), want)
+
+
+@pytest.mark.parametrize("R", [px.KSparse(3), px.KSparse(3, True)], ids=repr)
+@pytest.mark.parametrize(
+    ("steps", "rule"), [(1, None), (3, None), (3, px.FixedStep(0.05)), (4, px.LearnedSteps())], ids=str
+)
+def test_a_selection_becomes_a_threshold_in_each_step(R, steps, rule, tmp_path):
+    """Each is the mean of the smallest magnitude that the selection keeps, so that codes are about as dense."""
+    sae, x = make(R).unrolled(steps, rule), rows(400)
+    sizes = [0.05] * (steps - 1) if isinstance(rule, px.FixedStep) else [1 / px.lipschitz(sae.W_dec)] * (steps - 1)
+    if isinstance(rule, px.LearnedSteps):
+        with torch.no_grad():
+            sae.log_step.add_(torch.linspace(-0.3, 0.2, steps - 1))
+        sizes = sae.log_step.exp().tolist()
+    one = sae.thresholded(x)
+    wanted = [float(torch.where(p.z != 0, p.z.abs(), torch.inf).detach().amin(dim=1).mean()) for p in sae.walk(x)]
+    assert one.threshold.tolist() == pytest.approx([wanted[0]] * one.d_sae)
+    for t, mu in enumerate(sizes):
+        assert float(one.log_step[t].detach().exp()) == pytest.approx(mu)
+        lam = wanted[0] ** 2 / 2 * float(one.log_lam_factor[t].detach().exp())
+        assert np.sqrt(2 * mu * lam) == pytest.approx(wanted[t + 1])
+    codes = one.encode(x).detach()
+    assert 0.6 * 3 < float((codes != 0).sum(dim=1).double().mean()) < 1.6 * 3
+    one.save(tmp_path / "sae")
+    assert_same(px.load(tmp_path / "sae").encode(x).detach(), codes)
+    px.train(px.load(tmp_path / "sae"), x, steps=2, batch_size=100, progress=False)
+
+
+def test_a_selection_without_a_threshold_is_one_sentence():
+    x = rows()
+    for sae, message in (
+        (make(px.L1(0.1)), "rows are for KSparse with steps of given sizes"),
+        (make(px.KSparse(3)).unrolled(3, px.ExactStep()), "has no threshold a step"),
+        (make(px.KSparse(0)), "k=0 keeps no entry on these rows"),
+    ):
+        with pytest.raises(px.Error, match=message):
+            sae.thresholded(x)
+    with pytest.raises(px.Error, match="KSparse needs rows"):
+        make(px.KSparse(3)).thresholded()

@@ -17,6 +17,7 @@ from torch import Tensor
 from proxsae.certificates import lipschitz
 from proxsae.conventions import Error
 from proxsae.learned import ALISTA, LISTA, LISTACP, Accumulated, LearnedRule, TiLISTA
+from proxsae.minimal_coherence import minimal_coherence
 from proxsae.penalties.base import with_lam
 from proxsae.pytorch.codes import accumulator
 from proxsae.pytorch.iteration import Point
@@ -56,20 +57,12 @@ def start(rule: LearnedRule, layers: int, D: Tensor, R: Any, encoder: bool = Tru
     elif isinstance(rule, LISTACP):
         W = mu * wide
     elif isinstance(rule, ALISTA):
-        W = analytic_weights(D)
+        W = torch.as_tensor(minimal_coherence(wide)[0])
         mu = 1 / float(torch.linalg.matrix_norm(wide @ W.T, 2))
     elif isinstance(rule, Accumulated):
         mu = rule.eta
     values = {"log_step": wide.new_tensor(math.log(mu)), "log_lam_factor": wide.new_zeros(()), "W_step": W, "S_step": S}
     return {name: values[name].to(D.dtype).expand(shape).clone() for name, shape in shapes.items()}
-
-
-def analytic_weights(D: Tensor) -> Tensor:
-    """The W of least generalised coherence, in float64 (`minimal_coherence`)."""
-    from proxsae.certificates import minimal_coherence
-
-    W = minimal_coherence(D.detach().double().cpu().numpy())[0]
-    return torch.from_numpy(np.array(W)).to(D.device)
 
 
 def walk(

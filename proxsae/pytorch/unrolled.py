@@ -62,6 +62,17 @@ class Unrolled(nn.Module):
             self.rule = as_rule(step, self.D)
             check_rule(self.rule, None, "last", penalty, squared_norm(self.D)[0], self.steps)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the dictionary."""
+        return self.D.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the dictionary."""
+        return self.D.device
+
+    @outside_autocast
     def walk(self, x: Tensor) -> Iterator[Point]:
         """Yield the points z_1 ... z_T of x, rows flattened: codes, residuals, and products spent so far."""
         c, D, _, _ = check_problem(x, self.D, R=self.penalty)

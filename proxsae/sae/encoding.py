@@ -103,7 +103,7 @@ class Encoding:
             msg = f"steps=inf with step={self.rule!r} need not end: leave step out to solve for {type(R).__name__}"
             raise Error(msg)
         if not (R.affine and R.rowwise):
-            msg = f"steps=inf solves row by row and has gradients for L1, L0 and KSparse, not {R!r} (thm-implicit-gradient)"
+            msg = f"steps=inf has gradients for L1, L0 and KSparse, row by row, not for {R!r} (thm-implicit-gradient)"
             raise Error(msg)
 
 

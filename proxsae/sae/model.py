@@ -31,7 +31,7 @@ from proxsae.pytorch.codes import SparseCodes, sparse_decode, sparsify
 from proxsae.pytorch.cost_model import Plan, kind_of, plan
 from proxsae.pytorch.iteration import Point
 from proxsae.pytorch.prox import has_kernel, in_kernel, prox
-from proxsae.sae import encoders
+from proxsae.sae import encoders, thresholds
 from proxsae.sae.encoding import Stream
 from proxsae.sae.files import describe
 from proxsae.sae.normalize import Normalized, normalize
@@ -245,6 +245,19 @@ class SAE(Parameters):
         twin = self.twin()
         twin.stream = Stream(planned)
         return twin
+
+    def thresholded(self, rows: Any = None) -> SAE:
+        """The same weights with L0 in place of a selection, so that an entry is kept whatever the others are.
+
+        rows: for `KSparse`, rows (n, d_in): the threshold of each step is the mean of the smallest magnitude that the
+        selection keeps there, so that codes have about k non-zeros.  Steps after the first, of one size each, become
+        `LearnedSteps` with a factor of lam each; training may go on with them.
+        Without rows, for one trained step of `BatchKSparse`, at the threshold that its training found: so single rows
+        can be encoded, whatever batch they come in.
+
+        Raises `Error` where no threshold is known, and for steps that look at several step sizes.
+        """
+        return thresholds.of_batches(self) if rows is None else thresholds.of_rows(self, rows)
 
     @property
     def on_supports(self) -> bool:

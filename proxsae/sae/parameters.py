@@ -248,22 +248,6 @@ class Parameters(nn.Module):
         self._whole("unrolled")
         return self.twin(encoding=Encoding(steps, step, analysis, b_enc))
 
-    def thresholded(self) -> Self:
-        """For a trained `BatchKSparse` SAE, the same weights with L0 at the threshold that its training found.
-
-        So single rows can be encoded, whatever batch they come in.  Raises `Error` where no threshold is known.
-        """
-        R = self.common.penalty
-        if self.steps > 1:
-            msg = f"steps={self.steps} have no common threshold, since that of L0 goes with mu: unrolled(1) has one"
-            raise Error(msg)
-        if not isinstance(R, BatchKSparse) or not bool(self.batch_threshold >= 0):
-            msg = f"{type(R).__name__} has no threshold: only training with BatchKSparse leaves one"
-            raise Error(msg)
-        lam = float(self.batch_threshold.double().square() / 2)
-        theta = self.batch_threshold.detach().expand(self.d_sae).clone()
-        return self.twin(penalty=L0(lam, nonneg=R.nonneg), weights={"threshold": theta})
-
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
         """As every module does it; with assign=True the parameters take the tensors, and stay those of all twins."""
         before = dict(self._parameters)

@@ -19,7 +19,7 @@ from proxsae.conventions import Error, check_count, check_counts, check_number, 
 from proxsae.data import Rows, Shuffle, open_rows
 from proxsae.data.rows import KEPT
 from proxsae.data.survey import PIECE, summed_up
-from proxsae.penalties import L0, BatchKSparse, KSparse
+from proxsae.penalties import BatchKSparse, KSparse
 from proxsae.sae import SAE
 from proxsae.sae.files import describe
 from proxsae.sae.shards import check_split
@@ -64,12 +64,6 @@ class Recipe:
             if w >= sae.d_sae:
                 msg = f"widths={self.widths} must lie below d_sae={sae.d_sae}, which is always a level"
                 raise Error(msg)
-        if sae.encoding.endless and isinstance(R, L0):
-            msg = (
-                "steps=inf has no gradient in the threshold of an L0, which training learns: train with some number of"
-            )
-            msg += " steps, and take unrolled(math.inf) of the result"
-            raise Error(msg)
         if self.ks and not isinstance(R, KSparse):
             msg = f"ks={self.ks} are prefixes of k-sparse codes, and {type(R).__name__} has none (lem-nested)"
             raise Error(msg)
@@ -133,6 +127,10 @@ class Source:
         else:
             x = torch.from_numpy(self._rows[positions]).to(sae.device, sae.dtype)
         return sae.normalized(x).rows
+
+    def everything(self) -> Tensor:
+        """All rows, in memory."""
+        return self.at(np.arange(len(self._rows)))
 
     def batch(self, step: int) -> Tensor:
         """The rows of the batch of a step that this rank sees."""

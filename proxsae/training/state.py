@@ -120,6 +120,10 @@ def check_trainable(sae: SAE, unit_encoder: bool) -> None:
     if not any(parameter.requires_grad for name, parameter in sae.named_parameters() if name != "batch_threshold"):
         msg = "every weight is frozen, so that nothing would be trained: sae.requires_grad_(True) trains all of them"
         raise Error(msg)
+    if sae.encoding.endless and isinstance(sae.common.penalty, L0):
+        msg = "steps=inf has no gradient in the threshold of an L0, which training learns: train with fewer steps,"
+        msg += " and take unrolled(math.inf) of the result"
+        raise Error(msg)
     if unit_encoder and not sae.trained("W_enc"):
         msg = "unit_encoder=True scales W_enc, which is frozen: leave it out, or sae.W_enc.requires_grad_(True)"
         raise Error(msg)
