@@ -125,6 +125,21 @@ def learned(p: Problem, seed: int, epochs: int) -> Iterator[tuple[str, dict[str,
     yield "DL-FISTA", judged(lambda x: fista(x, D), p) | {"atoms": recovery(torch.tensor(D), torch.tensor(p.D))}
 
 
+def library(p: Problem, seed: int, epochs: int) -> Iterator[tuple[str, dict[str, float]]]:
+    """The same by `px.learn_dictionary`, with codes that are solved for."""
+    n, m = p.D.shape
+    x = single(p.train @ p.D)
+    torch.manual_seed(seed)
+    sae = px.SAE(m, n, LASSO, steps=math.inf)
+    sae.b_dec.requires_grad_(False)  # DL-FISTA has no bias
+    sae.set_weight("W_dec", torch.nn.functional.normalize(x[torch.randperm(ROWS)[:n]], dim=1))
+    px.learn_dictionary(sae, x, ROUNDS, progress=False)
+    yield (
+        "px.learn_dictionary",
+        judged(lambda x: sae.encode(single(x)), p) | {"atoms": recovery(sae.W_dec, torch.tensor(p.D))},
+    )
+
+
 def saes(p: Problem, seed: int, epochs: int) -> Iterator[tuple[str, dict[str, float]]]:
     """SAEs of n latents with K non-zeros a row, and better inference on the dictionaries that they learned."""
     n, m = p.D.shape
@@ -158,7 +173,7 @@ def single(x: Floats) -> torch.Tensor:
     return torch.tensor(x, dtype=torch.float32)
 
 
-PARTS = {"oracle": oracle, "learned": learned, "saes": saes}
+PARTS = {"oracle": oracle, "learned": learned, "library": library, "saes": saes}
 
 
 def main() -> None:
