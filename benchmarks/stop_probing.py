@@ -62,9 +62,9 @@ def problem(n: int, seed: int) -> Problem:
         z = np.zeros((rows, n))
         for row in z:
             if shifted:
-                at = [0, *rng.choice(np.arange(first, n), K - 1, replace=False)]
+                at = np.insert(rng.choice(np.arange(first, n), K - 1, replace=False), 0, 0)
             elif rng.random() < 0.5:
-                at = [0, *rng.choice(np.arange(1, first), K - 1, replace=False)]
+                at = np.insert(rng.choice(np.arange(1, first), K - 1, replace=False), 0, 0)
             else:
                 at = rng.choice(np.arange(1, n), K, replace=False)
             row[at] = rng.uniform(0, 1, K)
@@ -151,6 +151,7 @@ def saes(p: Problem, seed: int, epochs: int) -> Iterator[tuple[str, dict[str, fl
         "JumpReLU": lambda: px.jumprelu_sae(m, n, theta, theta / 2),
         "MP": lambda: px.SAE(m, n, px.KSparse(K, nonneg=True), K, px.MatchingPursuit()),
     }
+    plans: list[tuple[str, Callable[[], px.SAE], int, float | None]]
     plans = [(name, make, epochs, None) for name, make in kinds.items()]
     if any(at == n and "TopK" in name for at, name in PAPER):
         plans.append(("slow TopK", kinds["TopK"], 5 * epochs, 5e-4))  # their rate, and at 100 epochs their 500
@@ -216,8 +217,8 @@ def show(n: int, found: list[dict[str, dict[str, float]]]) -> None:
     if curves:
         print(f"\n| n = {n}, true D | {' | '.join(f'T = {T}' for T in DEPTHS)} |\n|---|{'---|' * len(DEPTHS)}")
     for curve in curves:
-        some = [rows[f"{curve}, T={T}"] for T in DEPTHS]
-        means = [[np.mean([row[key] for row in at]) for key in ("id", "ood")] for at in some]
+        at_depths = [rows[f"{curve}, T={T}"] for T in DEPTHS]
+        means = [[float(np.mean([row[key] for row in at])) for key in ("id", "ood")] for at in at_depths]
         print(f"| {curve} | {' | '.join(f'{a:.3f} / {b:.3f}' for a, b in means)} |")
 
 

@@ -86,7 +86,9 @@ KINDS: dict[str, Callable[[float], px.SAE]] = {  # by the deviation of the rows,
     "JumpReLU": lambda theta: px.jumprelu_sae(WIDTH, LATENTS, theta, theta / 2),
     "ReLU": lambda theta: px.relu_sae(WIDTH, LATENTS, theta),
     "MP": lambda theta: px.SAE(WIDTH, LATENTS, px.KSparse(K, nonneg=True), K, px.MatchingPursuit()),
-    **{f"TopK trained at T={T}": lambda theta, T=T: topk(T) for T in DEPTHS[1:]},
+    "TopK trained at T=2": lambda theta: topk(2),
+    "TopK trained at T=4": lambda theta: topk(4),
+    "TopK trained at T=16": lambda theta: topk(16),
 }
 
 

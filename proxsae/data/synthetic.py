@@ -68,7 +68,7 @@ class Synthetic:
         Of N exclusive siblings that were drawn beside a child it survives with probability 1 / (1 + N), whose mean
         is the integral over t in (0, 1) of the product of 1 - q + q t over the other siblings' probabilities q.
         """
-        fires = self.asked * ndtr(self.means / self.deviations)  # a magnitude <= 0 is none
+        fires: Floats = self.asked * ndtr(self.means / self.deviations)  # a magnitude <= 0 is none
         nodes, weights = np.polynomial.legendre.leggauss(BRANCHES)
         t = (nodes[:, None, None] + 1) / 2
         for parents, children in itertools.pairwise(self.levels):
@@ -98,10 +98,11 @@ class Synthetic:
 
 def zipf(d_sae: int) -> Floats:
     """Firing probabilities (d_sae,): a power law of the index, stretched so that it begins and ends as given above."""
-    law = np.arange(1, d_sae + 1) ** -EXPONENT
+    law: Floats = np.arange(1.0, d_sae + 1) ** -EXPONENT
     if d_sae == 1:
-        return COMMONEST * law
-    return RAREST + (COMMONEST - RAREST) * (law - law[-1]) / (law[0] - law[-1])
+        return np.array([COMMONEST])
+    falling: Floats = (law - law[-1]) / (law[0] - law[-1])
+    return RAREST + (COMMONEST - RAREST) * falling
 
 
 def _levels(d_sae: int) -> list[slice]:
