@@ -210,9 +210,9 @@ def show(n: int, found: list[dict[str, dict[str, float]]]) -> None:
     print(f"\n| n = {n} | MCC | paper | MCC, shifted | paper | atoms found |\n|---|---|---|---|---|---|")
     for name, some in rows.items():
         if ", T=" not in name:
-            paper = PAPER.get((n, name), ("", ""))
+            paper = [f"{a:.3f}" for a in PAPER.get((n, name), ())] or ["", ""]
             cells = [interval(some, "id"), paper[0], interval(some, "ood"), paper[1], interval(some, "atoms")]
-            print(f"| {name} | {' | '.join(map(str, cells))} |")
+            print(f"| {name} | {' | '.join(cells)} |")
     curves = list(dict.fromkeys(name.rpartition(", T=")[0] for name in rows if ", T=" in name))
     if curves:
         print(f"\n| n = {n}, true D | {' | '.join(f'T = {T}' for T in DEPTHS)} |\n|---|{'---|' * len(DEPTHS)}")
@@ -226,8 +226,8 @@ def interval(rows: list[dict[str, float]], key: str) -> str:
     """A mean with its 95 % interval over seeds."""
     if key not in rows[0]:
         return ""
-    found = over_seeds(row[key] for row in rows)
-    return f"{found.mean:.3f}" + (f" [{found.low:.3f}, {found.high:.3f}]" if found.n > 1 else "")
+    found = over_seeds((row[key] for row in rows), share=True)
+    return f"{found.mean:.3f}" + (f" ({found.low:.3f} to {found.high:.3f})" if found.n > 1 else "")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ LATENTS, K = 256, 6
 ROWS, HELD, BATCH = 240_000, 20_000, 256  # distinct rows to train on; rows to measure on
 DEPTHS = (1, 2, 4, 16)
 MEASURES = ("F1", "MCC", "uniqueness", "EV", "shrinkage", "L0", "dead")
+SHARES = ("F1", "MCC", "uniqueness", "dead")
 PAPER = {  # F1, MCC, uniqueness, EV at full size, L0 = 25
     "BatchTopK": (0.7316, 0.7574, 0.9837, 0.7923), "JumpReLU": (0.7317, 0.7527, 0.9885, 0.7951),
     "MP": (0.4464, 0.6930, 0.8281, 0.8351), "ReLU": (0.5562, 0.6039, 0.8976, 0.7654),
@@ -140,7 +141,7 @@ def show(found: list[dict[str, dict[str, float]]]) -> None:
         by_name.setdefault(name, []).append(measures)
     print(f"| SAE | {' | '.join(MEASURES)} |\n|---|{'---|' * len(MEASURES)}")
     for name, some in by_name.items():
-        cells = [interval([row[key] for row in some]) for key in MEASURES]
+        cells = [interval([row[key] for row in some], share=key in SHARES) for key in MEASURES]
         print(f"| {name} | {' | '.join(cells)} |")
         if name in PAPER:
             print(f"| full size, published | {' | '.join(f'{a:.3f}' for a in PAPER[name])} | | | |")
@@ -153,10 +154,10 @@ def show(found: list[dict[str, dict[str, float]]]) -> None:
             print(f"| {name} | {' | '.join(map(interval, gains))} |")
 
 
-def interval(values: list[Any]) -> str:
+def interval(values: list[float], share: bool = False) -> str:
     """A mean with its 95 % interval over seeds."""
-    found = over_seeds(values)
-    return f"{found.mean:.3f}" + (f" [{found.low:.3f}, {found.high:.3f}]" if found.n > 1 else "")
+    found = over_seeds(values, share)
+    return f"{found.mean:.3f}" + (f" ({found.low:.3f} to {found.high:.3f})" if found.n > 1 else "")
 
 
 if __name__ == "__main__":
