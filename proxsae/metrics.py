@@ -65,6 +65,16 @@ def cosines(x: Tensor, xhat: Tensor) -> Tensor:
     return torch.cosine_similarity(one, other, dim=-1)
 
 
+def shrinkage(x: Tensor, xhat: Tensor) -> float:
+    """The mean of ||xhat|| / ||x|| over the rows of x and xhat (..., d), but for rows of zeros of x.
+
+    Below 1 where an L1 penalty pulls codes to 0.  Source: SynthSAEBench.
+    """
+    x, xhat = _in_unit_of(*_pair(x=x, xhat=xhat))
+    sizes, kept = x.norm(dim=-1), (x != 0).any(dim=-1)
+    return float((xhat.norm(dim=-1)[kept] / sizes[kept]).mean())
+
+
 def l0(z: Tensor) -> float:
     """The mean number of non-zeros per row of z (..., P)."""
     z = as_tensor("z", z)
@@ -115,27 +125,90 @@ class Match(NamedTuple):
     cosine: Tensor
 
 
-def match(D: Tensor, truth: Tensor, signed: bool = True) -> Match:
-    """Match the atoms of D (P, d) and of `truth` (P', d) one to one, so that the sum of their |cosine| is largest.
-
-    Not `signed`, it is the sum of the cosines.  min(P, P') pairs, in the order of D; cosines keep their signs.
-    """
+def _atom_cosines(D: Tensor, truth: Tensor) -> Tensor:
+    """The cosines (P, P') between the atoms of D (P, d) and of `truth` (P', d), in float64."""
     D, truth = as_tensor("D", D), as_tensor("truth", truth)
     for name, W in (("D", D), ("truth", truth)):
         if W.ndim != 2 or W.shape[1] != D.shape[-1]:
             msg = f"{name} has shape {tuple(W.shape)}, but D and truth need (P, d) and (P', d), of one width"
             raise Error(msg)
         check_finite(name, W)
-    unit = [unit_rows(W) for W in (D, truth)]
-    cosines = unit[0] @ unit[1].T
+    return unit_rows(D) @ unit_rows(truth).T
+
+
+def match(D: Tensor, truth: Tensor, signed: bool = True) -> Match:
+    """Match the atoms of D (P, d) and of `truth` (P', d) one to one, so that the sum of their |cosine| is largest.
+
+    Not `signed`, it is the sum of the cosines.  min(P, P') pairs, in the order of D; cosines keep their signs.
+    """
+    cosines = _atom_cosines(D, truth)
     found = linear_sum_assignment((cosines.abs() if signed else cosines).cpu().numpy(), maximize=True)
-    own, true = (torch.as_tensor(indices, device=D.device) for indices in found)
+    own, true = (torch.as_tensor(indices, device=cosines.device) for indices in found)
     return Match(own, true, cosines[own, true])
 
 
 def recovery(D: Tensor, truth: Tensor) -> float:
-    """The mean |cosine| between the atoms of D (P, d) and of `truth` (P', d), matched one to one to make it largest."""
+    """The mean |cosine| between the atoms of D (P, d) and of `truth` (P', d), matched one to one to make it largest.
+
+    SynthSAEBench calls it MCC.
+    """
     return float(match(D, truth).cosine.abs().mean())
+
+
+def _nearest(D: Tensor, truth: Tensor) -> Tensor:
+    """The index of the atom of `truth` that is nearest to each atom of D, by |cosine|."""
+    cosines = _atom_cosines(D, truth)
+    if not cosines.numel():
+        msg = f"D has {len(cosines)} atoms and truth {cosines.shape[1]}, but nearest ones need 1 or more of each"
+        raise Error(msg)
+    return cosines.abs().argmax(dim=1)
+
+
+def uniqueness(D: Tensor, truth: Tensor) -> float:
+    """The number of atoms of `truth` (P', d) that are nearest to some atom of D (P, d), by |cosine|, over P.
+
+    1 where no two atoms of D are nearest to the same one.  Source: SynthSAEBench.
+    """
+    nearest = _nearest(D, truth)
+    return len(nearest.unique()) / len(nearest)
+
+
+def latent_f1(z: Tensor, truth: Tensor, D: Tensor, true_D: Tensor) -> float:
+    """The mean over latents of F1 = 2 hits / (firings of the latent + firings of the true latent that it is for).
+
+    That one has the atom of true_D (P', d) that is nearest to the latent's of D (P, d), by |cosine|; a hit is a row of
+    z (..., P) and of truth (..., P') where both fire.  A latent is 0 that fires on no row.  Source: SynthSAEBench.
+    """
+    z, truth = as_tensor("z", z), as_tensor("truth", truth)
+    nearest = _nearest(D, true_D)
+    if z.shape[:-1] != truth.shape[:-1] or (z.shape[-1], truth.shape[-1]) != (len(D), len(true_D)):
+        msg = f"z has shape {tuple(z.shape)} and truth {tuple(truth.shape)}, but both need the same rows, and as many"
+        msg += f" latents as D and true_D have atoms: {len(D)} and {len(true_D)}"
+        raise Error(msg)
+    one, other = (codes.reshape(-1, codes.shape[-1]) != 0 for codes in (z, truth))
+    other = other[:, nearest]
+    hits, firings = (one & other).sum(dim=0), one.sum(dim=0) + other.sum(dim=0)
+    return float((2 * hits / firings.clamp(min=1)).mean())
+
+
+def code_correlation(z: Tensor, truth: Tensor) -> float:
+    """The mean |Pearson correlation| of latents of z (..., P) and of `truth` (..., P') that are matched one to one to
+    make it largest.  Latents of `truth` that are constant over the rows are left out; one of z correlates with none.
+
+    Papers on identifiability call it MCC.  Raises `Error` where rows differ in number, and where no latent varies.
+    """
+    rows = [codes.reshape(-1, codes.shape[-1]).double() for codes in (as_tensor("z", z), as_tensor("truth", truth))]
+    if len(rows[0]) != len(rows[1]):
+        msg = f"z has {len(rows[0])} rows, but truth has {len(rows[1])}: both need the same rows"
+        raise Error(msg)
+    own, true = (codes[:, (codes != codes[:1]).any(dim=0)] for codes in rows)
+    if not true.numel():
+        msg = "truth has no latent that varies over the rows, and a correlation needs one"
+        raise Error(msg)
+    own, true = (unit_rows((codes - codes.mean(dim=0)).T) for codes in (own, true))
+    sizes = (own @ true.T).abs()
+    found = linear_sum_assignment(sizes.cpu().numpy(), maximize=True)
+    return float(sizes[found].sum()) / min(rows[0].shape[1], len(true))
 
 
 def aligned(z: Tensor, matched: Match, d_sae: int) -> Tensor:

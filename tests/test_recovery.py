@@ -106,7 +106,7 @@ def planted_weights(monkeypatch, wrong_sign=False):
     drawn, offset = recovery._drawn, np.linspace(-1, 1, 16)
 
     def with_offset(problem, seed):
-        return tuple(Planted(part.x + offset, part.D, part.z) for part in drawn(problem, seed))
+        return tuple(Planted(part.x + offset, part.D, part.z, part.bias + offset) for part in drawn(problem, seed))
 
     def find_the_truth(sae, x, steps, **settings):
         D = torch.tensor(drawn(FLAT, settings["seed"])[0].D, dtype=torch.float32)
