@@ -1,5 +1,6 @@
 """Learned layers: each begins as the iteration that it replaces parts of, is trained, and comes back from files."""
 
+import contextlib
 import json
 import math
 
@@ -183,16 +184,17 @@ def test_a_run_goes_on_to_the_bit(rule, tmp_path):
     whole, parts = made(), made()
     px.train(whole, data, steps=6, batch_size=50, progress=False)
     folder = tmp_path / "run"
-    with pytest.raises(px.Error, match="disk is full"):
-        stopped(parts, data, folder)
+    with pytest.raises(px.Error, match="disk is full"), stopped_at_its_second_checkpoint():
+        px.train(parts, data, steps=6, batch_size=50, progress=False, checkpoint=folder, every=2)
     again = made()
     px.train(again, data, steps=6, batch_size=50, progress=False, checkpoint=folder, every=2)
     for name, a in whole.state_dict().items():
         assert_same(again.state_dict()[name], a)
 
 
-def stopped(sae, data, folder):
-    """A run that ends at its second checkpoint."""
+@contextlib.contextmanager
+def stopped_at_its_second_checkpoint():
+    """A disk that is full when a run saves for the second time."""
     from proxsae.training import loop
 
     kept, saves = loop.save, []
@@ -206,7 +208,7 @@ def stopped(sae, data, folder):
 
     loop.save = save
     try:
-        px.train(sae, data, steps=6, batch_size=50, progress=False, checkpoint=folder, every=2)
+        yield
     finally:
         loop.save = kept
 

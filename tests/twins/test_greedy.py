@@ -8,6 +8,7 @@ import proxsae as px
 from proxsae.pytorch.greedy import pursue
 from proxsae.reference.pursuit import mp, omp
 from proxsae.testing import assert_close, assert_same
+from tests.test_learned import stopped_at_its_second_checkpoint
 
 SIGNS = pytest.mark.parametrize("nonneg", [False, True])
 RULES = pytest.mark.parametrize("rule", [px.MatchingPursuit(), px.OMP()], ids=repr)
@@ -135,20 +136,8 @@ def test_a_run_by_pursuit_goes_on_to_the_bit(rule, tmp_path):
         return sae.state_dict()
 
     whole = trained(6)
-    kept = px.training.loop.save
-    saves = []
-
-    def once(*arguments):
-        saves.append(1)
-        if len(saves) == 2:
-            msg = "the disk is full"
-            raise px.Error(msg)
-        kept(*arguments)
-
-    px.training.loop.save = once
-    with pytest.raises(px.Error, match="the checkpoint of step 2 stays"):
+    with pytest.raises(px.Error, match="the checkpoint of step 2 stays"), stopped_at_its_second_checkpoint():
         trained(6, tmp_path / "run")
-    px.training.loop.save = kept
     for name, a in trained(6, tmp_path / "run").items():
         assert_same(a, whole[name])
 
