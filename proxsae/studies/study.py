@@ -19,6 +19,7 @@ from proxsae.studies.journal import Journal
 from proxsae.studies.parts.apart import measure as apart
 from proxsae.studies.parts.bounds import measure as bounds
 from proxsae.studies.parts.depth import measure as depth
+from proxsae.studies.parts.encoders import measure as encoders
 from proxsae.studies.parts.model import measure as model
 from proxsae.studies.parts.recovery import measure as recovery
 from proxsae.studies.parts.signs import measure as signs
@@ -30,13 +31,14 @@ PARTS: dict[str, Callable[[Setting], list[Task]]] = {
     "depth": depth.tasks,
     "stability": stability.tasks,
     "apart": apart.tasks,
+    "encoders": encoders.tasks,
     "recovery": recovery.tasks,
     "signs": signs.tasks,
     "bounds": bounds.tasks,
 }
-NEEDS_DEPTH = ("stability", "apart", "bounds", "model")  # they measure the SAEs that it trains
+NEEDS_DEPTH = ("stability", "apart", "encoders", "bounds", "model")  # they measure the SAEs that it trains
 # The part that answers most comes first.
-ANSWERS = ("depth", "model", "apart", "stability", "signs", "recovery", "bounds")
+ANSWERS = ("depth", "model", "apart", "encoders", "stability", "signs", "recovery", "bounds")
 DEPTHS = (1, 4)  # encoder steps in training, of a whole study
 # Seeds, training steps and held-out rows, from the least that gives numbers to more than a night.
 LADDER = [

@@ -1,0 +1,318 @@
+"""Which encoder is best at equal cost, and how much of what many steps gain a shallow encoder can learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from proxsae.report.section import Picture, Section, Table
+from proxsae.report.style import canvas, house, log_axis, look
+from proxsae.studies.parts.depth.measure import penalties
+from proxsae.studies.parts.encoders.names import COMPUTED, DEEP, DISTILLED, ENCODERS, GREEDY, LEARNED, misfit
+from proxsae.studies.statistics import (
+    Interval,
+    by_seed,
+    grouped,
+    holm,
+    mean_of,
+    over_seeds,
+    paired_p,
+    pick,
+    ratio_over_seeds,
+    ratios,
+)
+from proxsae.studies.task import Row
+from proxsae.studies.words import (
+    LOG,
+    NAMES,
+    SAME_DENSITY,
+    bars,
+    counted,
+    number_of_seeds,
+    penalties_of,
+    percent,
+    rows_of,
+    seeds_of,
+    steps,
+    times,
+    title,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BUDGETS = (1, 4, 16, 64)  # products with the dictionary
+SURE = 0.05
+KEYS = ("penalty", "encoder", "steps")
+# A colour a family and a marker an encoder, so that both can be told without colour.
+COLOURS = {COMPUTED: "#0072B2", GREEDY: "#009E73", LEARNED: "#D55E00", DISTILLED: "#CC79A7"}
+MARKERS = "osD^vPX*<>hdp8H"
+
+Place = tuple[str, int | None]  # of an encoder and its number of steps
+
+
+class Best(NamedTuple):
+    """The encoder of the lowest mean error within a budget.
+
+    places  all that can be afforded, by their error, the best first
+    ratio   its error over that of one step, paired by seed
+    equals  those of which its error is not told apart, by Student's paired tests adjusted for all (Holm)
+    """
+
+    places: list[Place]
+    ratio: Interval
+    equals: list[Place]
+
+
+@house()
+def section(rows: Sequence[Row]) -> Section:
+    """The part on encoders, from the rows of `measure`."""
+    return Section(
+        "encoders", "Which encoder at equal cost?",
+        "On one frozen dictionary, at one density: which encoder has the lowest error for what its codes cost, and how "
+        "much of the gain of many steps can an encoder of one or two learn?",
+        findings(rows), [picture(rows), _table(rows), _budgets(rows)], notes(rows),
+    )  # fmt: skip
+
+
+def findings(rows: Sequence[Row]) -> list[str]:
+    """Per penalty: the best encoder within each budget, and the share of the gain that is learned."""
+    told = []
+    for penalty in penalties_of(rows):
+        said = [found for budget in BUDGETS if (found := _best_told(rows, penalty, budget))]
+        if said:
+            told.append(f"{title(penalty)}, lowest error for the cost of a code: {'; '.join(said)}.")
+        told += _share_told(rows, penalty)
+    return told
+
+
+def place_name(place: Place) -> str:
+    """An encoder with its number of steps, where that says something."""
+    name, T = place
+    way = ENCODERS[name]
+    return way.title if len(way.steps) < 2 or T is None else f"{way.title}, {steps(T)}"
+
+
+# Equal cost ----------------------------------------------------------------------------------------------------------
+
+
+def errors(rows: Sequence[Row], penalty: str) -> dict[Place, dict[int, float]]:
+    """The error of each encoder by seed, of those that all seeds have and whose codes are no denser than one step's."""
+    same = pick(rows, penalty=penalty)
+    density = mean_of(same, "l0", encoder="one-step").mean
+    found = {}
+    for name, T in dict.fromkeys((row["encoder"], row["steps"]) for row in same):
+        which = {"encoder": name, "steps": T}
+        if mean_of(same, "l0", **which).mean <= SAME_DENSITY * density:
+            found[name, T] = by_seed(same, "nmse", **which)
+    most = max(map(len, found.values()), default=0)
+    return {place: each for place, each in found.items() if len(each) == most}
+
+
+def best(rows: Sequence[Row], penalty: str, budget: float, families: Sequence[str] = tuple(COLOURS)) -> Best | None:
+    """The best encoder of some families that spends no more than a number of products; None where there is none."""
+    found = errors(rows, penalty)
+    same = pick(rows, penalty=penalty)
+    places = [
+        (name, T) for name, T in found
+        if ENCODERS[name].family in families and mean_of(same, "cost", encoder=name, steps=T).mean <= budget
+    ]  # fmt: skip
+    if not places or ("one-step", 1) not in found:
+        return None
+    places.sort(key=lambda place: ratio_over_seeds(found[place], found["one-step", 1]).mean)
+    first, *others = places
+    p_values = holm([paired_p(ratios(found[other], found[first])) for other in others])
+    equals = [other for other, p in zip(others, p_values, strict=True) if p >= SURE]
+    return Best(places, ratio_over_seeds(found[first], found["one-step", 1]), equals)
+
+
+def _best_told(rows: Sequence[Row], penalty: str, budget: int) -> str:
+    found = best(rows, penalty, budget)
+    if found is None or len(found.places) < 2:
+        return ""
+    said = f"within {counted(budget, 'product')} {place_name(found.places[0])}"
+    if found.places[0] != ("one-step", 1):
+        said += f", {times(found.ratio)} of the error of one step"
+    if number_of_seeds(rows) < 2:
+        return said
+    if len(found.equals) == len(found.places) - 1:
+        return f"{said}, not told apart from any of the {len(found.equals)} others"
+    if found.equals:
+        said += f", not told apart from {' and '.join(f'«{place_name(place)}»' for place in found.equals[:3])}"
+        said += f" and {len(found.equals) - 3} more" if len(found.equals) > 3 else ""
+    return said
+
+
+def _budgets(rows: Sequence[Row]) -> Table:
+    lines = []
+    for penalty in penalties_of(rows):
+        for budget in BUDGETS:
+            found = best(rows, penalty, budget)
+            if found is None:
+                continue
+            equals = "; ".join(map(place_name, found.equals)) or "none"
+            lines.append([NAMES.get(penalty, penalty), str(budget), place_name(found.places[0]), times(found.ratio),
+                          str(len(found.places)), equals if number_of_seeds(rows) > 1 else "one seed"])  # fmt: skip
+    caption = (
+        f"The lowest mean error within a budget of products with the dictionary a code, {rows_of(rows)}, "
+        f"{seeds_of(rows)}. Its error is over that of one step, the geometric mean of each seed's ratio. Not told "
+        "apart: Student's paired test over seeds, adjusted for all that the budget can afford (Holm), leaves 5 % or "
+        "more. The best of many is a little better here than on other seeds, for it was chosen on these."
+    )
+    headings = ["SAE", "products", "best encoder", "its error", "of how many", "not told apart from it"]
+    return Table("encoders-budgets", caption, headings, lines)
+
+
+# The share that is learned -------------------------------------------------------------------------------------------
+
+
+def shares(rows: Sequence[Row], penalty: str, name: str, T: int) -> Interval:
+    """The share of the gain of 16 exact steps over one that an encoder has, over seeds; it may lie outside [0, 1]."""
+    found = errors(rows, penalty)
+    one, deep, mine = (found.get(place, {}) for place in (("one-step", 1), ("exact", DEEP), (name, T)))
+    both = [seed for seed in mine if seed in one and seed in deep and one[seed] > deep[seed]]
+    return over_seeds((one[seed] - mine[seed]) / (one[seed] - deep[seed]) for seed in both)
+
+
+def _share_told(rows: Sequence[Row], penalty: str) -> list[str]:
+    """What one and two steps learn of the gain, beside what they have without: more training, and untrained steps."""
+    said = []
+    for T in ENCODERS["distilled"].steps:
+        mine = shares(rows, penalty, "distilled", int(T))
+        if not mine.n:
+            continue
+        beside = [
+            f"{what} {percent(other)}"
+            for what, name in (("the same trained for the error", "tuned"), ("not trained at all", "exact"))
+            if (other := shares(rows, penalty, name, int(T))).n
+        ]
+        said.append(f"{steps(int(T))}: {percent(mine)}" + (f" ({', '.join(beside)})" if beside else ""))
+    if not said:
+        return []
+    return [f"{title(penalty)}: of what {DEEP} exact steps gain over one, an encoder distilled towards their codes has "
+            f"with {'; with '.join(said)}."]  # fmt: skip
+
+
+# Picture and table ---------------------------------------------------------------------------------------------------
+
+
+def points(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The mean error and cost of each encoder, and whether none is both cheaper and better (`front`)."""
+    error, cost = grouped(rows, KEYS, "nmse"), grouped(rows, KEYS, "cost")
+    found = [
+        dict(zip(KEYS, key, strict=True))
+        | {"cost": cost[key].mean, "nmse": e.mean, "low": e.low, "high": e.high, "seeds": e.n}
+        for key, e in error.items()
+    ]
+    fair = {(penalty, *place) for penalty in penalties_of(rows) for place in errors(rows, penalty)}
+    for point in found:
+        beaten = any(
+            other["penalty"] == point["penalty"]
+            and other["cost"] <= point["cost"]
+            and other["nmse"] < point["nmse"]
+            and tuple(other[key] for key in KEYS) in fair
+            for other in found
+        )
+        point["front"] = int(not beaten and tuple(point[key] for key in KEYS) in fair)
+    return found
+
+
+@house()
+def curve(rows: Sequence[Row]) -> Figure:
+    """Draw error against products, a panel for each SAE, with the front of those that none beats at their cost."""
+    data, names = points(rows), penalties_of(rows)
+    figure, axes = canvas(columns=len(names), width=max(5.0, 3.4 * len(names)), height=4.6)
+    looks = _looks(row["encoder"] for row in rows)
+    for ax, penalty in zip(axes[0], names, strict=True):
+        mine = pick(data, penalty=penalty)
+        for name, style in looks.items():
+            _draw(ax, name, pick(mine, encoder=name), style)
+        front = sorted(pick(mine, front=1), key=lambda point: point["cost"])
+        ax.step([p["cost"] for p in front], [p["nmse"] for p in front], where="post", color="#000000", linewidth=0.8,
+                zorder=1, label="lowest error for its cost")  # fmt: skip
+        for point in front:
+            said = place_name((point["encoder"], point["steps"]))
+            ax.annotate(said, (point["cost"], point["nmse"]), (4, 5), textcoords="offset points", fontsize=7)
+        ax.set_title(title(penalty))
+        log_axis(ax, "x")
+        ax.set_xlabel("encoder products" + LOG)
+        ax.margins(x=0.12, y=0.08)
+    axes[0, 0].set_ylabel("error (nmse)")
+    named = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(named.values()), list(named), ncols=4 if len(names) > 1 else 3, loc="outside lower center")
+    return figure
+
+
+def _looks(names: Any) -> dict[str, dict[str, Any]]:
+    there = set(names)
+    looks = {}
+    for family, colour in COLOURS.items():
+        of = [name for name, way in ENCODERS.items() if way.family == family]
+        looks |= {name: look(colour, MARKERS[i], "-") for i, name in enumerate(of) if name in there}
+    return looks
+
+
+def _draw(ax: Axes, name: str, found: Sequence[dict[str, Any]], style: dict[str, Any]) -> None:
+    if not found:
+        return
+    x, y = [p["cost"] for p in found], [p["nmse"] for p in found]
+    bar = [[max(p["nmse"] - p["low"], 0) if p["seeds"] > 1 else 0 for p in found],
+           [max(p["high"] - p["nmse"], 0) if p["seeds"] > 1 else 0 for p in found]]  # fmt: skip
+    shown = style | {"linewidth": 0.8, "alpha": 0.85, "markerfacecolor": "white", "markeredgewidth": 1.1}
+    ax.errorbar(x, y, yerr=bar, elinewidth=0.8, label=ENCODERS[name].title, **shown)
+
+
+def picture(rows: Sequence[Row]) -> Picture:
+    """The picture with its caption and its numbers."""
+    caption = (
+        "Error against the products with the dictionary that a code costs, all encoders on the dictionary of one SAE "
+        f"a seed; {rows_of(rows)}, {seeds_of(rows)}. {bars(rows)} The line joins the encoders that none beats at their "
+        "cost or below."
+    )
+    return Picture("encoders-products", " ".join(caption.split()), curve(rows), points(rows))
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    lines = []
+    for (penalty, name, T), error in sorted(grouped(rows, KEYS, "nmse").items(), key=_order(rows)):
+        same = pick(rows, penalty=penalty, encoder=name, steps=T)
+        l0, cost, added = (grouped(same, (), key)[()].mean for key in ("l0", "cost", "parameters"))
+        share = shares(rows, penalty, name, T)
+        lines.append([
+            NAMES.get(penalty, penalty), place_name((name, T)), ENCODERS[name].family, str(error),
+            percent(share) if share.n else "-", f"{l0:.1f}", f"{cost:.1f}", f"{added:,.0f}",
+        ])  # fmt: skip
+    headings = ["SAE", "encoder", "kind", "nmse", f"share of the gain of {DEEP} exact steps", "l0", "encoder products",
+                "numbers added"]  # fmt: skip
+    caption = (
+        f"Every encoder on the same dictionaries, by its cost; {rows_of(rows)}, {seeds_of(rows)}. {bars(rows)} Numbers "
+        "added are those that it learned beside the weights of the SAE."
+    )
+    return Table("encoders-table", " ".join(caption.split()), headings, lines)
+
+
+def _order(rows: Sequence[Row]) -> Any:
+    cost, order = grouped(rows, KEYS, "cost"), penalties_of(rows)
+    return lambda item: (order.index(item[0][0]), cost[item[0]].mean)
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What was left out, and why."""
+    there, told = {row["encoder"] for row in rows}, []
+    kinds = penalties(1, 1.0)
+    for penalty in penalties_of(rows):
+        for name in ENCODERS:
+            why = misfit(name, kinds[penalty])
+            if why and (name in there or not _named(there)):
+                told.append(f"{ENCODERS[name].title} {why}")
+    left = dict.fromkeys(told)
+    made = [f"Left out where it does not fit: {'; '.join(left)}."] if left else []
+    if "alista" not in there:
+        made.append("ALISTA solves for its weights for about a minute a dictionary: name it in --encoders to have it.")
+    return made
+
+
+def _named(there: set[str]) -> bool:
+    """Whether the encoders were named, as far as rows tell."""
+    return not {"exact", "lipschitz", "inf"} <= there
