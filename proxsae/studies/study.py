@@ -47,7 +47,7 @@ LADDER = [
     (6, 800, 1024), (8, 1000, 1024), (10, 2000, 1024), (10, 4000, 1024), (10, 8000, 1024), (10, 16000, 1024),
 ]  # fmt: skip
 ENOUGH = (3, 100)  # seeds and training steps: a part is left out before the others get less
-WHOLE = (3, 150)  # of a study with all parts, in 20 minutes on two idle cores
+WHOLE = (3, 100)  # of a study with all parts, in 20 minutes on two idle cores
 BUDGET = 2.5  # minutes by default: a first answer
 HEADROOM = 0.9  # share of the budget that is planned: the rest is for the report and for errors of the estimate
 TRIALS, TRIAL = 5, 8  # how often training steps are timed, and how many at once

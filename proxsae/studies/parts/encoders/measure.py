@@ -31,14 +31,14 @@ from proxsae.studies.task import Row, Setting, Task
 from proxsae.training import distill
 
 FIRST, OTHERS = "abstopk", ("topk", "relu")
-MUCH = 200  # training steps from which on there is time for `OTHERS`, and for learned layers of more than the fewest
+MUCH = 200  # training steps from which on there is time for `OTHERS`
 LR = 3e-4  # a tenth of that of the SAEs: their encoders are trained already
 SOLVED_ROWS = 128  # rows on which the density of codes that are solved for is matched
 # Time in one-step k-sparse training steps: of a trained step and layer, and of measuring 1024 rows.
 A_LAYER = {"distilled": 1.2, "tuned": 1.2, "slista": 1.0}
 AIMS = 250  # the codes of all rows that "distilled" learns
 MEASURING = {"inf": 150, "omp": 100, "refit": 150, "exact": 60, "mp": 30}
-MATCHING = 10  # encodings of 512 rows until a density is matched
+MATCHING = 5  # times what measuring costs: encodings of 512 rows, until a density is matched
 
 
 def tasks(setting: Setting) -> list[Task]:
@@ -58,11 +58,7 @@ def tasks(setting: Setting) -> list[Task]:
 
 def _saes(setting: Setting) -> tuple[str, ...]:
     """The SAEs that are measured: all three where encoders are named, or where the study is a long one."""
-    return (FIRST, *OTHERS) if _much(setting) else (FIRST,)
-
-
-def _much(setting: Setting) -> bool:
-    return bool(setting.encoders) or setting.train_steps >= MUCH
+    return (FIRST, *OTHERS) if setting.encoders or setting.train_steps >= MUCH else (FIRST,)
 
 
 def _trained_depth(setting: Setting) -> int:
@@ -70,11 +66,11 @@ def _trained_depth(setting: Setting) -> int:
 
 
 def depths(setting: Setting, name: str) -> tuple[float, ...]:
-    """The numbers of steps of an encoder that are measured."""
+    """The numbers of steps of an encoder that are measured: learned layers by the most where they are named."""
     way = ENCODERS[name]
     if way.family == GREEDY:
         return (setting.k,)
-    return way.steps if _much(setting) or way.family != LEARNED else way.steps[:1]
+    return way.steps if name in setting.encoders or way.family != LEARNED else way.steps[:1]
 
 
 def _price(setting: Setting, penalty: str, name: str) -> float:

@@ -82,7 +82,7 @@ def findings(rows: Sequence[Row]) -> list[str]:
     for penalty in penalties_of(rows):
         said = [found for budget in BUDGETS if (found := _best_told(rows, penalty, budget))]
         if said:
-            told.append(f"{title(penalty)}, lowest error for the cost of a code: {'; '.join(said)}.")
+            told.append(f"{title(penalty)}, the lowest error for a code {'; '.join(said)}.")
         told += _share_told(rows, penalty)
     return told
 
@@ -131,17 +131,14 @@ def _best_told(rows: Sequence[Row], penalty: str, budget: int) -> str:
     found = best(rows, penalty, budget)
     if found is None or len(found.places) < 2:
         return ""
-    said = f"within {counted(budget, 'product')} {place_name(found.places[0])}"
-    if found.places[0] != ("one-step", 1):
-        said += f", {times(found.ratio)} of the error of one step"
-    if number_of_seeds(rows) < 2:
-        return said
-    if len(found.equals) == len(found.places) - 1:
-        return f"{said}, not told apart from any of the {len(found.equals)} others"
-    if found.equals:
-        said += f", not told apart from {' and '.join(f'«{place_name(place)}»' for place in found.equals[:3])}"
-        said += f" and {len(found.equals) - 3} more" if len(found.equals) > 3 else ""
-    return said
+    more = [] if found.places[0] == ("one-step", 1) else [f"{times(found.ratio)} of the error of one step"]
+    if number_of_seeds(rows) > 1 and found.equals:
+        few = " and ".join(f"«{place_name(place)}»" for place in found.equals[:3])
+        few += f" and {len(found.equals) - 3} more" if len(found.equals) > 3 else ""
+        every = f"any of the {len(found.equals)} others"
+        more.append(f"not told apart from {every if len(found.equals) == len(found.places) - 1 > 3 else few}")
+    said = f"of {counted(budget, 'product')} «{place_name(found.places[0])}»"
+    return f"{said} ({', '.join(more)})" if more else said
 
 
 def _budgets(rows: Sequence[Row]) -> Table:
