@@ -50,7 +50,9 @@ def carry_out(request: Request, out: Path | None, progress: Progress, command: s
     }  # fmt: skip
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proxsae-")))
-        setting = Setting(train, test, d_sae, k, (), 1, (), folder, request.data is None, 0.0, loop, request.encoders)
+        setting = Setting(
+            train, test, d_sae, k, (), 1, (), folder, request.data is None, 0.0, loop, tuple(request.encoders)
+        )
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", Note)  # of outliers, once more for each SAE that is trained
         stack.enter_context(torch.random.fork_rng([train.device] if train.is_cuda else []))  # the caller's stays

@@ -129,8 +129,10 @@ class Request:
                 msg = f"--budget {given} must be a number of minutes > 0"
                 raise Error(msg)
         device = device_named(str(self.device))
-        checked = {"parts": parts, "encoders": encoders, "train_depths": depths, "seed": seed, "budget": budget}
-        return replace(self, **sizes, **loop, **checked, device=device)
+        return replace(
+            self, **sizes, **loop, parts=parts, train_depths=depths, seed=seed, budget=budget, device=device,
+            encoders=encoders,
+        )  # fmt: skip
 
     def _loop_checked(self) -> dict[str, Any]:
         """The options of a model in the loop, with defaults; `Error` where some are missing, or without a model."""

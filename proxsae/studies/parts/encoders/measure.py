@@ -21,9 +21,11 @@ from torch import Tensor
 from proxsae import metrics
 from proxsae.certificates import lipschitz
 from proxsae.learned import LearnedRule
+from proxsae.penalties import KSparse
 from proxsae.pytorch.iteration import Point, iterate
 from proxsae.sae import SAE
-from proxsae.steps import ExactStep, Momentum
+from proxsae.sae.encoders import PRODUCTS_A_STEP
+from proxsae.steps import ExactStep, Momentum, Refit
 from proxsae.studies.density import matched, sample
 from proxsae.studies.parts.depth.measure import BATCH, name_of, penalties
 from proxsae.studies.parts.encoders.names import DEEP, ENCODERS, GREEDY, LEARNED, asked, misfit
@@ -33,6 +35,7 @@ from proxsae.training import distill
 FIRST, OTHERS = "abstopk", ("topk", "relu")
 MUCH = 200  # training steps from which on there is time for `OTHERS`
 LR = 3e-4  # a tenth of that of the SAEs: their encoders are trained already
+REFITS = 4  # steps of which the price of one is the mean
 SOLVED_ROWS = 128  # rows on which the density of codes that are solved for is matched
 # Time in one-step k-sparse training steps: of a trained step and layer, and of measuring 1024 rows.
 A_LAYER = {"distilled": 1.2, "tuned": 1.2, "slista": 1.0}
@@ -122,17 +125,27 @@ def measured(sae: SAE, name: str, T: float, train: Tensor, test: Tensor, k: floa
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
         z, xhat = point.z, one.decode(point.z, like=test)
+    cost = float(point.spent.mean())
+    if math.isinf(T) and isinstance(one.penalty, KSparse):
+        cost *= refit_price(one, test[:SOLVED_ROWS]) / PRODUCTS_A_STEP
     return {
         "steps": None if math.isinf(T) else int(T),
         "nmse": metrics.nmse(test, xhat),
         "l0": metrics.l0(z),
         "lam_factor": factor,
-        "cost": float(point.spent.mean()),
+        "cost": cost,
         "parameters": added,
         "rows": len(test),
         "seconds": seconds,
         "train_seconds": trained,
     }
+
+
+@torch.no_grad()
+def refit_price(sae: SAE, x: Tensor) -> float:
+    """Products that a refit step of k-sparse codes costs, of which `solve` counts the residual and its correlations."""
+    first, *_, last = (float(point.spent.mean()) for point in sae.unrolled(REFITS, Refit()).walk(x))
+    return (last - first) / (REFITS - 1)
 
 
 def walk(name: str, sae: SAE, x: Tensor) -> Iterator[Point]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,6 +49,8 @@ KEYS = ("penalty", "encoder", "steps")
 # A colour a family and a marker an encoder, so that both can be told without colour.
 COLOURS = {COMPUTED: "#0072B2", GREEDY: "#009E73", LEARNED: "#D55E00", DISTILLED: "#CC79A7"}
 MARKERS = "osD^vPX*<>hdp8H"
+
+LEFT, APART = 5, 0.045  # room for names left of the points, and between two names as a share of the height
 
 Place = tuple[str, int | None]  # of an encoder and its number of steps
 
@@ -219,7 +222,7 @@ def points(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def curve(rows: Sequence[Row]) -> Figure:
     """Draw error against products, a panel for each SAE, with the front of those that none beats at their cost."""
     data, names = points(rows), penalties_of(rows)
-    figure, axes = canvas(columns=len(names), width=max(5.0, 3.4 * len(names)), height=4.6)
+    figure, axes = canvas(columns=len(names), width=max(7.0, 3.4 * len(names)), height=4.6)
     looks = _looks(row["encoder"] for row in rows)
     for ax, penalty in zip(axes[0], names, strict=True):
         mine = pick(data, penalty=penalty)
@@ -228,26 +231,34 @@ def curve(rows: Sequence[Row]) -> Figure:
         front = sorted(pick(mine, front=1), key=lambda point: point["cost"])
         ax.step([p["cost"] for p in front], [p["nmse"] for p in front], where="post", color="#000000", linewidth=0.8,
                 zorder=1, label="lowest error for its cost")  # fmt: skip
-        for point in front:
-            said = place_name((point["encoder"], point["steps"]))
-            ax.annotate(said, (point["cost"], point["nmse"]), (4, 5), textcoords="offset points", fontsize=7)
+        _label(ax, front, max(p["nmse"] for p in mine) - min(p["nmse"] for p in mine))
         ax.set_title(title(penalty))
         log_axis(ax, "x")
         ax.set_xlabel("encoder products" + LOG)
-        ax.margins(x=0.12, y=0.08)
+        ax.set_xlim(left=min(p["cost"] for p in mine) / LEFT)
+        ax.margins(y=0.1)
     axes[0, 0].set_ylabel("error (nmse)")
     named = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(named.values()), list(named), ncols=4 if len(names) > 1 else 3, loc="outside lower center")
+    figure.legend(list(named.values()), list(named), ncols=4, loc="outside lower center", fontsize=7.5)
     return figure
+
+
+def _label(ax: Axes, front: Sequence[dict[str, Any]], height: float) -> None:
+    """Name the points of the front: below and left of them there is nothing, since nothing beats them."""
+    below = math.inf
+    for point in front:
+        below = min(point["nmse"] - 0.01 * height, below - APART * height)
+        said = place_name((point["encoder"], point["steps"]))
+        ax.text(point["cost"] / 1.05, below, said, ha="right", va="top", fontsize=7)
 
 
 def _looks(names: Any) -> dict[str, dict[str, Any]]:
     there = set(names)
-    looks = {}
-    for family, colour in COLOURS.items():
-        of = [name for name, way in ENCODERS.items() if way.family == family]
-        looks |= {name: look(colour, MARKERS[i], "-") for i, name in enumerate(of) if name in there}
-    return looks
+    return {
+        name: look(COLOURS[way.family], MARKERS[i % len(MARKERS)], "-")
+        for i, (name, way) in enumerate(ENCODERS.items())
+        if name in there
+    }
 
 
 def _draw(ax: Axes, name: str, found: Sequence[dict[str, Any]], style: dict[str, Any]) -> None:
