@@ -96,13 +96,13 @@ def test_computed_steps_start_at_the_learned_encoder_and_are_those_of_ista(name,
 
 
 def test_fista_is_momentum_from_the_encoders_code_at_the_density_of_the_others():
-    row, sae, x = one("fista", "relu", steps=4)
-    assert row["l0"] == pytest.approx(K, rel=0.1)
+    row, sae, x = one("fista", "relu", steps=6)
+    assert row["l0"] == pytest.approx(K, rel=0.02), "matched by its own codes: those of ISTA are less dense here"
     W, x64 = weights(sae), x.double().numpy()
     lam = 0.3 * row["lam_factor"]
     z = np.maximum((x64 - W["b_dec"]) @ W["W_enc"] + W["b_enc"] - lam, 0)
     y, t, L, before = z, 1.0, np.linalg.norm(W["W_dec"], 2) ** 2, z
-    for _ in range(3):
+    for _ in range(5):
         z = np.maximum(y - (y @ W["W_dec"] + W["b_dec"] - x64) @ W["W_dec"].T / L - lam / L, 0)
         t, old = (1 + math.sqrt(1 + 4 * t * t)) / 2, t
         y, before = z + (old - 1) / t * (z - before), z
@@ -228,7 +228,7 @@ def test_named_encoders_are_the_part_and_unknown_ones_one_sentence(tmp_path, cap
     assert {row["encoder"] for row in rows} == {"one-step", "exact", "omp", "slista"}
     assert {row["penalty"] for row in rows if row["encoder"] == "omp"} == {"abstopk", "topk"}
     assert "--encoders omp,slista" in made.about["to repeat"]
-    assert any("OMP takes an atom a step" in note for s in made.sections() for note in s.notes)
+    assert any("«OMP» takes an atom a step" in note for s in made.sections() for note in s.notes)
     again = px.studies.depth(ROWS, encoders=("omp", "slista"), out=tmp_path / "out", **small)
     assert again.rows == made.rows, "the same call resumes, and finds all tasks done"
     with pytest.raises(px.Error, match="another study"):
@@ -345,10 +345,10 @@ def test_what_does_not_fit_is_noted():
     every = {name: (0.3, 5.0) for name in ("lipschitz", "inf")}
     rows = make_rows() + [make_rows()[0] | {"encoder": name, "nmse": e, "cost": c} for name, (e, c) in every.items()]
     (left, alista) = report.section(rows).notes
-    assert "FISTA needs a convex penalty" in left
+    assert "«FISTA» needs a convex penalty" in left
     assert "ALISTA" in alista
     named = report.section(make_rows(penalties=("abstopk", "relu"), alista={})).notes
-    assert "OMP takes an atom a step" in named[0]
+    assert "«OMP» takes an atom a step" in named[0]
     assert "FISTA" not in named[0], "it was not asked for"
 
 

@@ -313,7 +313,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         for name in ENCODERS:
             why = misfit(name, kinds[penalty])
             if why and (name in there or not _named(there)):
-                told.append(f"{ENCODERS[name].title} {why}")
+                told.append(f"«{ENCODERS[name].title}» {why}")
     left = dict.fromkeys(told)
     made = [f"Left out where it does not fit: {'; '.join(left)}."] if left else []
     if "alista" not in there:
