@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from proxsae.studies.parts.claims.statistics import Found, Rows
+from proxsae.studies.parts.encoders.findings import Place, best, errors, place_name, shares
 from proxsae.studies.parts.encoders.names import COMPUTED, DEEP, DISTILLED, GREEDY, LEARNED
-from proxsae.studies.parts.encoders.section import Place, best, errors, place_name, shares
 from proxsae.studies.statistics import ratio_over_seeds
 from proxsae.studies.words import percent
 
