@@ -39,7 +39,7 @@ from proxsae.training.terminal import progress_of
 
 DICTIONARY = ("W_dec", "b_dec")
 LEARNS = ("W_enc", "b_enc", "threshold", *learned.WEIGHTS)
-MEASURED = 4096  # rows on which the errors before and after are measured, where there are more
+MEASURED = 1024  # rows on which errors are measured, where there are more: `deep` may cost as much as training
 
 
 @torch.inference_mode(False)  # gradients, whatever the caller has switched off
@@ -68,7 +68,7 @@ def distill(
 
     Returns `nmse` and `l0` of `sae` after, `before` and `deep` (nmse of `sae` before, and of `deep`), and `share`,
     which is (before - nmse) / (before - deep): 1 where all that `deep` gains was learned.  They are measured on up to
-    4096 of the rows, as the encoder sees them; `px.evaluate` measures others.
+    1024 of the rows, as the encoder sees them; `px.evaluate` measures others.
 
     A code of few steps cannot be every code of many, so no share is promised.  Codes keep their density only where R
     fixes it (KSparse): else compare errors at one density, as `px.studies.depth` does.

@@ -40,6 +40,7 @@ SOLVED_ROWS = 128  # rows on which the density of codes that are solved for is m
 # Time in one-step k-sparse training steps: of a trained step and layer, and of measuring 1024 rows.
 A_LAYER = {"distilled": 1.2, "tuned": 1.2, "slista": 1.0}
 AIMS = 250  # the codes of all rows that "distilled" learns
+DENSE = 3  # times as much for codes that are not worked out on supports
 MEASURING = {"inf": 150, "omp": 100, "refit": 150, "exact": 60, "mp": 30}
 MATCHING = 5  # times what measuring costs: encodings of 512 rows, until a density is matched
 
@@ -83,7 +84,7 @@ def _price(setting: Setting, penalty: str, name: str) -> float:
     cost = MEASURING.get(name, 15) * share * (1 if "topk" in penalty else MATCHING)
     if way.towards:
         cost += sum(A_LAYER.get(name, 1.4) * (2 * T - 1) for T in wanted) * setting.train_steps
-    return cost + (AIMS if way.towards == "codes" else 0) + 20
+    return cost + (0 if way.towards != "codes" else AIMS if "topk" in penalty else DENSE * AIMS) + 20
 
 
 def _measured(setting: Setting, penalty: str, name: str, seed: int) -> list[Row]:
