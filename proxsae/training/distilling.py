@@ -25,20 +25,19 @@ from proxsae.conventions import Error, check_choice
 from proxsae.learned import LISTA, LISTACP
 from proxsae.metrics import l0, nmse
 from proxsae.penalties import BatchKSparse
-from proxsae.pytorch import learned
 from proxsae.pytorch.autocast import outside_autocast
 from proxsae.pytorch.prox import slope
 from proxsae.sae import SAE
 from proxsae.sae.evaluation import default_batch
 from proxsae.sae.model import check_sae
-from proxsae.sae.parameters import OFFSETS
+from proxsae.sae.parameters import OFFSETS, WEIGHTS
 from proxsae.training.losses import mean_lam, outcome
 from proxsae.training.recipe import Recipe, Source, rate
 from proxsae.training.state import check_trainable, latents_in_rows
 from proxsae.training.terminal import progress_of
 
 DICTIONARY = ("W_dec", "b_dec")
-LEARNS = ("W_enc", "b_enc", "threshold", *learned.WEIGHTS)
+LEARNS = tuple(name for name in WEIGHTS if name not in (*DICTIONARY, "batch_threshold"))
 MEASURED = 1024  # rows on which errors are measured, where there are more: `deep` may cost as much as training
 
 
