@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from proxsae.pytorch.unrolled import Unrolled
     from proxsae.sae import SAE, abstopk_sae, jumprelu_sae, load, relu_sae, topk_sae
     from proxsae.sae.evaluation import evaluate
-    from proxsae.training import learn_dictionary, train
+    from proxsae.training import distill, learn_dictionary, train
 
 __version__ = "0.1.0"
 
@@ -34,6 +34,7 @@ _LAZY = {
     **dict.fromkeys(("SAE", "abstopk_sae", "jumprelu_sae", "load", "relu_sae", "topk_sae"), "proxsae.sae"),
     "SparseCodes": "proxsae.pytorch.codes",
     "Unrolled": "proxsae.pytorch.unrolled",
+    "distill": "proxsae.training",
     "evaluate": "proxsae.sae.evaluation",
     "learn_dictionary": "proxsae.training",
     "train": "proxsae.training",
@@ -51,7 +52,7 @@ __all__ = [  # noqa: RUF022  (grouped by what they are)
     "leave_one_out",
     # sparse autoencoders
     "SAE", "relu_sae", "jumprelu_sae", "topk_sae", "abstopk_sae", "SparseCodes", "load", "train", "evaluate",
-    "learn_dictionary",
+    "learn_dictionary", "distill",
     # the rest
     "data", "models", "studies", "testing", "Error",
 ]  # fmt: skip

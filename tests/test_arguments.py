@@ -157,6 +157,10 @@ CALLS = PENALTIES | {
         {"sae": sae(), "activations": X, "steps": 2, "batch_size": 4, "lr": 1e-3, "seed": 0, "l0": None, "every": 2}
         | {"checkpoint": None, "widths": (), "ks": (), "team": None},
     ),
+    "distill": (
+        lambda **given: px.distill(sae(), **given),
+        {"deep": sae(), "activations": X, "steps": 2, "batch_size": 4, "lr": 1e-3, "seed": 0, "towards": "codes"},
+    ),
     "evaluate": (px.evaluate, {"sae": sae(), "activations": X, "batch_size": 4}),
     "depth": (
         depth,

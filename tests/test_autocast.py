@@ -240,6 +240,8 @@ def test_training_and_measuring_under_autocast_are_the_same(R, device):
         measures = px.evaluate(sae, torch.tensor(x, device=device, dtype=torch.float32))
         if isinstance(R, px.KSparse):
             px.learn_dictionary(sae.unrolled(3, px.OMP()), x, rounds=2)
+        if R.rowwise:
+            px.distill(sae, sae.unrolled(4), x, steps=2, batch_size=32, towards="codes" if R.affine else "error")
         return [torch.tensor([*means.values(), *measures.values()]), *(a.detach() for a in sae.state_dict().values())]
 
     check_road(run, [], device)
@@ -262,7 +264,8 @@ def test_constants_and_certified_codes_under_autocast_are_the_same(device):
 
 
 TESTED = {"ista", "solve", "duality_gap", "fixed_point_residual", "lambda_max", "lipschitz", "coherence"}
-TESTED |= {"SAE", "Unrolled", "train", "evaluate", "learn_dictionary", "minimal_coherence", "leave_one_out"}
+TESTED |= {"SAE", "Unrolled", "train", "evaluate", "learn_dictionary", "distill"}
+TESTED |= {"minimal_coherence", "leave_one_out"}
 MAKERS = {"relu_sae", "jumprelu_sae", "topk_sae", "abstopk_sae", "load"}  # of SAEs
 
 

@@ -332,7 +332,9 @@ def test_a_small_budget_gets_the_smallest_study(place, capsys):
     assert "one seed: numbers, no verdicts" in told
     assert "There is no smaller study: this one takes longer than 1e-07 min" in told
     assert "for 3 seeds of 100 training steps; doing 1 seed, 10 training steps instead. For the whole study: " in told
-    assert "left out, to fit into 1e-07 min: apart, stability, signs, recovery, bounds, training with 4" in told
+    assert (
+        "left out, to fit into 1e-07 min: apart, encoders, stability, signs, recovery, bounds, training with 4" in told
+    )
     assert {row["part"] for row in table(place, "rows.csv")} == {"depth"}
     assert printed.splitlines()[-2:] == [
         "For the whole study, about 20 min: proxsae depth --data rows.npy --k 4 --d-sae 16 --budget 20 --out out-whole",
@@ -374,7 +376,7 @@ def test_all_parts_run_on_other_data(place, capsys, monkeypatch):
     monkeypatch.setitem(study.PARTS, "recovery", lambda setting: [])
     for name in ("jumprelu", "jumprelu2"):
         monkeypatch.delitem(depth_part.TRAINING, name)
-    assert depth("--parts", "depth,stability,apart,signs,bounds") == 0
+    assert depth("--parts", "depth,stability,apart,encoders,signs,bounds") == 0
     printed = capsys.readouterr().out
     rows = table(place, "rows.csv")
     assert {row["part"] for row in rows} == set(study.PARTS) - {"recovery"}

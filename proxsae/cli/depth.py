@@ -20,7 +20,7 @@ from proxsae.conventions import Error, check_seed
 from proxsae.studies.machine import device_named
 
 # Options without sense for --sae.
-TRAINS = ("budget", "parts", "d_sae", "k", "train_steps", "train_depths", "seeds")
+TRAINS = ("budget", "parts", "encoders", "d_sae", "k", "train_steps", "train_depths", "seeds")
 LOOP = ("model", "module", "text", "at", "skip", "model_tokens", "labels")
 
 
@@ -49,8 +49,15 @@ def add(commands: Any) -> None:
     depth.add_argument(
         "--parts",
         metavar="P,Q",
-        help="only these of depth, stability, apart, recovery, signs, bounds, and with --model model (default: what "
-        "fits)",
+        help="only these of depth, stability, apart, encoders, recovery, signs, bounds, and with --model model "
+        "(default: what fits)",
+    )
+    depth.add_argument(
+        "--encoders",
+        metavar="E,F",
+        help="for the part encoders, alone if no parts are named: of exact, lipschitz, refit, fista, inf, mp, omp, "
+        "slista, learned, lista, lista-zero, lista-cp, tilista, alista, accumulated, tuned, distilled (default: all "
+        "but alista)",
     )
     depth.add_argument(
         "--model",
@@ -120,10 +127,11 @@ def _depth(arguments: argparse.Namespace) -> int:
             found = of_one(sae, arguments.data, STEPS, out, progress, written, arguments.outliers)
         else:
             parts = tuple(arguments.parts.split(",")) if arguments.parts is not None else ()
+            encoders = tuple(arguments.encoders.split(",")) if arguments.encoders is not None else ()
             request = Request(
                 arguments.data, arguments.budget, parts, arguments.d_sae, arguments.k, arguments.train_steps, depths,
                 arguments.seeds, arguments.seed, device, arguments.outliers, arguments.model, arguments.module, texts,
-                arguments.at, arguments.skip, arguments.model_tokens, arguments.labels,
+                arguments.at, arguments.skip, arguments.model_tokens, arguments.labels, encoders,
             )  # fmt: skip
             found = carry_out(request, out, progress, written)
     # The report begins with the answer, a terminal ends with it.

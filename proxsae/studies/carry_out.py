@@ -43,13 +43,16 @@ def carry_out(request: Request, out: Path | None, progress: Progress, command: s
     asked = {
         "the data": study.fingerprint(train, test), "--d-sae": d_sae, "--k": k,
         "--train-depths": list(request.train_depths or study.DEPTHS), "--parts": list(parts),
+        "--encoders": list(request.encoders),
         "--seed": request.seed, "--budget": request.budget, "--seeds": request.seeds,
         "--train-steps": request.train_steps, "--device": request.device, "the version": __version__,
         **({} if loop is None else loop.what()),
     }  # fmt: skip
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proxsae-")))
-        setting = Setting(train, test, d_sae, k, (), 1, (), folder, request.data is None, 0.0, loop)
+        setting = Setting(
+            train, test, d_sae, k, (), 1, (), folder, request.data is None, 0.0, loop, tuple(request.encoders)
+        )
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", Note)  # of outliers, once more for each SAE that is trained
         stack.enter_context(torch.random.fork_rng([train.device] if train.is_cuda else []))  # the caller's stays

@@ -49,18 +49,20 @@ def sample(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def matched(sae: SAE, x: Tensor, k: float, start: float = 1.0) -> tuple[SAE, float]:
+def matched(
+    sae: SAE, x: Tensor, k: float, start: float = 1.0, codes: Callable[[SAE, Tensor], Tensor] = SAE.encode
+) -> tuple[SAE, float]:
     """The SAE whose lam gives k non-zeros a row, on average over the rows x (n, d_in), and the factor of lam.
 
-    Codes are those of all `sae.steps` steps.  Found by Brent's method in log lam, from the factor `start`, to 1 %;
-    where no lam gives k, that with the nearest density.  An SAE without a lam > 0 is returned as it is, with factor 1:
-    k-sparse ones have none, and a factor changes no lam of 0.
+    Codes are those of all `sae.steps` steps, or what `codes` makes of an SAE and rows.  The factor is found by Brent's
+    method in log lam, from the factor `start`, to 1 %; where no lam gives k, it is that of the nearest density.  An SAE
+    without a lam > 0 is returned as it is, with factor 1: k-sparse ones have none, and a factor changes no lam of 0.
     """
     if not any(bool((torch.as_tensor(lam) > 0).any()) for lam in lams(sae.penalty).values()):
         return sae, 1.0
 
     def excess(log_factor: float) -> float:
-        found = l0(with_lam(sae, math.exp(log_factor)).encode(x)) / k - 1
+        found = l0(codes(with_lam(sae, math.exp(log_factor)), x)) / k - 1
         return 0.0 if abs(found) < NEAR else found
 
     near = math.log(start)

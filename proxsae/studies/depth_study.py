@@ -51,6 +51,7 @@ def depth(
     skip: int | None = None,
     model_tokens: int | None = None,
     labels: Any = None,
+    encoders: Sequence[str] = (),
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Study:
@@ -64,8 +65,12 @@ def depth(
     With rows only, or nothing for the packaged rows: the study that `proxsae depth` does, as much as fits into `budget`
     minutes (by default 2.5).  It trains SAEs of six penalties on four fifths of the rows, and measures on the rest.
 
-    parts         one or some of depth, stability, apart, recovery, signs, bounds, and with a model model; by default
-                  what fits, in the order of what they answer
+    parts         one or some of depth, stability, apart, encoders, recovery, signs, bounds, and with a model model; by
+                  default what fits, in the order of what they answer
+    encoders      for the part encoders, which is done alone where no parts are named: some of exact, lipschitz, refit,
+                  fista, inf, mp, omp, slista, learned, lista, lista-zero, lista-cp, tilista, alista, accumulated, tuned
+                  (the encoder trained on for the error), distilled (towards the codes of 16 steps); by default all but
+                  alista.  One that cannot go with a penalty is left out there, and the report says so
     d_sae, k      latents, by default 3 d_in; non-zeros a row, by default 32, or d_sae / 4 if that is less
     train_steps, train_depths, seeds, seed
                   steps of training, numbers of encoder steps in training, how many seeds, and the first; by default
@@ -97,7 +102,7 @@ def depth(
     """
     home = None if out is None else Path(check_path("out", out))
     loop: dict[str, Any] = {"model": model, "module": module, "text": text, "at": at, "skip": skip}
-    loop |= {"model_tokens": model_tokens, "labels": labels}
+    loop |= {"model_tokens": model_tokens, "labels": labels, "encoders": encoders}
     with Progress(progress) as bar:
         if isinstance(sae_or_rows, SAE):
             asked = Request(None, budget, parts, d_sae, k, train_steps, train_depths, seeds, seed, device, **loop)

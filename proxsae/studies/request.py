@@ -28,6 +28,7 @@ from proxsae.data.rows import KEPT
 from proxsae.studies import study
 from proxsae.studies.loop import Loop, opened
 from proxsae.studies.machine import device_named
+from proxsae.studies.parts.encoders.names import check_encoders
 
 PACKAGED = "hidden states after layer 3 of all-MiniLM-L6-v2 on CPython's documentation topics (packaged)"
 K = 32
@@ -53,6 +54,7 @@ class Request:
     text          paths of texts, or batches of tokens
     model_tokens  how many tokens of them are run, 2000 by default
     labels        labelled texts of two classes, where there are any: a path, or batches of tokens and a label a row
+    encoders      names of `ENCODERS`, for the part encoders; without `parts` that part alone
     """
 
     data: Any = None
@@ -73,6 +75,7 @@ class Request:
     skip: int | None = None
     model_tokens: int | None = None
     labels: Any = None
+    encoders: Sequence[str] = ()
 
     @property
     def named(self) -> bool:
@@ -81,7 +84,10 @@ class Request:
 
     def command(self, **more: Any) -> str:
         """Return the command that asks for the same with `more` instead of some options."""
-        given = {name: getattr(self, name) for name in ("k", "d_sae", "train_depths", "seed", "device", "outliers")}
+        given = {
+            name: getattr(self, name)
+            for name in ("k", "d_sae", "train_depths", "seed", "device", "outliers", "encoders")
+        }
         given = {"data": _as_word(self.data, "ROWS.npy")} | given | more
         if self.model is not None:
             given |= {"model": _as_word(self.model, "MODEL"), "module": self.module}
@@ -102,7 +108,13 @@ class Request:
         if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
             msg = f"--parts {shown(parts)} must be names such as ('depth', 'apart')"
             raise Error(msg)
-        parts, loop = tuple(parts), self._loop_checked()
+        encoders = check_encoders(self.encoders)
+        parts, loop = tuple(parts) or (("encoders",) if encoders else ()), self._loop_checked()
+        if encoders and "encoders" not in parts:
+            msg = (
+                f"--encoders {','.join(encoders)} is for the part encoders: name that in --parts, or leave --parts out"
+            )
+            raise Error(msg)
         study.parts_with_needs(parts, self.model is not None)
         sizes: dict[str, Any] = {
             name: check_count(f"--{name.replace('_', '-')}", value, 1)
@@ -117,7 +129,10 @@ class Request:
                 msg = f"--budget {given} must be a number of minutes > 0"
                 raise Error(msg)
         device = device_named(str(self.device))
-        return replace(self, **sizes, **loop, parts=parts, train_depths=depths, seed=seed, budget=budget, device=device)
+        return replace(
+            self, **sizes, **loop, parts=parts, train_depths=depths, seed=seed, budget=budget, device=device,
+            encoders=encoders,
+        )  # fmt: skip
 
     def _loop_checked(self) -> dict[str, Any]:
         """The options of a model in the loop, with defaults; `Error` where some are missing, or without a model."""

@@ -11,6 +11,7 @@ from proxsae.studies.parts.apart import section as apart
 from proxsae.studies.parts.bounds import section as bounds
 from proxsae.studies.parts.claims import section as claims
 from proxsae.studies.parts.depth import section as depth
+from proxsae.studies.parts.encoders import section as encoders
 from proxsae.studies.parts.model import section as model
 from proxsae.studies.parts.recovery import section as recovery
 from proxsae.studies.parts.signs import section as signs
@@ -24,6 +25,7 @@ PARTS: dict[str, Callable[[list[Row]], Section]] = {
     "depth": depth.section,
     "model": model.section,
     "apart": apart.section,
+    "encoders": encoders.section,
     "recovery": recovery.section,
     "stability": stability.section,
     "signs": signs.section,

@@ -19,6 +19,7 @@ from proxsae.studies.journal import Journal
 from proxsae.studies.parts.apart import measure as apart
 from proxsae.studies.parts.bounds import measure as bounds
 from proxsae.studies.parts.depth import measure as depth
+from proxsae.studies.parts.encoders import measure as encoders
 from proxsae.studies.parts.model import measure as model
 from proxsae.studies.parts.recovery import measure as recovery
 from proxsae.studies.parts.signs import measure as signs
@@ -30,13 +31,14 @@ PARTS: dict[str, Callable[[Setting], list[Task]]] = {
     "depth": depth.tasks,
     "stability": stability.tasks,
     "apart": apart.tasks,
+    "encoders": encoders.tasks,
     "recovery": recovery.tasks,
     "signs": signs.tasks,
     "bounds": bounds.tasks,
 }
-NEEDS_DEPTH = ("stability", "apart", "bounds", "model")  # they measure the SAEs that it trains
+NEEDS_DEPTH = ("stability", "apart", "encoders", "bounds", "model")  # they measure the SAEs that it trains
 # The part that answers most comes first.
-ANSWERS = ("depth", "model", "apart", "stability", "signs", "recovery", "bounds")
+ANSWERS = ("depth", "model", "apart", "encoders", "stability", "signs", "recovery", "bounds")
 DEPTHS = (1, 4)  # encoder steps in training, of a whole study
 # Seeds, training steps and held-out rows, from the least that gives numbers to more than a night.
 LADDER = [
@@ -45,7 +47,7 @@ LADDER = [
     (6, 800, 1024), (8, 1000, 1024), (10, 2000, 1024), (10, 4000, 1024), (10, 8000, 1024), (10, 16000, 1024),
 ]  # fmt: skip
 ENOUGH = (3, 100)  # seeds and training steps: a part is left out before the others get less
-WHOLE = (3, 150)  # of a study with all parts, in 20 minutes on two idle cores
+WHOLE = (3, 100)  # of a study with all parts, in 20 minutes on two idle cores
 BUDGET = 2.5  # minutes by default: a first answer
 HEADROOM = 0.9  # share of the budget that is planned: the rest is for the report and for errors of the estimate
 TRIALS, TRIAL = 5, 8  # how often training steps are timed, and how many at once

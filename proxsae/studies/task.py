@@ -43,6 +43,7 @@ class Setting:
     train_depths   numbers of encoder steps with which SAEs are trained
     folder         holds the trained SAEs
     packaged       whether the rows are those of the packaged model, which its contrast pairs fit
+    encoders       of the part encoders, by name; () for those that a study has by itself
     """
 
     train: Tensor
@@ -56,6 +57,7 @@ class Setting:
     packaged: bool
     seconds: float
     loop: Loop | None = None
+    encoders: tuple[str, ...] = ()
 
     def keep(self, sae: SAE, name: str) -> None:
         """Save an SAE under a name, for later tasks."""

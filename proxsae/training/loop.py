@@ -31,7 +31,7 @@ from proxsae.sae.parameters import OFFSETS
 from proxsae.sae.team import Team
 from proxsae.training import files
 from proxsae.training.losses import outcome
-from proxsae.training.recipe import LEFT_BY_RUN, Left, Recipe, Source, check_l0, condition, kind_of_run
+from proxsae.training.recipe import LEFT_BY_RUN, Left, Recipe, Source, check_l0, condition, kind_of_run, rate
 from proxsae.training.state import (
     State,
     check_trainable,
@@ -47,7 +47,6 @@ from proxsae.training.state import (
 )
 from proxsae.training.terminal import progress_of, stops
 
-WARM_UP, DECAY = 0.05, 0.2  # shares of the run in which the learning rate rises from 0, and falls to 0
 DEAD_AFTER = 0.1  # share of the run without firing after which a latent counts as dead
 SPARSITY_GAIN = 0.03  # how fast lam follows a wrong L0, per step
 THRESHOLD_GAIN = 0.01  # how fast the inference threshold of a batch selection follows its batches
@@ -235,7 +234,7 @@ def _agreed(team: Team | None, problem: Error | None, stop: threading.Event) -> 
 @outside_autocast
 def _step(state: State, run: _Run, rows: Tensor) -> dict[str, float]:
     sae, t, recipe, team = state.sae, state.step, run.recipe, run.team
-    rate = cast(float, recipe.lr) * _rate(t, recipe.steps)
+    lr = cast(float, recipe.lr) * rate(t, recipe.steps)
     batch = rows * (1 / state.spread)
     dead = state.quiet > DEAD_AFTER * recipe.steps
     weights = _rounded(sae) if recipe.bfloat16 else sae
@@ -267,7 +266,7 @@ def _step(state: State, run: _Run, rows: Tensor) -> dict[str, float]:
     if recipe.unit_encoder:
         _keep_norms(sae.W_enc, 0)
     for group in state.optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = lr
     state.optimiser.step()
     unit_atoms(sae)
     if recipe.unit_encoder:
@@ -286,7 +285,7 @@ def _step(state: State, run: _Run, rows: Tensor) -> dict[str, float]:
         state.tail = state.tail + torch.tensor(row, dtype=torch.float64)
     shown = dict(zip(NAMES, row, strict=True))
     if t % -(-recipe.steps // LOGGED) == 0 or state.step == recipe.steps:
-        state.log.append({"step": state.step, **shown, "lr": rate, "lam": state.lam})
+        state.log.append({"step": state.step, **shown, "lr": lr, "lam": state.lam})
     return shown
 
 
@@ -317,8 +316,3 @@ def _adjust(sae: SAE, lam: float, ratio: float) -> float:
     factor = float(np.exp(SPARSITY_GAIN * np.clip(ratio - 1, -1, 1)))
     sae.scale_lam(factor)
     return lam * factor
-
-
-def _rate(t: int, steps: int) -> float:
-    """Share of lr at step t: linear warm-up, then constant, then linear decay."""
-    return min(1.0, (t + 1) / max(1, WARM_UP * steps), (steps - t) / max(1, DECAY * steps))

@@ -27,12 +27,18 @@ from proxsae.sae.team import Team
 from proxsae.training import files
 from proxsae.training.losses import mean_lam
 
+WARM_UP, DECAY = 0.05, 0.2  # shares of the run in which the learning rate rises from 0, and falls to 0
 SAMPLE = 65536  # rows from which mean and spread are taken, where there are more
 
 
 def default_lr(d_sae: int) -> float:
     """Adam's rate by width, 2e-3 sqrt(1024 / d_sae): 4e-3 at 256 latents, 2e-3 at 1024, 5e-4 at 16384."""
     return 2e-3 * math.sqrt(1024 / d_sae)
+
+
+def rate(t: int, steps: int) -> float:
+    """Share of lr at step t: linear warm-up, then constant, then linear decay."""
+    return min(1.0, (t + 1) / max(1, WARM_UP * steps), (steps - t) / max(1, DECAY * steps))
 
 
 @dataclass
@@ -111,6 +117,14 @@ class Source:
             self._rows = sae.rows(activations).detach()
         self._order = Shuffle(len(self._rows), recipe.seed)
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all rows are."""
+        return isinstance(self._rows, Tensor)
+
     def fingerprint(self) -> str:
         """A text that other data would not have."""
         rows = self._rows
@@ -132,18 +146,24 @@ class Source:
         """All rows, in memory."""
         return self.at(np.arange(len(self._rows)))
 
+    def sample(self, most: int) -> Tensor:
+        """All rows, or as many as `most`, drawn."""
+        n = len(self._rows)
+        return self.at(np.arange(n) if n <= most else np.sort(self._order.positions(0, most)))
+
     def batch(self, step: int) -> Tensor:
         """The rows of the batch of a step that this rank sees."""
-        return self.at(self._positions(step))
+        return self.at(self.positions(step))
 
-    def _positions(self, step: int) -> np.ndarray[Any, Any]:
+    def positions(self, step: int) -> np.ndarray[Any, Any]:
+        """The positions of the rows of `batch`."""
         replicas, mine = (self._team.replicas, self._team.replica) if self._team else (1, 0)
         count = self._size // replicas
         return self._order.positions(step * self._size + mine * count, count)
 
     def where(self, step: int, index: int) -> str:
         """Row `index` of a batch, for an error message."""
-        row = int(self._positions(step)[index])
+        row = int(self.positions(step)[index])
         return self._rows.where(row) if isinstance(self._rows, Rows) else f"row {row}"
 
     def mean_and_spread(self) -> tuple[Tensor, float]:

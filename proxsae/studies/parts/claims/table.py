@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from proxsae.studies.parts.claims import in_model, statistics
+from proxsae.studies.parts.claims import in_model, of_encoders, statistics
 from proxsae.studies.parts.claims.statistics import Statistic
 from proxsae.studies.parts.model.contexts import HALF, TOLD
 from proxsae.studies.parts.signs.measure import OFTEN
@@ -77,6 +77,11 @@ CLAIMS = (
               "does", f"{OURS}, after {STOP}", "apart", partial(statistics.dictionary_or_code, penalty), below=0)
         for penalty in ("abstopk", "topk")
     ),
+    Claim("One step, distilled towards the codes of 16, learns more than half of what they gain (AbsTopK)", OURS,
+          "encoders", of_encoders.distilled, above=0.5),
+    Claim("At the cost of 4 products or less, an encoder that is trained for the frozen dictionary has a lower error "
+          "than every computed one (AbsTopK)", f"{OURS}, after Gregor and LeCun", "encoders",
+          of_encoders.learned_over_computed, below=1),
     Claim("One step finds every support where it is promised; past that it fails, and {last} steps do better",
           "thm-one-step-support; Tropp", "recovery", statistics.promises, above=0),
     Claim("The dictionary, not the inference, holds back the supports that are found (planted, flat, signed)", STOP,
