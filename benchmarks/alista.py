@@ -13,6 +13,7 @@ Measurements are kept in the folder, and a call goes on where the last one ended
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -28,7 +29,6 @@ import proxsae as px
 from proxsae.disk import replace_file
 from proxsae.pytorch import learned
 from proxsae.pytorch.iteration import Point
-from proxsae.studies.statistics import over_seeds
 
 D_IN, D_SAE, SHARE, LAYERS = 250, 500, 0.1, 16
 SHOWN = (1, 2, 4, 6, 8, 10, 12, 14, 16)
@@ -36,12 +36,12 @@ LAM = 0.4  # where the authors' networks start; their thresholds are trained
 LAMS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)  # of which ISTA and FISTA have the best, each
 SELECT = {"select": 0.012, "most": 0.13}  # the authors'
 NETS = {
-    "SLISTA": px.LearnedSteps(thresholds=False), "LISTA": px.LISTA(shared=False), "LISTA-CP": px.LISTACP(), "LISTA-CPSS": px.LISTACP(**SELECT),
+    "SLISTA": px.LearnedSteps(thresholds=False), "LISTA": px.LISTA(shared=False),
+    "LISTA-CP": px.LISTACP(), "LISTA-CPSS": px.LISTACP(**SELECT),
     "TiLISTA": px.TiLISTA(**SELECT), "ALISTA": px.ALISTA(**SELECT), "ALISTA, no selection": px.ALISTA(),
 }  # fmt: skip
 BATCH, POOL, HELD = 64, 10_000, 2000  # rows of a step, to train on, and to judge by
 RATE, LOG_RATE = 2e-3, 0.15  # of matrices, and of what is trained as a logarithm
-RATES = {"LISTA": 3e-4}  # its S holds more, and nothing ties it to D
 LAM_OF = {"SLISTA": 0.1}  # whose thresholds are not trained
 LATER, AGE = 0.2, 0.3  # the rate of the last layers together, and of a layer over that of the next
 WINDOW = 3  # layers that are trained together: the rate of older ones has fallen to AGE^3, and they stay
@@ -67,8 +67,7 @@ class Rows:
 class Layers:
     """The layers of a network with weights each of their own, so that a step costs what it trains."""
 
-    def __init__(self, net: px.Unrolled, rate: float) -> None:
-        self.rate = rate  # of matrices
+    def __init__(self, net: px.Unrolled) -> None:
         self.net, self.rule, weights = net, net.rule, dict(net.named_parameters())
         self.draw = torch.Generator().manual_seed(0)  # of batches
         self.tied = {name: w.detach().clone() for name, w in weights.items() if len(w) < net.steps}
@@ -104,9 +103,10 @@ class Layers:
         groups += [self.group(name, w, 1.0) for name, w in self.tied.items() if with_tied]
         return [group for group in groups if group["name"] in self.trained]
 
-    def group(self, name: str, weight: Tensor, share: float) -> dict[str, Any]:
+    @staticmethod
+    def group(name: str, weight: Tensor, share: float) -> dict[str, Any]:
         """One weight, as an optimiser takes it."""
-        return {"name": name, "params": [weight], "lr": share * (LOG_RATE if name.startswith("log") else self.rate)}
+        return {"name": name, "params": [weight], "lr": share * (LOG_RATE if name.startswith("log") else RATE)}
 
     @torch.no_grad()
     def put(self) -> None:
@@ -115,15 +115,17 @@ class Layers:
             w.copy_(self.tied[name] if name in self.tied else torch.cat([own[name] for own in self.own]))
 
 
-def train(net: px.Unrolled, rows: Rows, steps: int, rate: float = RATE) -> None:
+def train(net: px.Unrolled, rows: Rows, steps: int) -> None:
     """Layer by layer: a new layer starts as the one before, is trained alone, then with the last ones."""
-    layers = Layers(net, rate)
+    layers = Layers(net)
     x, z = rows(POOL)
     whole = bool(layers.tied.keys() & set(layers.trained))
     first, before = 0, torch.zeros_like(z)  # the codes that the layers under training begin with
     for t in range(net.steps):
         if t:
             layers.own[t] = {name: w.detach().clone() for name, w in layers.own[t - 1].items()}
+        if t == 1 and isinstance(net.rule, px.LISTA):  # z = 0 before, so S was not trained, and W outgrew it
+            layers.own[t]["S_step"] = (torch.eye(D_SAE) - layers.own[t]["W_step"][0] @ net.D.T)[None]
         if not whole and t - first == WINDOW:
             before, first = layers.codes(x, before, range(first, first + 1)), first + 1
         fit(layers, range(t, t + 1), t == 0, (x, layers.codes(x, before, range(first, t)), z), steps, 1.0)
@@ -183,7 +185,7 @@ def measure(name: str, noise: str, seed: int, steps: int) -> dict[str, Any]:
         return {"lam": lam, "nmse": found}
     began = time.process_time()
     net = px.Unrolled(rows.D, px.L1(LAM_OF.get(name, LAM)), LAYERS, NETS[name])
-    train(net, rows, steps, RATES.get(name, RATE))
+    train(net, rows, steps)
     return {"nmse": judged(net, x, z), "seconds": time.process_time() - began}
 
 
@@ -194,7 +196,7 @@ def main() -> None:
     parser.add_argument("--noise", nargs="+", choices=NOISE, default=list(NOISE))
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=100, help="of a new layer; half of them for the last ones together")
+    parser.add_argument("--steps", type=int, default=100, help="of a new layer; half as many follow")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -202,25 +204,29 @@ def main() -> None:
     journal.parent.mkdir(parents=True, exist_ok=True)
     done: dict[str, dict[str, Any]] = json.loads(journal.read_text()) if journal.exists() else {}
     names = ["ISTA", "FISTA", *given.nets]
-    for seed in given.seeds:
-        for noise in given.noise:
-            for name in names:
-                key = f"{name} noise={noise} seed={seed}" + (f" steps={given.steps}" if name in NETS else "")
-                if key not in done:
-                    done[key] = measure(name, noise, seed, given.steps)
-                    replace_file(journal, json.dumps(done, indent=1).encode())
-                    print(f"{key}: {done[key]['nmse'][-1]:.1f} dB", flush=True)
+
+    def key(name: str, noise: str, seed: int) -> str:
+        return f"{name} noise={noise} seed={seed}" + (f" steps={given.steps}" if name in NETS else "")
+
+    for seed, noise, name in itertools.product(given.seeds, given.noise, names):
+        if (at := key(name, noise, seed)) not in done:
+            done[at] = measure(name, noise, seed, given.steps)
+            replace_file(journal, json.dumps(done, indent=1).encode())
+            print(f"{at}: {done[at]['nmse'][-1]:.1f} dB", flush=True)
     for noise in given.noise:
-        print(f"\n| noise: {noise} | {' | '.join(f'{t}' for t in SHOWN)} | of seeds |\n|---|{'---|' * (len(SHOWN) + 1)}")
+        print(f"\n| noise: {noise} | {' | '.join(map(str, SHOWN))} | seconds |\n|---|{'---|' * (len(SHOWN) + 1)}")
         for name in names:
-            show(name, [row for key, row in done.items() if key.startswith(f"{name} noise={noise} ")])
+            show(name, [done[key(name, noise, seed)] for seed in given.seeds])
 
 
 def show(name: str, found: list[dict[str, Any]]) -> None:
-    """A line: means over seeds of the NMSE at some depths, and the interval of the last."""
-    means = np.mean([row["nmse"] for row in found], axis=0)
-    last = over_seeds(row["nmse"][-1] for row in found)
-    print(f"| {name} | {' | '.join(f'{means[t - 1]:.1f}' for t in SHOWN)} | {last.low:.1f} to {last.high:.1f} |")
+    """A line: means over seeds of the NMSE at some depths, and the least and the largest at the last."""
+    nmse = np.array([row["nmse"] for row in found])
+    cells = [f"{nmse[:, t - 1].mean():.1f}" for t in SHOWN]
+    cells[-1] += f" ({nmse[:, -1].min():.1f} to {nmse[:, -1].max():.1f})"
+    seconds = f"{np.mean([row['seconds'] for row in found]):.0f}" if "seconds" in found[0] else ""
+    lam = f", lam {' and '.join(sorted({format(row['lam'], 'g') for row in found}))}" if "lam" in found[0] else ""
+    print(f"| {name}{lam} | {' | '.join(cells)} | {seconds} |")
 
 
 if __name__ == "__main__":

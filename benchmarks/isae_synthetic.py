@@ -6,7 +6,7 @@ quarter of it, and judges them on fresh rows; then OMP and five exact steps code
 
     python benchmarks/isae_synthetic.py work                   # all that is printed in the README
     python benchmarks/isae_synthetic.py work --tables oracle
-    python benchmarks/isae_synthetic.py work --tables trained --seeds 1 --minutes 1
+    python benchmarks/isae_synthetic.py work --tables trained --seeds 0 --steps 50
 
 Measurements are kept in the folder, and a call goes on where the last one ended.
 """
@@ -18,6 +18,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,12 +40,12 @@ class Size(NamedTuple):
 
 
 FULL, SCALED = Size(768, 4096, 40), Size(192, 1024, 10)
-ROWS, HELD, BATCH, STEPS = 200_000, 2000, 512, 10_000  # of the scaled problem; so many steps at most
-TIMED = 3  # steps by whose time the length of a run is chosen
+ROWS, HELD, BATCH = 200_000, 2000, 512  # of the scaled problem: to train on, to judge by, of a step
+RATE = 6e-3  # three times the default, for short runs
 PAPER = {"one step": (0.318, 0.935, 0.487), "S, from I - D^T D / L": (0.001, 0.999, 0.997)}  # at full size
 KINDS: dict[str, tuple[float, Any]] = {
-    "one step": (1, None), "S, from 0": (5, px.LISTA(start="zero")), "S, from I - D^T D / L": (5, px.LISTA()),
-    "ExactStep": (5, px.ExactStep()), "T = inf": (math.inf, None),
+    "one step": (1, None), "ExactStep": (5, px.ExactStep()), "S, from I - D^T D / L": (5, px.LISTA()),
+    "S, from 0": (5, px.LISTA(start="zero")), "T = inf": (math.inf, None),
 }  # fmt: skip
 
 
@@ -113,30 +114,15 @@ def oracle(seed: int) -> Iterator[tuple[str, dict[str, float]]]:
 # With a dictionary that is learned
 
 
-def steps_in(make: Callable[[], px.SAE], x: Tensor, minutes: float) -> int:
-    """How many steps of training take so many minutes of a processor."""
-    sae = make()
-    px.train(sae, x, 1, BATCH, progress=False)
-    began = time.process_time()
-    px.train(sae, x, TIMED, BATCH, progress=False)
-    each = (time.process_time() - began) / TIMED
-    return max(10, min(STEPS, int(60 * minutes / each)))
-
-
-def trained(name: str, seed: int, minutes: float, so_many: int | None) -> Iterator[tuple[str, dict[str, float]]]:
+def trained(name: str, seed: int, steps: int) -> Iterator[tuple[str, dict[str, float]]]:
     """One SAE on rows of the scaled problem; its own codes of fresh rows, and better ones by what it learned."""
     T, rule = KINDS[name]
     x, D, _ = problem(SCALED, ROWS, seed)
     R = px.KSparse(SCALED.k)
-
-    def make() -> px.SAE:
-        torch.manual_seed(1000 + seed)
-        return px.SAE(SCALED.d, SCALED.P, R, T, rule)
-
-    steps = so_many or steps_in(make, x[:20_000], minutes)
-    sae, began = make(), time.process_time()
-    px.train(sae, x, steps, BATCH, seed=seed, progress=False)
-    cost = {"steps": steps, "seconds": time.process_time() - began}
+    torch.manual_seed(1000 + seed)  # not that of the problem, or the atoms would start as the true ones
+    sae, began = px.SAE(SCALED.d, SCALED.P, R, T, rule), time.process_time()
+    px.train(sae, x, steps, BATCH, RATE, seed, progress=False)
+    cost = {"seconds": time.process_time() - began}
     x, _, z = problem(SCALED, HELD, 10_000 + seed, D)
     with torch.no_grad():
         W, bias = sae.W_dec.detach(), sae.b_dec.detach()
@@ -152,49 +138,50 @@ def main() -> None:
     parser.add_argument("work", help="the folder of the journal")
     parser.add_argument("--tables", nargs="+", choices=("oracle", "trained"), default=["oracle", "trained"])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of one processor, that a training may take")
-    parser.add_argument("--steps", type=int, help="of a training, instead of minutes")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--steps", type=int, default=500, help="of every training")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     journal = Path(given.work) / "isae_synthetic.json"
     journal.parent.mkdir(parents=True, exist_ok=True)
     done: dict[str, dict[str, dict[str, float]]] = json.loads(journal.read_text()) if journal.exists() else {}
-    length = f"steps={given.steps}" if given.steps else f"minutes={given.minutes:g}"
-    for seed in range(given.seeds):
-        plans: dict[str, Callable[[], Iterator[tuple[str, dict[str, float]]]]] = {}
-        if "oracle" in given.tables:
-            plans[f"oracle seed={seed}"] = lambda seed=seed: oracle(seed)
-        for name in given.kinds if "trained" in given.tables else ():
-            key = f"trained {name} {length} seed={seed}"
-            plans[key] = lambda name=name, seed=seed: trained(name, seed, given.minutes, given.steps)
-        for key, plan in plans.items():
+    plans: dict[str, dict[str, Callable[[], Iterator[tuple[str, dict[str, float]]]]]] = {t: {} for t in given.tables}
+    for seed in given.seeds:
+        if "oracle" in plans:
+            plans["oracle"][f"oracle seed={seed}"] = partial(oracle, seed)
+        for name in given.kinds if "trained" in plans else ():
+            key = f"trained {name} steps={given.steps} seed={seed}"
+            plans["trained"][key] = partial(trained, name, seed, given.steps)
+    for table, some in plans.items():
+        for key, plan in some.items():
             if key not in done:
                 done[key] = dict(plan())
                 replace_file(journal, json.dumps(done, indent=1).encode())
                 print(key, flush=True)
-    for table in given.tables:
-        show(table, [found for key, found in done.items() if key.startswith(table)])
+        show(table, [done[key] for key in some])
 
 
 def show(table: str, found: list[dict[str, dict[str, float]]]) -> None:
-    """Means over seeds with the spread of seeds, beside the paper."""
+    """Means with the least and the largest over seeds, beside the paper."""
     rows: dict[str, list[dict[str, float]]] = {}
     for name, measures in (item for part in found for item in part.items()):
         rows.setdefault(name, []).append(measures)
-    print(f"\n| {table} | NMSE | DCS | IoU | steps | seconds | paper: MSE, DCS, IoU |\n|---|---|---|---|---|---|---|")
+    names = ["NMSE", "IoU"] if table == "oracle" else ["NMSE", "DCS", "IoU"]
+    head = [table, *names, "seconds", *(["paper: MSE, DCS, IoU"] if table == "trained" else [])]
+    print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for name, some in rows.items():
-        cells = [spread(row[key] for row in some) for key in ("nmse", "dcs", "iou")]
-        cost = [f"{np.mean([row[key] for row in some]):.4g}" if key in some[0] else "" for key in ("steps", "seconds")]
-        paper = ", ".join(f"{a:.3f}" for a in PAPER[name]) if table == "trained" and name in PAPER else ""
-        print(f"| {name} | {' | '.join([*cells, *cost, paper])} |")
+        cells = [name, *(spread([row[key.lower()] for row in some]) for key in names)]
+        cells.append(f"{np.mean([row['seconds'] for row in some]):.2g}" if "seconds" in some[0] else "")
+        if table == "trained":
+            cells.append(", ".join(f"{a:.3f}" for a in PAPER.get(name, ())))
+        print(f"| {' | '.join(cells)} |")
 
 
-def spread(values: Iterator[float]) -> str:
-    """A mean, and the least and largest of the seeds."""
-    a = list(values)
-    return f"{np.mean(a):.4f}" + (f" ({min(a):.4f} to {max(a):.4f})" if len(a) > 1 else "")
+def spread(values: list[float]) -> str:
+    """A mean, and the least and the largest of the seeds where they differ."""
+    mean, low, high = (f"{v:.3f}" if v >= 1e-3 else f"{v:.0e}" for v in (np.mean(values), min(values), max(values)))
+    return mean + (f" ({low} to {high})" if low != high else "")
 
 
 if __name__ == "__main__":
