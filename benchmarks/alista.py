@@ -40,8 +40,9 @@ NETS = {
     "LISTA-CP": px.LISTACP(), "LISTA-CPSS": px.LISTACP(**SELECT),
     "TiLISTA": px.TiLISTA(**SELECT), "ALISTA": px.ALISTA(**SELECT), "ALISTA, no selection": px.ALISTA(),
 }  # fmt: skip
-BATCH, POOL, HELD = 64, 10_000, 2000  # rows of a step, to train on, and to judge by
-RATE, LOG_RATE = 2e-3, 0.15  # of matrices, and of what is trained as a logarithm
+BATCH, POOL, CHECK, HELD = 64, 10_000, 1000, 2000  # rows of a step, to train on, to undo by, and to judge by
+RATE, LOG_RATE = 2e-3, 0.1  # of matrices, and of what is trained as a logarithm
+DEEPER = 0.9  # the rate of a new layer over that of the one before: its error is smaller
 LAM_OF = {"SLISTA": 0.1}  # whose thresholds are not trained
 LATER, AGE = 0.2, 0.3  # the rate of the last layers together, and of a layer over that of the next
 WINDOW = 3  # layers that are trained together: the rate of older ones has fallen to AGE^3, and they stay
@@ -128,31 +129,37 @@ def train(net: px.Unrolled, rows: Rows, steps: int) -> None:
             layers.own[t]["S_step"] = (torch.eye(D_SAE) - layers.own[t]["W_step"][0] @ net.D.T)[None]
         if not whole and t - first == WINDOW:
             before, first = layers.codes(x, before, range(first, first + 1)), first + 1
-        fit(layers, range(t, t + 1), t == 0, (x, layers.codes(x, before, range(first, t)), z), steps, 1.0)
-        fit(layers, range(first, t + 1), True, (x, before, z), steps // 2, LATER)
+        rate = DEEPER**t
+        fit(layers, range(t, t + 1), t == 0, (x, layers.codes(x, before, range(first, t)), z), steps, rate)
+        fit(layers, range(first, t + 1), True, (x, before, z), steps // 2, LATER * rate)
     layers.put()
 
 
 def fit(layers: Layers, some: range, with_tied: bool, pool: tuple[Tensor, ...], steps: int, rate: float) -> None:
-    """Adam on 1/2 ||z_t - z||^2 summed over a batch, with a rate that falls to 0."""
+    """Adam on 1/2 ||z_t - z||^2 summed over a batch, with a rate that falls to 0; undone where it makes that worse."""
     groups = layers.leaves(some, with_tied)
+    x, before, z = (a[:CHECK] for a in pool)
+    error, kept = decibels(layers.codes(x, before, some), z), [group["params"][0].clone() for group in groups]
     for group in groups:
         group["params"][0].requires_grad_(True)
         group["lr"] *= rate
     adam = torch.optim.Adam(groups, fused=True)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     for _ in range(steps):
-        at = torch.randint(POOL, (BATCH,), generator=layers.draw)
-        x, before, z = (a[at] for a in pool)
-        point = layers.start(x, before)
+        at = torch.randint(CHECK, POOL, (BATCH,), generator=layers.draw)
+        rows, codes, truth = (a[at] for a in pool)
+        point = layers.start(rows, codes)
         for t in some:
             point = layers.step(t, point)
         adam.zero_grad()
-        (0.5 * (point.z - z).square().sum()).backward()
+        (0.5 * (point.z - truth).square().sum()).backward()
         adam.step()
         falling.step()
-    for group in groups:
+    worse = not decibels(layers.codes(x, before, some), z) <= error
+    for group, weight in zip(groups, kept, strict=True):
         group["params"][0].requires_grad_(False)
+        if worse:
+            group["params"][0].copy_(weight)
 
 
 def decibels(z: Tensor, truth: Tensor) -> float:
