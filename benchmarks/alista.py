@@ -40,7 +40,7 @@ NETS = {
     "LISTA-CP": px.LISTACP(), "LISTA-CPSS": px.LISTACP(**SELECT),
     "TiLISTA": px.TiLISTA(**SELECT), "ALISTA": px.ALISTA(**SELECT), "ALISTA, no selection": px.ALISTA(),
 }  # fmt: skip
-BATCH, POOL, CHECK, HELD = 64, 10_000, 1000, 2000  # rows of a step, to train on, to undo by, and to judge by
+BATCH, POOL, CHECK, HELD = 256, 20_000, 1000, 2000  # rows of a step, to train on, to undo by, and to judge by
 RATE, LOG_RATE = 2e-3, 0.1  # of matrices, and of what is trained as a logarithm
 DEEPER = 0.9  # the rate of a new layer over that of the one before: its error is smaller
 LAM_OF = {"SLISTA": 0.1}  # whose thresholds are not trained
