@@ -172,7 +172,7 @@ def show(table: str, found: list[dict[str, dict[str, float]]]) -> None:
     print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for name, some in rows.items():
         cells = [name, *(spread([row[key.lower()] for row in some]) for key in names)]
-        cells.append(f"{np.mean([row['seconds'] for row in some]):.2g}" if "seconds" in some[0] else "")
+        cells.append(f"{np.mean([row['seconds'] for row in some]):.3g}" if "seconds" in some[0] else "")
         if table == "trained":
             cells.append(", ".join(f"{a:.3f}" for a in PAPER.get(name, ())))
         print(f"| {' | '.join(cells)} |")
