@@ -242,7 +242,7 @@ def refit(z: Floats, c: Floats, D: Floats, R: Penalty) -> Floats:
     cosines = (A / norms[:, None]) @ (A / norms[:, None]).T
     delta = np.linalg.lstsq(cosines, -h / norms, rcond=float(REFIT_RTOL * np.finfo(wide).eps))[0] / norms
     target = z[S] + delta
-    if R.convex or R.nonneg:
+    if R.convex or R.nonneg or getattr(R, "lam_minus", None) is not None:  # R is known on the sides of z only
         flips = np.sign(target) == -np.sign(z[S])
         if flips.any():
             fraction = np.where(flips, z[S] / np.where(flips, -delta, 1), np.inf)

@@ -334,7 +334,9 @@ def test_the_part_on_a_model_is_there_where_there_is_one(tmp_path):
     assert study.parts_with_needs((), loop=True) == (*study.PARTS, "model")
     with pytest.raises(px.Error, match="--parts model needs a language model in the loop"):
         study.parts_with_needs(("model",))
-    with pytest.raises(px.Error, match="'deep' must be of depth, stability, apart, recovery, signs, bounds, model"):
+    with pytest.raises(
+        px.Error, match="'deep' must be of depth, stability, apart, encoders, recovery, signs, bounds, model"
+    ):
         study.parts_with_needs(("deep",), loop=True)
     x = torch.zeros(300, D)
     loop = Loop(nn.Identity(), "", [], "output", 1, 1000, 600.0)

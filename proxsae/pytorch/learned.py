@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -84,24 +84,26 @@ def walk(
     """
     yield point
     cost, c = rule.cost(*point.D.shape), point.c
+
+    def layer(name: str, t: int) -> Tensor:
+        """The weight of layer t, which may be that of all."""
+        return weights[name][t if len(weights[name]) > 1 else 0]
+
+    if u is None:
+        u = c @ layer("W_step", 0).T if isinstance(rule, LISTA) and rule.shared else c.new_zeros(())
     h = u
-    W = weights.get("W_step")
-    S = weights.get("S_step")
-    if isinstance(rule, LISTA) and rule.shared and u is None:
-        u = c @ W[0].T  # type: ignore[index]
     for t in range(layers):
         mu = _exp(weights["log_step"][t]) if "log_step" in weights else torch.ones((), device=c.device)
         Rt = _with_factor(R, weights["log_lam_factor"][t]) if "log_lam_factor" in weights else R
-        Wt = None if W is None else W[t if len(W) > 1 else 0]
         if isinstance(rule, LISTA):
-            St = S[t if len(S) > 1 else 0]  # type: ignore[index, arg-type]
-            v = point.z @ St.T + (_scaled(mu, u) if rule.shared else c @ Wt.T)  # type: ignore[arg-type, union-attr]
+            v = point.z @ layer("S_step", t).T
+            v = v + (_scaled(mu, u) if rule.shared else c @ layer("W_step", t).T)
         elif isinstance(rule, LISTACP):
-            v = point.z - point.residual() @ Wt.T  # type: ignore[union-attr]
+            v = point.z - point.residual() @ layer("W_step", t).T
         elif isinstance(rule, TiLISTA):
-            v = point.z - _scaled(mu, point.residual() @ Wt.T)  # type: ignore[union-attr]
+            v = point.z - _scaled(mu, point.residual() @ layer("W_step", t).T)
         elif isinstance(rule, Accumulated):
-            h = v = h - _scaled(mu, point.residual() @ W_enc)  # type: ignore[operator]
+            h = v = h - _scaled(mu, point.residual() @ cast(Tensor, W_enc))
             mu = torch.ones_like(mu)
         else:
             g = point.residual() @ point.D.T
