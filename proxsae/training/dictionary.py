@@ -21,6 +21,7 @@ from proxsae.sae import SAE
 from proxsae.sae.evaluation import default_batch
 from proxsae.sae.model import check_sae
 from proxsae.training.recipe import Recipe, Source, begins_at_mean
+from proxsae.training.state import tie_encoder
 from proxsae.training.terminal import progress_of
 
 RIDGE = 1e-6  # of the mean diagonal of Z^T Z: latents that fire together in all rows have no least squares of their own
@@ -82,7 +83,7 @@ def _learn(
     with progress_of(rounds, 0, progress) as show:
         for number in range(1, rounds + 1):
             x = source.batch(number - 1) if rows is None else rows
-            z, xhat = _coded(inner, x)
+            z, xhat = coded(inner, x)
             found = {"nmse": nmse(x, xhat), "l0": l0(z), "dead": dead_fraction(z)}
             show(found)
             before, c = sae.W_dec.double().clone(), (x - sae.b_dec).double()
@@ -101,10 +102,9 @@ def _learn(
     return {**found, "rounds": float(number)}
 
 
-def _coded(sae: SAE, x: Tensor) -> tuple[Tensor, Tensor]:
+def coded(sae: SAE, x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes and reconstructions of rows, some at a time."""
-    parts = [sae.encode(part) for part in x.split(default_batch(sae))]
-    z = torch.cat(parts)
+    z = torch.cat([sae.encode(part) for part in x.split(default_batch(sae))])
     return z, sae.decode(z)
 
 
@@ -132,5 +132,4 @@ def _alive(D: Tensor, fired: Tensor, error: Tensor, before: Tensor, draw: torch.
 
 def _take(sae: SAE, D: Tensor) -> None:
     sae.set_weight("W_dec", D.to(sae.dtype))
-    sae.set_weight("W_enc", sae.W_dec.T)
-    sae.set_weight("b_enc", torch.zeros_like(sae.b_enc))
+    tie_encoder(sae)

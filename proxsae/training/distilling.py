@@ -12,8 +12,8 @@ above all.  For one step of k-sparse or l0 codes the two sums are least squares 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
@@ -31,9 +31,10 @@ from proxsae.sae import SAE
 from proxsae.sae.evaluation import default_batch
 from proxsae.sae.model import check_sae
 from proxsae.sae.parameters import OFFSETS, WEIGHTS
+from proxsae.training.dictionary import coded
 from proxsae.training.losses import mean_lam, outcome
 from proxsae.training.recipe import Recipe, Source, rate
-from proxsae.training.state import check_trainable, latents_in_rows
+from proxsae.training.state import check_trainable, latents_in_rows, left_out
 from proxsae.training.terminal import progress_of
 
 DICTIONARY = ("W_dec", "b_dec")
@@ -88,7 +89,7 @@ def distill(
         raise Error(msg)
     recipe = Recipe(steps, batch_size, lr, seed).checked(sae, None)
     with ExitStack() as held:
-        held.enter_context(dictionary_held(sae))
+        held.enter_context(left_out(sae, DICTIONARY))
         check_trainable(sae, False)
         source = Source(sae, activations, recipe, None)
         inner, teacher = sae.twin(normalize="none"), _as_it_is(deep)
@@ -130,19 +131,6 @@ def check_pair(sae: SAE, deep: SAE) -> None:
             f"deep has codes of both signs ({deep.common.penalty!r}), but those of sae are >= 0: give both one penalty"
         )
         raise Error(msg)
-
-
-@contextmanager
-def dictionary_held(sae: SAE) -> Iterator[None]:
-    """Leave W_dec and b_dec out of training."""
-    parts = [part for name in DICTIONARY for part in sae.parts(name) if part.requires_grad]
-    for part in parts:
-        part.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.requires_grad_(True)
 
 
 def _as_it_is(deep: SAE) -> SAE:
@@ -228,5 +216,5 @@ def _units(sae: SAE, spread: float) -> dict[str, float]:
 @torch.no_grad()
 def _nmse(sae: SAE, x: Tensor) -> tuple[float, float]:
     """nmse and l0 of rows that are normalised already."""
-    z = torch.cat([sae.encode(part) for part in x.split(default_batch(sae))])
-    return nmse(x, sae.decode(z)), l0(z)
+    z, xhat = coded(sae, x)
+    return nmse(x, xhat), l0(z)

@@ -38,12 +38,12 @@ from proxsae.training.state import (
     frozen_offsets_kept,
     give_back,
     latents_in_rows,
+    left_out,
     resume,
     save,
     start,
     unit_atoms,
     unit_columns,
-    unused_encoder_held,
 )
 from proxsae.training.terminal import progress_of, stops
 
@@ -128,7 +128,8 @@ def train(
     source = Source(sae, activations, recipe, team)
     folder = None if checkpoint is None else Path(check_path("checkpoint", checkpoint))
     with ExitStack() as held:
-        held.enter_context(unused_encoder_held(sae))
+        if not sae.encoding.encodes:  # `give_back` says what becomes of the encoder
+            held.enter_context(left_out(sae, ("W_enc", "b_enc")))
         if folder is not None and (team is None or team.rank == 0):
             held.enter_context(disk.held(folder))
         held.enter_context(latents_in_rows(sae))

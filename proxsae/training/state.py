@@ -94,10 +94,9 @@ def frozen_offsets_kept(sae: SAE) -> Iterator[None]:
 
 
 @contextmanager
-def unused_encoder_held(sae: SAE) -> Iterator[None]:
-    """Leave W_enc and b_enc out of training where codes do not use them; `give_back` says what becomes of them."""
-    unused = () if sae.encoding.encodes else ("W_enc", "b_enc")
-    parts = [part for name in unused for part in sae.parts(name) if part.requires_grad]
+def left_out(sae: SAE, names: tuple[str, ...]) -> Iterator[None]:
+    """Leave the weights of these names out of training."""
+    parts = [part for name in names for part in sae.parts(name) if part.requires_grad]
     for part in parts:
         part.requires_grad_(False)
     try:
@@ -277,13 +276,18 @@ def give_back(sae: SAE, state: State, team: Team | None) -> None:
                 getattr(sae, name).copy_(team.whole(parameter, DIMENSION[name]) if name in DIMENSION else parameter)
     sae.rescale(state.spread)
     if not sae.encoding.encodes:
-        sae.set_weight("W_enc", sae.W_dec.T)
-        sae.set_weight("b_enc", torch.zeros_like(sae.b_enc))
+        tie_encoder(sae)
     for name, a in sae.state_dict().items():  # the loss of the last step is of the weights before it
         if name != "batch_threshold" and not is_sound(name, a):
             msg = f"{name} is no longer finite after step {state.step}: lr is too high, or rows or the checkpoint have"
             msg += " an outlier"
             raise Error(msg)
+
+
+def tie_encoder(sae: SAE) -> None:
+    """Make the encoder that of one step by the dictionary: W_enc = W_dec^T and b_enc = 0."""
+    sae.set_weight("W_enc", sae.W_dec.T)
+    sae.set_weight("b_enc", torch.zeros_like(sae.b_enc))
 
 
 def unit_columns(sae: SAE) -> None:
